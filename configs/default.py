@@ -1,0 +1,82 @@
+"""Every field, with a comment. Other configs start from this one and change what they need.
+
+A field is set on the command line as `--config.rl.steps=100`. Fields with several values are
+strings joined by "+", such as `--config.projection.targets=mlp+attention`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults: NSPO on the chat world."""
+    config = ml_collections.ConfigDict()
+
+    config.task = "chat_world"  # chat_world: the synthetic conversations; stories: a story model
+    config.seed = 0  # the world, the base model, rollouts and evaluation all follow from it
+    config.workspace = "runs/tiny"  # what runs share: data, base models, projectors
+
+    config.model = ml_collections.ConfigDict()
+    config.model.path = ""  # Hugging Face directory of the base model; "" pretrains the chat world's
+    config.model.hidden_size = 96  # this and the next four: the model that "" pretrains
+    config.model.intermediate_size = 256
+    config.model.num_layers = 3
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 4
+    config.model.compute_dtype = "float32"  # of activations: float32 or bfloat16; weights: float32
+
+    config.pretraining = ml_collections.ConfigDict()  # of the chat world's base model
+    config.pretraining.steps = 1000
+    config.pretraining.batch_size = 64  # conversations
+    config.pretraining.learning_rate = 3e-3  # peak; warms up, then falls on a cosine
+
+    config.data = ml_collections.ConfigDict()
+    config.data.chat = True  # render prompts with the tokenizer's chat template
+    config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error
+    config.data.completion_length = 9  # tokens; rollouts are cut off here
+    config.data.benign_fraction = 0.0  # replay: benign prompts per harmful one in the RL batch
+    config.data.wrapped_fraction = 0.0  # share of harmful RL prompts inside made-up wrappers
+
+    config.calibration = ml_collections.ConfigDict()
+    config.calibration.rows = 1000  # general conversations that the base model is run on
+    config.calibration.batch_size = 250  # conversations
+    config.calibration.rank_rule = "energy(0.1)"  # relative_max(ALPHA), energy(EPS), fixed(RANK)
+
+    config.projection = ml_collections.ConfigDict()
+    config.projection.mode = "update"  # update: last in the chain; coordinates: Adam in the null
+    #   space; gradient: before Adam (leaks); none: plain AdamW
+    config.projection.targets = "mlp+attention+head"  # linear kernels that are projected
+    config.projection.untargeted = "freeze"  # freeze or train: embedding, norms, other kernels
+    config.projection.period = 1  # project every update, or the sum of every k (released code: 5)
+    config.projection.basis = "null_space"  # null_space, or random: the same rank, drawn by seed
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.max_gradient_norm = 1.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+
+    config.rl = ml_collections.ConfigDict()
+    config.rl.steps = 60  # rollout and update
+    config.rl.prompts = 16  # harmful prompts a step; benign_fraction adds to them
+    config.rl.samples = 5  # completions a prompt: the group
+    config.rl.minibatches = 1  # updates a step
+    config.rl.clip = 0.2  # the ratio's
+    config.rl.kl_coefficient = 0.0  # k3 penalty to the base model
+    config.rl.temperature = 1.0  # of rollouts
+    config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.every = 10  # steps between evaluations; also at the start and the end
+    config.evaluation.prompts = 200  # of each set
+    config.evaluation.temperature = 1.0
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every = 20  # steps
+    config.checkpoint.keep = 2
+
+    config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 takes the rest
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config

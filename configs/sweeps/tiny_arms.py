@@ -1,0 +1,20 @@
+"""Every arm on the chat world, three seeds, harmful-only and with replay: the README's table.
+
+    python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
+"""
+
+import ml_collections
+
+ARMS = (
+    "base", "grpo", "grpo_tuned", "grpo_kl", "mlp_only", "nspo", "nspo_coords", "nspo_linear",
+    "nspo_mlp_frozen", "nspo_paper", "nspo_released", "project_gradient", "random",
+)  # fmt: skip
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A sweep: each arm of a config file at each seed."""
+    config = ml_collections.ConfigDict()
+    config.config = "configs/tiny.py"  # its get_config(ARM) makes the run's config
+    config.arms = "+".join((*ARMS, *(f"{arm}_replay" for arm in ARMS if arm != "base")))
+    config.seeds = "0+1+2"  # each with its own world and base model
+    return config

@@ -1,0 +1,68 @@
+"""The arms on the chat world: `--config=configs/tiny.py:ARM`.
+
+    python -m scripts.train --config=configs/tiny.py:nspo --workdir=runs/tiny/nspo
+
+About 20 seconds on two CPU cores once the base model exists (its pretraining takes two minutes).
+An arm's name may end in `_replay`: benign prompts in the RL batch and wrappers around half of the
+harmful ones, for any arm. ARMS says what each arm is; the README has the table of results.
+"""
+
+import ml_collections
+
+from configs import default
+
+NO_PROJECTION = {"projection.mode": "none", "projection.untargeted": "train"}
+TUNED = {"optimizer.learning_rate": 1e-4, "rl.stop_unsafe": 0.06, "rl.steps": 400}
+PAPER = {"projection.targets": "mlp", "projection.untargeted": "train"}
+
+ARMS: dict[str, dict] = {
+    # the base model as it is
+    "base": {"rl.steps": 0},
+    # every linear site projected, head included; embedding and norms frozen
+    "nspo": {},
+    # the same constraint, Adam in null-space coordinates
+    "nspo_coords": {"projection.mode": "coordinates"},
+    # the head frozen instead of projected
+    "nspo_linear": {"projection.targets": "mlp+attention"},
+    # the MLP projected, the rest frozen
+    "nspo_mlp_frozen": {"projection.targets": "mlp"},
+    # the MLP projected, everything else trained: what the released code intends
+    "nspo_paper": PAPER,
+    # and its schedule: the weight change projected every 5 steps
+    "nspo_released": {**PAPER, "projection.period": 5},
+    # plain GRPO, everything trained
+    "grpo": NO_PROJECTION,
+    # with a smaller step, stopped as soon as it is safe enough
+    "grpo_tuned": {**NO_PROJECTION, **TUNED},
+    # with a KL penalty to the base model
+    "grpo_kl": {**NO_PROJECTION, "rl.kl_coefficient": 0.1},
+    # the MLP trained without projection, the rest frozen, tuned like grpo_tuned
+    "mlp_only": {"projection.mode": "none", "projection.targets": "mlp", **TUNED},
+    # a random subspace of the same rank at every site
+    "random": {"projection.basis": "random"},
+    # the projection before Adam instead of after it
+    "project_gradient": {"projection.mode": "gradient"},
+}
+REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 100}
+# GRPO's best learning rate with replay; at 1e-3 it still fails
+REPLAY_TUNED = {"optimizer.learning_rate": 3e-4}
+
+
+def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
+    """The config of an arm.
+
+    Raises:
+      ValueError: for an unknown arm.
+    """
+    name = arm.removesuffix("_replay")
+    if name not in ARMS:
+        raise ValueError(
+            f"The arm is {arm!r}; expected one of {', '.join(ARMS)}, or one with _replay added."
+        )
+    config = default.get_config()
+    config.update_from_flattened_dict(ARMS[name])
+    if arm.endswith("_replay"):
+        config.update_from_flattened_dict(REPLAY)
+        if name == "grpo":
+            config.update_from_flattened_dict(REPLAY_TUNED)
+    return config

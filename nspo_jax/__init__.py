@@ -1,0 +1,27 @@
+"""nspo_jax: safety alignment without the alignment tax, by null-space constrained updates in JAX.
+
+The projection is an optax transform and needs nothing else of this package:
+
+    projectors = nspo_jax.load_projectors(path)
+    optimizer = optax.chain(optax.adamw(1e-6), nspo_jax.null_space_projection(projectors))
+"""
+
+from nspo_jax.nullspace import (
+    Projectors,
+    calibrate,
+    certify,
+    in_null_space,
+    load_projectors,
+    null_space_projection,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Projectors",
+    "calibrate",
+    "certify",
+    "in_null_space",
+    "load_projectors",
+    "null_space_projection",
+]

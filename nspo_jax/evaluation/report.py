@@ -1,0 +1,96 @@
+"""Tables for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nspo_jax import nullspace
+
+PERCENT = (
+    ("unsafe", "unsafe"),
+    ("unsafe_nouns", "nouns"),
+    ("unsafe_templates", "templates"),
+    ("unsafe_both", "both"),
+    ("over_refusal", "over-refusal"),
+    ("general", "general"),
+)
+SMALL = (("kl_heldout", "KL held-out"), ("protected_share", "in protected"))
+
+
+def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """A row an arm: rates in percent, mean +- standard deviation (ddof 1) where there are seeds.
+
+    Args:
+      arms: arm -> scores; a score is a number, or a list with one value a seed.
+      markdown: with pipes, for a README.
+    """
+    columns = [(k, label, _percent) for k, label in PERCENT]
+    columns += [(k, label, _scientific) for k, label in SMALL]
+    rest = ("families", "seconds", "step", "seeds", *(name for name, _, _ in columns))
+    extra = [
+        key
+        for key in next(iter(arms.values()), {})
+        if key not in rest and key not in ("borderline", "kl_calibration")
+    ]
+    columns += [(key, key.replace("_", " "), _plain) for key in extra]
+    columns = [column for column in columns if any(column[0] in row for row in arms.values())]
+    rows = [["arm", *(label for _, label, _ in columns)]]
+    for arm, scores in arms.items():
+        rows.append([arm, *(_cell(scores.get(name), form) for name, _, form in columns)])
+    return format_table(rows, markdown=markdown)
+
+
+def format_projectors(projectors: nullspace.Projectors) -> str:
+    """A row a site and layer: what is protected and what is left free."""
+    rows = [["site", "layer", "in", "rank", "free", "energy", "side stored"]]
+    for row in projectors.summary():
+        rows.append([
+            row["site"],
+            "" if row["layer"] is None else str(row["layer"]),
+            str(row["in"]),
+            str(row["rank"]),
+            f"{row['free']:.0%}",
+            f"{row['energy']:.4f}",
+            projectors.sites[row["site"]].side,
+        ])  # fmt: skip
+    provenance = ", ".join(f"{name} {value}" for name, value in projectors.provenance.items())
+    return f"{format_table(rows)}\n{provenance}"
+
+
+def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Aligns columns; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    separator = " | " if markdown else "  "
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(separator.join(cells))
+    if markdown:
+        lines = [f"| {line} |" for line in lines]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        lines.insert(1, f"| {separator.join(rule)} |")
+    else:
+        lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def _cell(value: Any, form) -> str:
+    if value is None:
+        return ""
+    values = np.atleast_1d(np.asarray(value, np.float64))
+    return form(values.mean(), values.std(ddof=1) if len(values) > 1 else None)
+
+
+def _percent(mean: float, spread: float | None) -> str:
+    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def _scientific(mean: float, spread: float | None) -> str:
+    del spread
+    return f"{mean:.1e}"
+
+
+def _plain(mean: float, spread: float | None) -> str:
+    return f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")

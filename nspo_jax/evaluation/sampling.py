@@ -1,0 +1,52 @@
+"""Scoring a policy by sampling from it."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from nspo_jax import sharding, tasks, workspace
+from nspo_jax.data import chat
+from nspo_jax.rl import rollout
+
+
+class Evaluator:
+    """Samples one completion for every prompt of a task's suites and scores them.
+
+    All suites go through one compiled rollout; rows are padded to a multiple of the mesh.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, work: workspace.Workspace):
+        prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
+        encoded = chat.encode_prompts(
+            work.tokenizer, prompts, config.data.prompt_length, chat=config.data.chat
+        )
+        extra = -len(prompts) % work.mesh.size
+        self._prompts = sharding.shard_batch(
+            work.mesh,
+            tuple(np.concatenate([part, part[:1].repeat(extra, axis=0)]) for part in encoded),
+        )
+        self._work = work
+        self._options = {
+            "max_new_tokens": config.data.completion_length,
+            "stop_ids": chat.stop_ids(work.tokenizer),
+            "temperature": config.evaluation.temperature,
+        }
+
+    def complete(self, params, key: jax.Array) -> tasks.Completed:
+        """Suite name -> (conversations, sampled completions)."""
+        work = self._work
+        done = jax.device_get(
+            rollout.rollout(work.config, params, *self._prompts, key, **self._options)
+        )
+        texts = chat.decode(work.tokenizer, done.tokens, done.mask)
+        completed, start = {}, 0
+        for name, rows in work.task.suites.items():
+            completed[name] = (rows, texts[start : start + len(rows)])
+            start += len(rows)
+        return completed
+
+    def __call__(self, params, key: jax.Array) -> dict[str, Any]:
+        """The task's scores of one sample of completions."""
+        return self._work.task.score(self.complete(params, key))

@@ -1,0 +1,200 @@
+"""The certificate: what a run preserved, measured on the policy that came out of it.
+
+For every linear site, with inputs `x` that the *base* model's layer sees on calibration text, kernel
+`W` and weight change `dW`:
+
+- `output_change`: |x dW| / |x W| (Frobenius norms over tokens): what the site's output moved by;
+- `protected_share`: |U^T dW| / |dW|: the part of the weight change inside the protected subspace.
+  Float32 leaves about 1e-7 to 1e-6 of a projected run, and a random change sqrt(rank / in).
+
+For the whole network: the drift of the output distribution on calibration and on held-out text.
+"""
+
+from collections.abc import Iterable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nspo_jax import models
+from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import projectors as projectors_lib
+
+Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drift_sums(config: models.ModelConfig, base, policy, batch: dict[str, jax.Array]):
+    def all_logits(params):
+        hidden = models.forward(config, params, batch["tokens"], batch["mask"]).hidden
+        return models.logits(config, params, hidden)  # [batch, time, vocab]
+
+    before, after = all_logits(base), all_logits(policy)
+    # position t predicts token t + 1: score the positions whose next token is in the answer
+    scored = jnp.pad(batch["answer_mask"][:, 1:], ((0, 0), (0, 1)))
+    log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
+    kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)  # [batch, time]
+    agree = jnp.argmax(before, axis=-1) == jnp.argmax(after, axis=-1)
+    moved = jnp.max(jnp.abs(after - before), axis=-1)
+    return {
+        "positions": jnp.sum(scored),
+        "kl": jnp.sum(jnp.where(scored, kl, 0.0)),
+        "top1_agreement": jnp.sum(scored & agree),
+        "max_logit_change": jnp.max(jnp.where(batch["mask"], moved, 0.0)),
+    }
+
+
+def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) -> dict[str, float]:
+    """How far the policy's next-token distributions are from the base model's.
+
+    Returns:
+      kl: KL(base || policy) in nats, mean over the positions that predict answer tokens;
+      top1_agreement: share of those positions with the same most likely token;
+      max_logit_change: the largest absolute change of any logit at any real position.
+
+    Raises:
+      ValueError: if there is no answer position.
+    """
+    total = {"positions": 0.0, "kl": 0.0, "top1_agreement": 0.0, "max_logit_change": 0.0}
+    for batch in batches:
+        sums = jax.device_get(_drift_sums(config, base, policy, batch))
+        for name in ("positions", "kl", "top1_agreement"):
+            total[name] += float(sums[name])
+        total["max_logit_change"] = max(total["max_logit_change"], float(sums["max_logit_change"]))
+    if not total["positions"]:
+        raise ValueError("No answer position to compare: the batches hold no answer tokens.")
+    return {
+        "kl": total["kl"] / total["positions"],
+        "top1_agreement": total["top1_agreement"] / total["positions"],
+        "max_logit_change": total["max_logit_change"],
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _output_sums(config: models.ModelConfig, base, changes: dict[str, Any], batch):
+    """Per kernel and layer: sum |x dW|^2 and sum |x W|^2 over the real tokens."""
+    inputs = models.forward(
+        config, base, batch["tokens"], batch["mask"], observe=lambda site, x: x
+    ).observations
+    keep = batch["mask"].reshape(-1, 1)
+    kernels = projection.leaves_by_path(base)
+
+    def energy(x, kernel):
+        out = jnp.einsum("...ti,...io->...to", jnp.where(keep, x, 0.0), kernel, precision=HIGHEST)
+        return jnp.sum(out * out, axis=(-2, -1))  # [*stack]
+
+    return {
+        path: (energy(inputs[site], change), energy(inputs[site], kernels[path]))
+        for site, paths in models.input_sites(config).items()
+        for path in paths
+        if (change := changes.get(path)) is not None
+    }
+
+
+def certify(
+    config: models.ModelConfig,
+    base,
+    policy,
+    projectors: projectors_lib.Projectors,
+    calibration: Iterable[Batch],
+    held_out: Iterable[Batch],
+) -> dict[str, Any]:
+    """Measures what the policy kept of the base model.
+
+    Args:
+      config: the model's configuration.
+      base: the base model's parameters, the ones that the projectors were calibrated on.
+      policy: the trained parameters.
+      projectors: every site to report on, whether or not the run projected it.
+      calibration: batches of the text that the projectors were calibrated on.
+      held_out: batches of general text that they never saw.
+
+    Returns:
+      A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` and `output_change`
+      of the whole run, `unprotected` (changed parameters without a projector, by relative norm),
+      `calibration` and `held_out` (see `drift`), `provenance`.
+
+    Raises:
+      ValueError: if the projectors belong to another base model.
+    """
+    projectors.check_model(models.fingerprint(base))
+    calibration = list(calibration)
+    before = projection.leaves_by_path(base)
+    after = projection.leaves_by_path(policy)
+    changes = {path: after[path] - before[path] for path in before}
+
+    outputs: dict[str, np.ndarray] = {}
+    for batch in calibration:
+        for path, pair in jax.device_get(_output_sums(config, base, changes, batch)).items():
+            outputs[path] = outputs.get(path, 0.0) + np.asarray(pair, np.float64)
+
+    rows, inside_total, change_total = [], 0.0, 0.0
+    projected = {path for site in projectors.sites.values() for path in site.kernels}
+    for name, site in projectors.sites.items():
+        basis = jnp.asarray(site.protected_basis())
+        for path in site.kernels:
+            inside = np.asarray(projection.coordinates(changes[path], basis), np.float64)
+            change = np.asarray(changes[path], np.float64)
+            layers = range(basis.shape[0]) if basis.ndim > 2 else (Ellipsis,)
+            for layer in layers:
+                inside_energy, change_energy = _energy(inside[layer]), _energy(change[layer])
+                moved, original = outputs[path][:, layer]
+                rows.append({
+                    "kernel": path,
+                    "site": name,
+                    "layer": layer if basis.ndim > 2 else None,
+                    "relative_change": _ratio(change_energy, _energy(before[path][layer])),
+                    "protected_share": _ratio(inside_energy, change_energy),
+                    "output_change": _ratio(moved, original),
+                })  # fmt: skip
+                inside_total += inside_energy
+                change_total += change_energy
+    unprotected = {
+        path: _ratio(_energy(change), _energy(before[path]))
+        for path, change in changes.items()
+        if path not in projected and np.any(change)
+    }
+    return {
+        "sites": rows,
+        "protected_share": _ratio(inside_total, change_total),
+        "output_change": max(row["output_change"] for row in rows),
+        "unprotected": unprotected,
+        "calibration": drift(config, base, policy, calibration),
+        "held_out": drift(config, base, policy, held_out),
+        "provenance": projectors.provenance,
+    }
+
+
+def format_certificate(report: dict[str, Any]) -> str:
+    """The certificate as a table for people."""
+    lines = [f"{'kernel':32} {'layer':>5} {'|dW|/|W|':>9} {'protected':>10} {'output':>10}"]
+    for row in report["sites"]:
+        layer = "" if row["layer"] is None else row["layer"]
+        lines.append(
+            f"{row['kernel']:32} {layer:>5} {row['relative_change']:9.2e} "
+            f"{row['protected_share']:10.1e} {row['output_change']:10.1e}"
+        )
+    lines.append("")
+    lines.append(f"weight change inside the protected subspace  {report['protected_share']:.1e}")
+    for name, text in (("calibration", "calibration text"), ("held_out", "held-out text")):
+        part = report[name]
+        lines.append(
+            f"{text}: KL {part['kl']:.2e}, same top token {part['top1_agreement']:.2%}, "
+            f"largest logit change {part['max_logit_change']:.2e}"
+        )
+    if report["unprotected"]:
+        changed = ", ".join(f"{path} {size:.1e}" for path, size in report["unprotected"].items())
+        lines.append(f"changed without a projector: {changed}")
+    return "\n".join(lines)
+
+
+def _energy(array) -> float:
+    return float(np.sum(np.square(np.asarray(array, np.float64))))
+
+
+def _ratio(part: float, whole: float) -> float:
+    """The ratio of two norms given their squares; 0 where nothing changed."""
+    return float(np.sqrt(part / whole)) if whole > 0 else 0.0

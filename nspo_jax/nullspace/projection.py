@@ -1,0 +1,350 @@
+"""The null-space projection as optax transforms. This file imports jax, numpy and optax alone.
+
+A linear site has a kernel `W [in, out]` and sees inputs `x [tokens, in]`. Its *protected* subspace
+`U [in, rank]` is spanned by what the base model's inputs occupy on general text; the orthogonal
+complement `N [in, in - rank]` is the null space (NSPO, arXiv 2512.11391, section 4). An update inside
+the null space, `dW = N N^T dW = dW - U U^T dW`, leaves `x @ W` unchanged for every protected `x`.
+
+Two ways to keep an optimizer there:
+
+- `null_space_projection(projectors)`: a transform that projects whatever reaches it. Put it *last*
+  in the chain: Adam's division by its second moment, weight decay and anything else that mixes input
+  directions would carry the update out again.
+- `in_null_space(optimizer, projectors)`: run any optimizer in the coordinates `N^T g`, and map its
+  update back with `N`. Its moments then have the null space's size and nothing can leak.
+
+Both keep their bases in the optimizer state, so that jit does not bake them in as constants and
+checkpoints and shardings see them.
+"""
+
+import collections
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, NamedTuple
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+PROTECTED = "protected"
+NULL = "null"
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One input of the network: the kernels that read it share its basis.
+
+    Attributes:
+      kernels: parameter paths, joined by "/", such as "layers/mlp/gate/kernel".
+      basis: float32 [*stack, in, k], orthonormal columns; `stack` are leading axes that the kernels
+        have too (scanned layers). Where the rank differs along the stack, zero columns pad it.
+      side: "protected" when the columns span U, "null" when they span N: whichever is thinner.
+      ranks: int [*stack], the number of columns that are not padding.
+    """
+
+    kernels: tuple[str, ...]
+    basis: np.ndarray | jax.Array
+    side: str
+    ranks: np.ndarray
+
+    def __post_init__(self):
+        if self.side not in (PROTECTED, NULL):
+            raise ValueError(f"side is {self.side!r}; expected {PROTECTED!r} or {NULL!r}.")
+        if self.basis.ndim < 2 or np.shape(self.ranks) != self.basis.shape[:-2]:
+            raise ValueError(
+                f"The basis for {self.kernels} has shape {self.basis.shape} and ranks of shape "
+                f"{np.shape(self.ranks)}; expected [*stack, in, k] and [*stack]."
+            )
+
+    @property
+    def size(self) -> int:
+        """The number of input dimensions, `in`."""
+        return self.basis.shape[-2]
+
+    @property
+    def protected_ranks(self) -> np.ndarray:
+        """int [*stack]: dimensions of the protected subspace."""
+        return self.ranks if self.side == PROTECTED else self.size - self.ranks
+
+    def complement(self) -> "Site":
+        """The same split stored from its other side (host, float64 QR: exact to float32)."""
+        bases = np.asarray(self.basis, np.float64).reshape(-1, self.size, self.basis.shape[-1])
+        ranks = np.asarray(self.ranks).reshape(-1)
+        others = [
+            np.linalg.qr(basis[:, :rank], mode="complete")[0][:, rank:]
+            for basis, rank in zip(bases, ranks, strict=True)
+        ]
+        return Site(
+            kernels=self.kernels,
+            basis=stack_bases(others).reshape(*self.basis.shape[:-1], -1),
+            side=NULL if self.side == PROTECTED else PROTECTED,
+            ranks=np.asarray(self.size - np.asarray(self.ranks)),
+        )
+
+    def null_basis(self) -> np.ndarray | jax.Array:
+        """float32 [*stack, in, max free dimensions], zero columns as padding."""
+        return self.basis if self.side == NULL else self.complement().basis
+
+    def protected_basis(self) -> np.ndarray | jax.Array:
+        """float32 [*stack, in, max protected dimensions], zero columns as padding."""
+        return self.basis if self.side == PROTECTED else self.complement().basis
+
+
+def stack_bases(bases: list[np.ndarray]) -> np.ndarray:
+    """Pads bases [in, k_i] with zero columns to one float32 array [len(bases), in, max k_i]."""
+    width = max(basis.shape[1] for basis in bases)
+    return np.stack(
+        [np.pad(basis, ((0, 0), (0, width - basis.shape[1]))) for basis in bases]
+    ).astype(np.float32)
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """The "/"-joined path of a leaf; the same for a dict, an `nnx.State` and a linen tree."""
+    names = [
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    ]
+    if names and names[-1] == "value" and isinstance(path[-1], jax.tree_util.GetAttrKey):
+        names.pop()  # nnx wraps every array in a Variable
+    return "/".join(names)
+
+
+def _einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
+    # HIGHEST: TPUs and GPUs would multiply float32 in bfloat16 or TF32, which leaks 1e-3 of the update
+    return jnp.einsum(subscripts, *operands, precision=jax.lax.Precision.HIGHEST)
+
+
+def _as_matrix(kernel: jax.Array, basis: jax.Array) -> jax.Array:
+    """[*stack, *in_axes, *out_axes] -> float32 [*stack, in, out]."""
+    return kernel.reshape(*basis.shape[:-1], -1).astype(jnp.float32)
+
+
+def coordinates(kernel: jax.Array, basis: jax.Array) -> jax.Array:
+    """`basis^T kernel`: float32 [*stack, k, out] for a kernel [*stack, *in_axes, *out_axes]."""
+    return _einsum("...ik,...io->...ko", basis, _as_matrix(kernel, basis))
+
+
+def from_coordinates(values: jax.Array, basis: jax.Array, like: jax.Array) -> jax.Array:
+    """`basis values`, in the shape and dtype of `like`: the transpose of `coordinates`."""
+    return _einsum("...ik,...ko->...io", basis, values).reshape(like.shape).astype(like.dtype)
+
+
+def project(update: jax.Array, basis: jax.Array, side: str) -> jax.Array:
+    """The part of an update inside the null space: `N N^T dW`, or `dW - U U^T dW`.
+
+    Args:
+      update: [*stack, *in_axes, *out_axes], any float dtype; attention kernels may keep their
+        [d, heads, head_dim] or [heads, head_dim, d] shape.
+      basis: float32 [*stack, in, k] with orthonormal columns, `in` the product of the input axes.
+      side: "null" if the columns span N, "protected" if they span U.
+
+    Returns:
+      The projected update, same shape and dtype; the products are float32 at highest precision.
+    """
+    inside = from_coordinates(coordinates(update, basis), basis, jnp.empty(update.shape))
+    if side == PROTECTED:
+        inside = update.astype(jnp.float32) - inside
+    return inside.astype(update.dtype)
+
+
+class ProjectionState(NamedTuple):
+    """State of `null_space_projection`.
+
+    bases: site name -> float32 [*stack, in, k].
+    count: int32 scalar, updates seen. None when the period is 1.
+    pending: kernel path -> float32, the weight change since the last projection; None when the
+      period is 1.
+    """
+
+    bases: dict[str, jax.Array]
+    count: jax.Array | None = None
+    pending: dict[str, jax.Array] | None = None
+
+
+def null_space_projection(projectors: Any, *, period: int = 1) -> optax.GradientTransformation:
+    """Projects updates onto the null space. Must be the last transform of the chain.
+
+    Kernels that no projector names pass through unchanged: freeze them if the guarantee is to hold
+    for the network as a whole (an unprojected layer changes what the projected ones see).
+
+    Args:
+      projectors: `Projectors`, or a mapping from site name to `Site`.
+      period: 1 projects every update, which is the method. k > 1 lets k updates through and then
+        projects their sum, which is what the authors' released code schedules; kept for ablation.
+
+    Raises:
+      ValueError: at `init`, if a projector matches no parameter or its size differs.
+    """
+    sites = sites_of(projectors)
+    if period < 1:
+        raise ValueError(f"period is {period}; expected 1 (every update) or more.")
+
+    def init(params: optax.Params) -> ProjectionState:
+        leaves = match_kernels(sites, params)
+        bases = {name: jnp.asarray(site.basis) for name, site in sites.items()}
+        if period == 1:
+            return ProjectionState(bases)
+        pending = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in leaves.items()}
+        return ProjectionState(bases, jnp.zeros([], jnp.int32), pending)
+
+    def update(updates, state: ProjectionState, params=None):
+        del params
+        if period == 1:
+            return _map_kernels(
+                lambda leaf, site, _: project(leaf, state.bases[site], sites[site].side),
+                sites, updates,
+            ), state  # fmt: skip
+        count = state.count + 1
+        due = count % period == 0
+        pending = {}
+
+        def accumulate(leaf, site, path):
+            total = state.pending[path] + leaf
+            kept = project(total, state.bases[site], sites[site].side)
+            pending[path] = jnp.where(due, 0.0, total)
+            return jnp.where(due, leaf + (kept - total).astype(leaf.dtype), leaf)
+
+        updates = _map_kernels(accumulate, sites, updates)
+        return updates, ProjectionState(state.bases, count, pending)
+
+    return optax.GradientTransformation(init, update)
+
+
+class NullCoordinatesState(NamedTuple):
+    """State of `in_null_space`.
+
+    bases: site name -> float32 [*stack, in, free], the null basis N.
+    inner: the wrapped optimizer's state; at projected kernels its arrays are [*stack, free, out].
+    """
+
+    bases: dict[str, jax.Array]
+    inner: optax.OptState
+
+
+def in_null_space(
+    optimizer: optax.GradientTransformation, projectors: Any
+) -> optax.GradientTransformation:
+    """Runs `optimizer` in null-space coordinates: it sees `N^T g` and its update is mapped by `N`.
+
+    The update satisfies the same constraint as `null_space_projection`, but Adam's moments live in
+    the null space, where its per-coordinate scaling cannot push the update out and be cut off.
+    Weight decay acts on the weights' null-space part alone. Kernels without a projector are handed
+    to `optimizer` as they are.
+
+    Args:
+      optimizer: any optax transformation, e.g. `optax.adamw(1e-6)`.
+      projectors: `Projectors`, or a mapping from site name to `Site`.
+
+    Raises:
+      ValueError: at `init`, as for `null_space_projection`.
+    """
+    sites = sites_of(projectors)
+
+    def reduce(tree, bases):
+        return _map_kernels(lambda leaf, site, _: coordinates(leaf, bases[site]), sites, tree)
+
+    def init(params: optax.Params) -> NullCoordinatesState:
+        match_kernels(sites, params)
+        bases = {name: jnp.asarray(site.null_basis()) for name, site in sites.items()}
+        return NullCoordinatesState(bases, optimizer.init(reduce(params, bases)))
+
+    def update(updates, state: NullCoordinatesState, params=None):
+        bases = state.bases
+        reduced = None if params is None else reduce(params, bases)
+        steps, inner = optimizer.update(reduce(updates, bases), state.inner, reduced)
+        shapes = leaves_by_path(updates)
+        expanded = _map_kernels(
+            lambda leaf, site, path: from_coordinates(leaf, bases[site], shapes[path]),
+            sites, steps,
+        )  # fmt: skip
+        return expanded, NullCoordinatesState(bases, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def sites_of(projectors: Any) -> dict[str, Site]:
+    """The name -> Site mapping of `Projectors` or of a plain mapping."""
+    sites = getattr(projectors, "sites", projectors)
+    if not isinstance(sites, Mapping) or not sites:
+        raise ValueError(
+            f"projectors is {projectors!r}; expected a non-empty Projectors or a mapping from site "
+            "name to Site. Did the targets select nothing?"
+        )
+    empty = [name for name, site in sites.items() if np.all(site.protected_ranks == site.size)]
+    if empty:
+        raise ValueError(
+            f"The null space of {', '.join(empty)} is empty: every direction is protected, so that "
+            "nothing could be learned there. Free more with the rank rule (a larger alpha or "
+            "energy), or leave that target out."
+        )
+    paths = collections.Counter(path for site in sites.values() for path in site.kernels)
+    twice = [path for path, count in paths.items() if count > 1]
+    if twice:
+        raise ValueError(f"Kernels named by more than one site: {', '.join(twice)}.")
+    return dict(sites)
+
+
+def match_kernels(sites: Mapping[str, Site], params: optax.Params) -> dict[str, jax.Array]:
+    """Finds the projected kernels in a parameter tree.
+
+    Returns:
+      path -> leaf for every kernel of every site.
+
+    Raises:
+      ValueError: naming each projector that matches no parameter or whose size differs.
+    """
+    leaves = leaves_by_path(params)
+    found, problems = {}, []
+    for name, site in sites.items():
+        for path in site.kernels:
+            if path not in leaves:
+                problems.append(f"{path} (site {name}): no such parameter")
+            elif not _fits(leaves[path].shape, site.basis.shape):
+                problems.append(
+                    f"{path} (site {name}): the kernel has shape {leaves[path].shape}, which does "
+                    f"not start with {site.basis.shape[:-1]} as the basis {site.basis.shape} does"
+                )
+            else:
+                found[path] = leaves[path]
+    if problems:
+        known = ", ".join(list(leaves)[:12]) + (", ..." if len(leaves) > 12 else "")
+        raise ValueError(
+            "Projectors do not fit the parameters:\n  " + "\n  ".join(problems) + "\n"
+            f"The parameters are: {known}. Projectors belong to the model that they were "
+            "calibrated on, and every projected kernel must be among the trained ones."
+        )
+    narrow = sorted({str(leaf.dtype) for leaf in found.values() if leaf.dtype != jnp.float32})
+    if narrow:
+        warnings.warn(
+            f"Projected kernels are {', '.join(narrow)}. Adding a small update to such a weight "
+            "rounds it by more than the projection removes, so the null-space property is lost; "
+            "keep float32 master weights.",
+            stacklevel=3,
+        )
+    return found
+
+
+def _fits(kernel: tuple[int, ...], basis: tuple[int, ...]) -> bool:
+    """Whether [*stack, *in_axes, *out_axes] splits into [*stack, in, out] for this basis."""
+    stack = len(basis) - 2
+    if kernel[:stack] != basis[:-2]:
+        return False
+    sizes = np.cumprod(kernel[stack:])
+    return len(sizes) > 1 and basis[-2] in sizes[:-1]
+
+
+def leaves_by_path(tree: optax.Params) -> dict[str, jax.Array]:
+    """Path string -> leaf, in the tree's order."""
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _map_kernels(function, sites: Mapping[str, Site], tree):
+    """Applies `function(leaf, site_name, path)` to the sites' kernels and leaves the rest alone."""
+    owner = {path: name for name, site in sites.items() for path in site.kernels}
+
+    def visit(path, leaf):
+        path = path_string(path)
+        return function(leaf, owner[path], path) if path in owner else leaf
+
+    return jax.tree_util.tree_map_with_path(visit, tree)

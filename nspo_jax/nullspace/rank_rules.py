@@ -1,0 +1,65 @@
+"""Rank rules: how many directions of a site's input spectrum are protected.
+
+A rule is written as in a config: `relative_max(5e-4)`, `energy(0.1)` or `fixed(32)`.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+# Float32 inputs put the noise of a Gram matrix at 1e-8 to 1e-7 of its largest eigenvalue: below
+# this threshold a rule would tell noise from noise.
+SMALLEST_ALPHA = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class RankRule:
+    """A named rule and its number.
+
+    - `relative_max(alpha)`: protect eigenvalues >= alpha * the largest. Paper: alpha 5e-4
+      (arXiv 2512.11391, section 5); released code: 5e-5. One huge direction makes all else "null".
+    - `energy(eps)`: leave free the smallest directions that together hold at most eps of the trace.
+    - `fixed(k)`: protect the k largest directions.
+    """
+
+    name: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> "RankRule":
+        """Reads "energy(0.1)".
+
+        Raises:
+          ValueError: for an unknown rule or a value out of its range.
+        """
+        match = re.fullmatch(r"\s*(\w+)\(\s*([-+0-9.eE]+)\s*\)\s*", text)
+        if match is None or match[1] not in ("relative_max", "energy", "fixed"):
+            raise ValueError(
+                f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS) or "
+                "fixed(RANK), for example energy(0.1)."
+            )
+        name, value = match[1], float(match[2])
+        if name == "relative_max" and not SMALLEST_ALPHA <= value < 1:
+            raise ValueError(
+                f"The rank rule is {text!r}; alpha must be in [{SMALLEST_ALPHA:g}, 1): smaller "
+                "eigenvalues of float32 statistics are rounding noise."
+            )
+        if name == "energy" and not 0 < value < 1:
+            raise ValueError(f"The rank rule is {text!r}; expected a share of energy in (0, 1).")
+        if name == "fixed" and (value < 1 or value != int(value)):
+            raise ValueError(f"The rank rule is {text!r}; expected a positive whole rank.")
+        return cls(name, value)
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.value:g})"
+
+    def rank(self, eigenvalues: np.ndarray) -> int:
+        """The number of protected directions of one spectrum [in], sorted in descending order."""
+        values = np.maximum(eigenvalues, 0.0)  # rounding makes half of the noise floor negative
+        if self.name == "relative_max":
+            return int(np.sum(values >= self.value * values[0]))
+        if self.name == "energy":
+            tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
+            return len(values) - int(np.sum(tail <= self.value * values.sum()))
+        return min(int(self.value), len(values))

@@ -1,0 +1,119 @@
+"""The jitted policy update: loss, gradient, and an optax chain that ends in the projection."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nspo_jax import models
+from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.rl import losses
+
+
+class TrainState(NamedTuple):
+    """What an update changes, and a checkpoint holds.
+
+    step: int32 scalar, updates done; trainable: the trained leaves of the parameters (None where
+    frozen); opt_state: optax state, with the projector bases in it.
+    """
+
+    step: jax.Array
+    trainable: Any
+    opt_state: optax.OptState
+
+
+class Rollouts(NamedTuple):
+    """A batch for `train_step`; arrays are [batch, ...].
+
+    prompts: int32 [batch, prompt_length], left-padded; prompt_mask: bool.
+    completions: int32 [batch, completion_length], right-padded; completion_mask: bool.
+    old_logprobs: float32 [batch, completion_length]; advantages: float32 [batch].
+    """
+
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    completions: jax.Array
+    completion_mask: jax.Array
+    old_logprobs: jax.Array
+    advantages: jax.Array
+
+
+def completion_logprobs(
+    config: models.ModelConfig, params, batch: Rollouts, temperature: float = 1.0
+) -> jax.Array:
+    """log p of the completion tokens: float32 [batch, completion_length].
+
+    Logits are computed at the positions that predict a completion token, nowhere else.
+    """
+    tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
+    mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
+    hidden = models.forward(config, params, tokens, mask).hidden
+    start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
+    predicting = hidden[:, start : start + batch.completions.shape[1]]
+    logits = models.logits(config, params, predicting) / temperature
+    return losses.token_logprobs(logits, batch.completions)
+
+
+def make_train_step(
+    config: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    clip: float = 0.2,
+    kl_coefficient: float = 0.0,
+    temperature: float = 1.0,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the jitted `step(state, frozen, reference, batch) -> (state, metrics)`.
+
+    `state` is donated. `frozen` holds the leaves that `state.trainable` lacks. `reference` is the
+    base model's parameters when kl_coefficient > 0, else None. `metrics` are float32 scalars, and
+    `nonfinite`, bool [trained tensors], in the order of the tree's leaves.
+    """
+
+    def step(state: TrainState, frozen, reference, batch: Rollouts):
+        reference_logprobs = None
+        if reference is not None:
+            reference_logprobs = completion_logprobs(config, reference, batch, temperature)
+
+        def loss_of(trainable):
+            params = optimizer_lib.combine(trainable, frozen)
+            logprobs = completion_logprobs(config, params, batch, temperature)
+            result = losses.grpo_loss(
+                logprobs,
+                batch.old_logprobs,
+                batch.advantages,
+                batch.completion_mask,
+                clip=clip,
+                kl_coefficient=kl_coefficient,
+                reference_logprobs=reference_logprobs,
+            )
+            gap = losses.sequence_mean(
+                jnp.abs(logprobs - batch.old_logprobs), batch.completion_mask
+            )
+            return result.loss, (result, gap)
+
+        (_, (result, gap)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": result.loss,
+            "clip_share": result.clip_share,
+            "kl_reference": result.kl,
+            "logprob_gap": gap,  # sampler against trainer; at the first update rounding alone
+            "gradient_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
+            "nonfinite": jnp.stack(
+                [~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, trainable))]
+            ),
+        }
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def nonfinite_tensors(flags, trainable) -> list[str]:
+    """Names the tensors behind the `nonfinite` flags of a step: gradients first, then weights."""
+    paths = [optimizer_lib.path_string(path) for path, _ in jax.tree.leaves_with_path(trainable)]
+    names = [f"gradient of {path}" for path in paths] + paths
+    return [name for name, bad in zip(names, flags, strict=True) if bad]

@@ -1,0 +1,319 @@
+"""The training run, top to bottom: set up, resume, loop, report.
+
+Order of a resume: config compared with the saved one -> base, task, projectors (by fingerprint) ->
+state and prompt iterator from the last whole checkpoint -> metrics truncated to that step. Every
+random key is folded from (seed, role, step), so that no key needs saving and no two steps share one.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from nspo_jax import checkpoint, evaluation, metrics, models, nullspace, sharding
+from nspo_jax import optimizer as optimizer_lib
+from nspo_jax import workspace as workspace_lib
+from nspo_jax.data import chat, iterator
+from nspo_jax.rl import advantages, rollout, train_step
+
+ROLES = ("rollout", "evaluation")
+
+
+def role_key(seed: int, role: str, step: int) -> jax.Array:
+    """The PRNG key of one role at one step."""
+    key = jax.random.fold_in(jax.random.key(seed), ROLES.index(role))
+    return jax.random.fold_in(key, step)
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+    """Runs a config in `workdir`, or continues it there, and returns its summary.
+
+    Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, checkpoints/, certificate.json,
+    policy/ (a Hugging Face directory, float32) and, when all is done, summary.json.
+
+    Raises:
+      ValueError: for a config that cannot run, before any compilation.
+      FloatingPointError: for a NaN or inf, naming the step and the tensors.
+    """
+    workdir = pathlib.Path(workdir)
+    check_config(config)
+    if resumes_finished(config, workdir):
+        return json.loads((workdir / "summary.json").read_text())
+    started = time.monotonic()
+
+    # ---------------------------------------------------------------------------- set up
+    mesh = sharding.make_mesh(**config.mesh)
+    rl, prompts = config.rl, batch_prompts(config)
+    sharding.check_batch(mesh, prompts, "The RL batch of prompts")
+    sharding.check_batch(mesh, prompts * rl.samples // rl.minibatches, "A minibatch")
+    work = workspace_lib.open_workspace(config, mesh)
+    projectors = workspace_lib.open_projectors(config, work)
+    rollouts = Rollouts(config, work)
+    evaluator = evaluation.Evaluator(config, work)
+    held_out = list(
+        workspace_lib.split_batches(work.held_out, config.calibration.batch_size)
+    )
+    calibration = list(
+        workspace_lib.split_batches(work.calibration, config.calibration.batch_size)
+    )
+    optimizer = make_optimizer(config, projectors)
+    trainable, frozen = optimizer_lib.partition(
+        jax.tree.map(jnp.copy, work.base),  # the step donates its state; the base stays
+        config.projection.targets,
+        config.projection.untargeted,
+    )
+    state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    state = jax.device_put(state, sharding.shardings(mesh, state))
+    update = train_step.make_train_step(
+        work.config,
+        optimizer,
+        clip=rl.clip,
+        kl_coefficient=rl.kl_coefficient,
+        temperature=rl.temperature,
+    )
+    reference = work.base if rl.kl_coefficient else None
+
+    # ---------------------------------------------------------------------------- resume
+    checkpoints = checkpoint.Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
+    step = 0
+    if checkpoints.latest_step() is not None:
+        step, state, data_state = checkpoints.restore(state)
+        rollouts.set_state(data_state)
+        logging.info("resumed %s at step %d", workdir, step)
+    writer = metrics.MetricsWriter(workdir, step=step)
+
+    def evaluate(state: train_step.TrainState) -> dict[str, Any]:
+        params = optimizer_lib.combine(state.trainable, frozen)
+        scores = evaluator(params, role_key(config.seed, "evaluation", step))
+        scores["kl_heldout"] = nullspace.drift(work.config, work.base, params, held_out)["kl"]
+        writer.write(step, {f"evaluation/{k}": v for k, v in scores.items() if k != "families"})
+        return scores
+
+    # ---------------------------------------------------------------------------- loop
+    progress = tqdm.tqdm(total=rl.steps, initial=step, desc=workdir.name, unit="step")
+    try:
+        scores = evaluate(state)
+        while step < rl.steps and not scores["unsafe"] <= rl.stop_unsafe:
+            params = optimizer_lib.combine(state.trainable, frozen)
+            batch, logged = rollouts.sample(params, role_key(config.seed, "rollout", step))
+            for minibatch in split_minibatches(batch, rl.minibatches, step):
+                minibatch = sharding.shard_batch(mesh, minibatch)
+                state, measured = update(state, frozen, reference, minibatch)
+            step += 1
+            measured = jax.device_get(measured)
+            bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state.trainable)
+            if bad:
+                raise FloatingPointError(
+                    f"Step {step} made {len(bad)} tensors NaN or inf, first {bad[0]}. The last good "
+                    f"checkpoint is step {checkpoints.latest_step()}. Lower "
+                    "optimizer.learning_rate, or look at metrics.jsonl for where it began."
+                )
+            logged.update({name: float(value) for name, value in measured.items()})
+            writer.write(step, {f"train/{name}": value for name, value in logged.items()})
+            if step % config.checkpoint.every == 0:
+                checkpoints.save(step, state, rollouts.get_state())
+            if step % config.evaluation.every == 0 or step == rl.steps:
+                scores = evaluate(state)
+            progress.update()
+            progress.set_postfix(
+                reward=f"{logged['reward']:.2f}",
+                unsafe=f"{scores['unsafe']:.0%}",
+                general=f"{scores['general']:.0%}",
+            )
+        if checkpoints.latest_step() != step:
+            checkpoints.save(step, state, rollouts.get_state())
+    finally:
+        progress.close()
+        checkpoints.close()
+        writer.close()
+
+    # ---------------------------------------------------------------------------- report
+    policy = optimizer_lib.combine(state.trainable, frozen)
+    report = nullspace.certify(
+        work.config, work.base, policy, projectors, calibration, held_out
+    )
+    write_text(workdir / "certificate.json", json.dumps(report, indent=1))
+    models.save_model(workdir / "policy", work.config, jax.device_get(policy), work.tokenizer)
+    summary = {
+        **scores,
+        "protected_share": report["protected_share"],
+        "kl_calibration": report["calibration"]["kl"],
+        "step": step,
+        "seconds": time.monotonic() - started,
+    }
+    write_text(workdir / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+class Rollouts:
+    """Draws prompts, samples completions, judges them and computes advantages."""
+
+    def __init__(self, config: ml_collections.ConfigDict, work: workspace_lib.Workspace):
+        self._config, self._work = config, work
+        self._rows = [row for rows, _ in work.task.parts for row in rows]
+        parts, start = [], 0
+        for rows, count in work.task.parts:
+            encoded = chat.encode_prompts(
+                work.tokenizer,
+                [row.prompt for row in rows],
+                config.data.prompt_length,
+                chat=config.data.chat,
+            )
+            index = np.arange(start, start + len(rows), dtype=np.int32)
+            parts.append(({"tokens": encoded.tokens, "mask": encoded.mask, "row": index}, count))
+            start += len(rows)
+        self._prompts = iterator.mixed_batches(parts, config.seed)
+        self._options = {
+            "samples": config.rl.samples,
+            "max_new_tokens": config.data.completion_length,
+            "stop_ids": chat.stop_ids(work.tokenizer),
+            "temperature": config.rl.temperature,
+        }
+
+    def get_state(self) -> dict:
+        """The prompt iterator's position, JSON-able."""
+        return self._prompts.get_state()
+
+    def set_state(self, state: dict) -> None:
+        """Continues from such a position."""
+        self._prompts.set_state(state)
+
+    def sample(self, params, key: jax.Array) -> tuple[train_step.Rollouts, dict[str, float]]:
+        """One step's batch (host arrays), and what to log of it."""
+        batch = next(self._prompts)
+        tokens, mask = sharding.shard_batch(self._work.mesh, (batch["tokens"], batch["mask"]))
+        done = rollout.rollout(
+            self._work.config, params, tokens, mask, key, **self._options
+        )
+        done = jax.device_get(done)
+        samples = self._config.rl.samples
+        rows = [self._rows[index] for index in np.repeat(batch["row"], samples)]
+        texts = chat.decode(self._work.tokenizer, done.tokens, done.mask)
+        rewards, details = self._work.task.reward(rows, texts)
+        advantage = advantages.group_advantages(rewards, samples)
+        logged = {
+            "reward": float(np.mean(rewards)),
+            "completion_length": float(done.mask.sum(axis=1).mean()),
+            "flat_groups": float(np.mean(~advantage.reshape(-1, samples).any(axis=1))),
+            **{name: float(np.mean(value)) for name, value in details.items()},
+        }
+        rollouts = train_step.Rollouts(
+            prompts=np.repeat(batch["tokens"], samples, axis=0),
+            prompt_mask=np.repeat(batch["mask"], samples, axis=0),
+            completions=done.tokens,
+            completion_mask=done.mask,
+            old_logprobs=done.logprobs,
+            advantages=advantage,
+        )
+        return rollouts, logged
+
+
+def batch_prompts(config: ml_collections.ConfigDict) -> int:
+    """Prompts of a step: the harmful ones and the benign ones added to them."""
+    return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
+
+
+def make_optimizer(config: ml_collections.ConfigDict, projectors: nullspace.Projectors):
+    """The optax chain that `config.optimizer` and `config.projection` describe."""
+    selected = None
+    if config.projection.mode != "none":
+        selected = projectors.select(config.projection.targets)
+        if config.projection.basis == "random":
+            selected = selected.randomized(config.seed)
+    return optimizer_lib.build_optimizer(
+        config.optimizer.learning_rate,
+        selected,
+        mode=config.projection.mode,
+        period=config.projection.period,
+        max_gradient_norm=config.optimizer.max_gradient_norm,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+    )
+
+
+def split_minibatches(batch: train_step.Rollouts, count: int, step: int):
+    """Yields `count` equal minibatches of whole-batch rows in an order that differs every step."""
+    if count == 1:
+        yield batch
+        return
+    order = np.random.default_rng(step).permutation(len(batch.advantages))
+    for rows in np.split(order, count):
+        yield jax.tree.map(lambda array, rows=rows: array[rows], batch)
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a value that cannot work, before anything expensive starts."""
+    positive = {
+        "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "data.prompt_length": 1,
+        "data.completion_length": 1, "evaluation.every": 1, "evaluation.prompts": 1,
+        "checkpoint.every": 1, "checkpoint.keep": 1, "calibration.rows": 1,
+        "calibration.batch_size": 1,
+    }  # fmt: skip
+    flat = _flatten(config)
+    for name, least in positive.items():
+        if flat[name] < least:
+            raise ValueError(f"{name} is {flat[name]}; expected at least {least}.")
+    prompts = batch_prompts(config)
+    rows = prompts * config.rl.samples
+    if rows % config.rl.minibatches:
+        raise ValueError(
+            f"rl.minibatches is {config.rl.minibatches}, which does not divide the {rows} "
+            f"completions of a step ({prompts} prompts x {config.rl.samples} samples)."
+        )
+    if config.projection.basis not in ("null_space", "random"):
+        raise ValueError(
+            f"projection.basis is {config.projection.basis!r}; expected null_space or random."
+        )
+
+
+def resumes_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Records the config in a new workdir; True if this very run already finished there.
+
+    Raises:
+      ValueError: listing the differences, if the workdir belongs to another config.
+    """
+    wanted = {k: v for k, v in _flatten(config).items() if k != "workspace"}
+    path = workdir / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        fields = sorted(set(found) | set(wanted))
+        changed = [
+            f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
+            for name in fields
+            if found.get(name) != wanted.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"The workdir {workdir} holds a run with another config:\n" + "\n".join(changed)
+                + "\nUse another --workdir, or delete it to start over."
+            )  # fmt: skip
+        return (workdir / "summary.json").exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(wanted, indent=1))
+    return False
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def _flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Dotted field names to values."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

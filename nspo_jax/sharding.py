@@ -1,0 +1,105 @@
+"""The device mesh, and which axis of which array goes where.
+
+Axes: `data` replicates parameters, `fsdp` shards them and the batch, `tensor` shards kernels alone.
+Projected kernels are sharded on their output axis first: there the projection needs no
+communication, while input-axis shards need an all-reduce of [rank, out].
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from nspo_jax.nullspace import projection
+
+AXES = ("data", "fsdp", "tensor")
+
+# Path pattern -> axes from the last dimension backwards; leading dimensions are replicated. The
+# first match wins and every parameter must have one. The tail of a path is enough, so optimizer
+# moments, whose paths end like their parameters', follow the same rules.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed/embedding$", ("fsdp", None)),
+    (r"attention/[qkv]/kernel$", (("fsdp", "tensor"), None)),
+    (r"attention/o/kernel$", ("fsdp", "tensor")),
+    (r"mlp/(gate|up)/kernel$", (("fsdp", "tensor"), None)),
+    (r"mlp/down/kernel$", ("fsdp", "tensor")),
+    (r"head/kernel$", (("fsdp", "tensor"), None)),
+    (r"norm/scale$", (None,)),
+)
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+    """A mesh over all devices; one axis may be -1, which takes what is left.
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    devices = jax.device_count()
+    free = [name for name, size in sizes.items() if size == -1]
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    bad = [name for name, size in sizes.items() if size < 1 and size != -1]
+    if bad or len(free) > 1 or devices % known or (not free and known != devices):
+        raise ValueError(
+            f"The mesh {'x'.join(f'{name}={size}' for name, size in sizes.items())} does not fit "
+            f"{devices} devices: the sizes must be positive and multiply to {devices}; one may be "
+            "-1 to take the rest. Change config.mesh."
+        )
+    if free:
+        sizes[free[0]] = devices // known
+    # Auto axes: XLA's partitioner places the collectives; make_mesh's own default is Explicit
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
+    )
+
+
+def check_batch(mesh: jax.sharding.Mesh, rows: int, what: str) -> None:
+    """Raises ValueError unless `rows` divides over the mesh's data and fsdp axes."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % shards:
+        raise ValueError(
+            f"{what} is {rows} rows, which does not divide over data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']} = {shards} shards. Make it a multiple of {shards}, or "
+            "change config.mesh."
+        )
+
+
+def shard_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
+    """Puts host arrays [rows, ...] on the mesh, rows over data and fsdp."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """Puts a tree on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """A NamedSharding for every leaf of a tree of parameters or optimizer state.
+
+    Leaves that are no parameter (counts, bases) are replicated. An axis whose size does not divide
+    is replicated too.
+    """
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = projection.path_string(path)
+        axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
+        spec: list = [None] * leaf.ndim
+        for dimension, axis in zip(reversed(range(leaf.ndim)), axes, strict=False):
+            names = (axis,) if isinstance(axis, str) else axis or ()
+            shards = int(np.prod([mesh.shape[name] for name in names]))
+            if shards > 1 and leaf.shape[dimension] % shards == 0:
+                spec[dimension] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map_with_path(sharding, tree)
+
+
+def check_rules(params: Any) -> None:
+    """Raises ValueError naming every parameter that no rule covers."""
+    paths = projection.leaves_by_path(params)
+    loose = [path for path in paths if not any(re.search(rule, path) for rule, _ in RULES)]
+    if loose:
+        raise ValueError(f"No sharding rule covers {', '.join(loose)}: add one to sharding.RULES.")

@@ -1,0 +1,170 @@
+"""What the runs of one seed share: the base model, its task, and its projectors.
+
+Each is made once, written whole or not at all, and reused by every later run:
+
+    WORKSPACE/data/                       the chat world's splits (TFDS, array_record)
+    WORKSPACE/seed_S/base/                the base model, a Hugging Face directory
+    WORKSPACE/seed_S/projectors/RULE/     bases, spectra, provenance
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from nspo_jax import models, nullspace, pretraining, sharding, tasks
+from nspo_jax.data import builders, chat, world
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """A base model on a mesh with its task.
+
+    Attributes:
+      config: the model's configuration.
+      base: the base model's parameters, float32, sharded over the mesh.
+      tokenizer: a transformers tokenizer.
+      task: prompts, suites, reward.
+      calibration: the task's general conversations, encoded: see `data.chat`.
+      held_out: general conversations disjoint from those, encoded.
+      mesh: the device mesh.
+    """
+
+    config: models.ModelConfig
+    base: Any
+    tokenizer: Any
+    task: tasks.Task
+    calibration: Batch
+    held_out: Batch
+    mesh: jax.sharding.Mesh
+
+
+def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Where this seed's base model and projectors live."""
+    return pathlib.Path(config.workspace) / f"seed_{config.seed}"
+
+
+def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Workspace:
+    """Loads the base model and its task; pretrains the chat world's model if it is absent."""
+    path = pathlib.Path(config.model.path or seed_directory(config) / "base")
+    if not config.model.path and not path.exists():
+        pretrain_base(config, path)
+    model_config, params = models.load_model(path)
+    model_config = dataclasses.replace(model_config, compute_dtype=config.model.compute_dtype)
+    tokenizer = chat.load_tokenizer(path)
+    sharding.check_rules(params)
+    base = jax.device_put(params, sharding.shardings(mesh, params))
+    task = tasks.from_config(config, model_config, base, tokenizer)
+    return Workspace(
+        config=model_config,
+        base=base,
+        tokenizer=tokenizer,
+        task=task,
+        calibration=_encode(config, tokenizer, task.calibration),
+        held_out=_encode(config, tokenizer, task.held_out),
+        mesh=mesh,
+    )
+
+
+def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Pretrains the chat world's helpful-only base model and writes it to `path`."""
+    logging.info("pretraining the base model for seed %d into %s", config.seed, path)
+    vocabulary = world.World(config.seed).words()
+    tokenizer = chat.build_tokenizer(vocabulary)
+    rows = builders.load_split(tasks.data_directory(config), config.seed, "pretrain")
+    model_config = models.ModelConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.model.hidden_size,
+        intermediate_size=config.model.intermediate_size,
+        num_layers=config.model.num_layers,
+        num_heads=config.model.num_heads,
+        num_kv_heads=config.model.num_kv_heads,
+        head_dim=config.model.hidden_size // config.model.num_heads,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        tie_embeddings=False,  # so that the head can be projected
+        max_length=64,
+    )
+    params = pretraining.pretrain(
+        model_config,
+        _encode(config, tokenizer, rows),
+        prompt_length=config.data.prompt_length,
+        steps=config.pretraining.steps,
+        batch_size=config.pretraining.batch_size,
+        learning_rate=config.pretraining.learning_rate,
+        seed=config.seed,
+    )
+    models.save_model(path, model_config, params, tokenizer)
+
+
+def open_projectors(
+    config: ml_collections.ConfigDict, workspace: Workspace
+) -> nullspace.Projectors:
+    """Loads this seed's projectors for the configured rank rule, or calibrates them.
+
+    Raises:
+      ValueError: if those on disk belong to another model or other calibration text.
+    """
+    rule = config.calibration.rank_rule.replace(" ", "")
+    directory = seed_directory(config) / "projectors" / f"{rule}_{config.calibration.rows}_rows"
+    digest = data_digest(workspace.calibration)
+    if not directory.exists():
+        logging.info("calibrating projectors into %s", directory)
+        projectors = nullspace.calibrate(
+            workspace.config,
+            workspace.base,
+            split_batches(workspace.calibration, config.calibration.batch_size),
+            rank_rule=rule,
+            data=digest,
+        )
+        projectors.save(directory)
+    projectors = nullspace.load_projectors(directory)
+    try:
+        projectors.check_model(models.fingerprint(workspace.base))
+        if projectors.provenance["data"] != digest:
+            raise ValueError("These projectors were calibrated on other text than the config's.")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (Found in {directory}; delete it to calibrate anew, or set another "
+            "config.workspace.)"
+        ) from error
+    return projectors
+
+
+def split_batches(arrays: Batch, size: int) -> Iterator[Batch]:
+    """Cuts arrays [rows, ...] into batches of `size` rows; the last is filled with masked rows."""
+    rows = len(arrays["tokens"])
+    for start in range(0, rows, size):
+        part = {name: array[start : start + size] for name, array in arrays.items()}
+        missing = size - len(part["tokens"]) if start else 0
+        yield {
+            name: np.pad(array, ((0, missing), (0, 0))) for name, array in part.items()
+        }
+
+
+def data_digest(arrays: Batch) -> str:
+    """A short digest of encoded conversations, to recognise them by."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _encode(config: ml_collections.ConfigDict, tokenizer, rows: list[world.Conversation]) -> Batch:
+    tokens, mask, answer_mask = chat.encode_conversations(
+        tokenizer,
+        [row.prompt for row in rows],
+        [row.answer for row in rows],
+        config.data.prompt_length,
+        config.data.completion_length,
+        chat=config.data.chat,
+    )
+    return {"tokens": tokens, "mask": mask, "answer_mask": answer_mask}

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The main job at the smallest scale, about ten minutes on two CPU cores after installation: pretrain
+# a helpful-only model, calibrate its null space, align it several ways, report what each way cost.
+# Results stay in runs/demo; a second call continues or shows them.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment requirements.txt
+python -m scripts.sweep --config=configs/sweeps/demo.py --workdir=runs/demo "$@"

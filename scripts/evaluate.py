@@ -1,0 +1,52 @@
+"""Evaluates a policy: unsafe rate, over-refusal, capability, drift from the base model.
+
+    python -m scripts.evaluate --config=configs/tiny.py:base
+    python -m scripts.evaluate --config=configs/tiny.py:nspo --policy=runs/tiny/nspo/policy
+
+Without --policy it is the base model that is evaluated. --samples prints that many completions of
+every set, to see with one's own eyes.
+"""
+
+import pathlib
+
+from absl import flags
+import jax
+
+from nspo_jax import evaluation, models, nullspace, sharding, workspace
+from nspo_jax.evaluation import report
+from nspo_jax.rl import trainer
+from scripts import launch
+
+CONFIG = launch.define_config()
+POLICY = flags.DEFINE_string("policy", None, "Hugging Face directory; default: the base model.")
+SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set.", lower_bound=0)
+
+
+def main() -> None:
+    """Evaluates and prints."""
+    config = CONFIG.value
+    mesh = sharding.make_mesh(**config.mesh)
+    work = workspace.open_workspace(config, mesh)
+    params, name = work.base, "base"
+    if POLICY.value:
+        policy_config, params = models.load_model(POLICY.value)
+        name = str(pathlib.Path(POLICY.value))
+        if models.abstract_params(policy_config) != models.abstract_params(work.config):
+            raise ValueError(
+                f"The policy in {name} is not of the base model's architecture: {policy_config} "
+                f"against {work.config}. Give the config that it was trained with."
+            )
+        params = jax.device_put(params, sharding.shardings(mesh, params))
+    evaluator = evaluation.Evaluator(config, work)
+    completed = evaluator.complete(params, trainer.role_key(config.seed, "evaluation", 0))
+    for suite, (rows, texts) in completed.items():
+        for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
+            print(f"{suite:18} {row.prompt}  ->  {text}")
+    scores = work.task.score(completed)
+    held_out = workspace.split_batches(work.held_out, config.calibration.batch_size)
+    scores["kl_heldout"] = nullspace.drift(work.config, work.base, params, held_out)["kl"]
+    print(f"\n{report.format_scores({name: scores})}")
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The tests, in an environment of their own making: ./scripts/test.sh [PYTEST ARGUMENTS ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment requirements-test.txt
+ruff check .
+ruff format --check .
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+python -m pytest "$@"

@@ -1,0 +1,17 @@
+"""Fixtures that every test package may use."""
+
+import os
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of shared checkpoints and data: NSPO_SHARED_DATA, or ../shared/data."""
+    given = os.environ.get("NSPO_SHARED_DATA")
+    folder = given or pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}: set NSPO_SHARED_DATA to run this test")
+    return folder
