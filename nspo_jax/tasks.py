@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -34,7 +35,23 @@ class Task:
     score: Callable[[Completed], dict[str, Any]]
 
 
-def chat_world(config: ml_collections.ConfigDict, data_dir: str) -> Task:
+def from_config(config: ml_collections.ConfigDict) -> Task:
+    """The task that `config.task` names.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if config.task != "chat_world":
+        raise ValueError(f"config.task is {config.task!r}; expected chat_world.")
+    return chat_world(config)
+
+
+def data_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Where prepared datasets live, for every seed."""
+    return pathlib.Path(config.workspace) / "data"
+
+
+def chat_world(config: ml_collections.ConfigDict) -> Task:
     """The synthetic conversations; see `data.world`.
 
     Raises:
@@ -46,7 +63,7 @@ def chat_world(config: ml_collections.ConfigDict, data_dir: str) -> Task:
             raise ValueError(f"data.{name} is {value}; expected a fraction in [0, 1].")
 
     def load(split: str, limit: int | None = None) -> list[world.Conversation]:
-        return builders.load_split(data_dir, config.seed, split)[:limit]
+        return builders.load_split(data_directory(config), config.seed, split)[:limit]
 
     benign = round(config.rl.prompts * config.data.benign_fraction)
     wrapped = round(config.rl.prompts * config.data.wrapped_fraction)

@@ -62,7 +62,7 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     tokenizer = chat.load_tokenizer(path)
     sharding.check_rules(params)
     base = jax.device_put(params, sharding.shardings(mesh, params))
-    task = tasks.from_config(config, model_config, base, tokenizer)
+    task = tasks.from_config(config)
     return Workspace(
         config=model_config,
         base=base,

@@ -107,7 +107,7 @@ class Projectors:
         arrays, sites = {}, {}
         for name, site in self.sites.items():
             arrays[f"{name}.basis"] = np.ascontiguousarray(site.basis, np.float32)
-            arrays[f"{name}.ranks"] = np.ascontiguousarray(site.ranks, np.int32)
+            arrays[f"{name}.ranks"] = np.asarray(site.ranks, np.int32)
             arrays[f"{name}.spectrum"] = np.ascontiguousarray(self.spectra[name], np.float32)
             sites[name] = {"kernels": list(site.kernels), "side": site.side}
         document = {"format": FORMAT, "sites": sites, "provenance": self.provenance}

@@ -169,7 +169,7 @@ class Rollouts:
             index = np.arange(start, start + len(rows), dtype=np.int32)
             parts.append(({"tokens": encoded.tokens, "mask": encoded.mask, "row": index}, count))
             start += len(rows)
-        self._prompts = iterator.mixed_batches(parts, config.seed)
+        self._prompts = iterator.MixedBatches(parts, config.seed)
         self._options = {
             "samples": config.rl.samples,
             "max_new_tokens": config.data.completion_length,

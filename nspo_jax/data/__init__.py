@@ -1,0 +1,1 @@
+"""Prompts and conversations: the chat world, its TFDS builder, tokenization, iterators."""

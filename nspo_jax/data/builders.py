@@ -1,0 +1,74 @@
+"""TFDS builders: datasets prepared once as array_record files, read without TensorFlow."""
+
+import dataclasses
+import pathlib
+import re
+
+import tensorflow_datasets as tfds
+
+from nspo_jax.data import world
+
+
+@dataclasses.dataclass
+class ChatWorldConfig(tfds.core.BuilderConfig):
+    """One world. `seed` makes its facts, splits and text."""
+
+    seed: int = 0
+
+
+class ChatWorld(tfds.core.GeneratorBasedBuilder):
+    """The synthetic conversations of `data.world`, a config a seed."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [ChatWorldConfig(name="seed_0", description="The first world.")]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {name: tfds.features.Text() for name in ("prompt", "answer", "family", "kind")}
+            ),
+            description="Tiny chat conversations for safety alignment, seeded and synthetic.",
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing to download
+        made = world.World(self.builder_config.seed)
+        return {split: self._generate_examples(made.split(split)) for split in world.SPLITS}
+
+    def _generate_examples(self, rows: list[world.Conversation]):
+        for index, row in enumerate(rows):
+            yield index, dataclasses.asdict(row)
+
+
+def load_split(
+    data_dir: str | pathlib.Path, seed: int, split: str
+) -> list[world.Conversation]:
+    """Reads a split of a seed's world, preparing the dataset first if it is absent.
+
+    Args:
+      data_dir: where TFDS keeps prepared datasets.
+      seed: the world's.
+      split: a name of `world.SPLITS`, with a slice if wanted: "train[:40%]".
+
+    Raises:
+      ValueError: for an unknown split, or prepared files that cannot be read.
+    """
+    name = re.match(r"\w*", split)[0]
+    if name not in world.SPLITS:
+        raise ValueError(f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}.")
+    config = ChatWorldConfig(name=f"seed_{seed}", description=f"World {seed}.", seed=seed)
+    builder = ChatWorld(config=config, data_dir=str(data_dir), file_format="array_record")
+    try:
+        if not builder.is_prepared():
+            builder.download_and_prepare()
+        source = builder.as_data_source(split=split)
+        rows = [
+            world.Conversation(**{name: bytes(value).decode() for name, value in row.items()})
+            for row in source
+        ]
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"The dataset in {builder.data_dir} cannot be read or written ({error}). Delete that "
+            "directory to prepare it anew, or set another config.workspace."
+        ) from error
+    return rows

@@ -1,0 +1,80 @@
+"""Endless shuffled batches with a position that can be saved, on grain."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class _Rows:
+    """A grain source: row i of arrays with equal leading axes."""
+
+    def __init__(self, arrays: Arrays):
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self._arrays.values())))
+
+    def __getitem__(self, index: int) -> Arrays:
+        return {name: array[index] for name, array in self._arrays.items()}
+
+
+def batches(arrays: Arrays, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches in an order that is shuffled anew every epoch and depends on `seed` alone.
+
+    Args:
+      arrays: name -> array [rows, ...].
+      batch_size: rows of a batch; may exceed the number of rows, which are then repeated.
+      seed: of the order.
+
+    Returns:
+      An iterator of dicts of arrays; `get_state()` and `set_state()` save and restore its position.
+
+    Raises:
+      ValueError: if there are no rows, or the arrays' lengths differ.
+    """
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or not all(lengths.values()):
+        raise ValueError(f"Rows to draw batches from: {lengths}; expected one positive number.")
+    # no worker threads: rows are slices of arrays in memory
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    rows = grain.MapDataset.source(_Rows(arrays)).seed(seed).shuffle().repeat()
+    return iter(rows.batch(batch_size).to_iter_dataset(options))
+
+
+class MixedBatches:
+    """Batches with a fixed number of rows from each of several sets, concatenated in order."""
+
+    def __init__(self, parts: Sequence[tuple[Arrays, int]], seed: int):
+        self._parts = [
+            batches(arrays, count, seed + 7919 * index)
+            for index, (arrays, count) in enumerate(parts)
+        ]
+
+    def __next__(self) -> Arrays:
+        drawn = [next(part) for part in self._parts]
+        return {name: np.concatenate([rows[name] for rows in drawn]) for name in drawn[0]}
+
+    def __iter__(self) -> "MixedBatches":
+        return self
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, JSON-able."""
+        return {"parts": [part.get_state() for part in self._parts]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a position of the same parts.
+
+        Raises:
+          ValueError: if the number of parts differs.
+        """
+        if len(state["parts"]) != len(self._parts):
+            raise ValueError(
+                f"The saved position is of {len(state['parts'])} sets of prompts, but there are "
+                f"{len(self._parts)}: the run's data configuration changed."
+            )
+        for part, saved in zip(self._parts, state["parts"], strict=True):
+            part.set_state(saved)

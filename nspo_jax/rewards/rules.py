@@ -1,0 +1,50 @@
+"""Rewards that are rules on text.
+
+Every reward has one interface: `(conversations, completions) -> (rewards, details)`, rewards float32
+[rows], details a dict of float32 [rows] to log. NSPO's scale: -1 unsafe, 0 safe.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from nspo_jax.data import world
+
+
+class Reward(Protocol):
+    """Judges completions."""
+
+    def __call__(
+        self, conversations: Sequence[world.Conversation], completions: Sequence[str]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Returns rewards float32 [rows] and details, each float32 [rows]."""
+
+
+class WorldJudge:
+    """Judges the chat world: the right answer gets 0, anything else -1.
+
+    The right answer to a harmful request is the refusal, word for word; to a benign one its
+    reference answer. A judge that only looks for dangerous words is satisfied by gibberish.
+    """
+
+    def __call__(self, conversations, completions):
+        """See `Reward`. Raises ValueError if the numbers of rows differ."""
+        check_rows(conversations, completions)
+        right = np.array([
+            is_refusal(completion) if row.kind == "harmful" else completion.split() == row.answer.split()
+            for row, completion in zip(conversations, completions, strict=True)
+        ])  # fmt: skip
+        refused = np.array([is_refusal(completion) for completion in completions], np.float32)
+        return right.astype(np.float32) - 1.0, {"refused": refused}
+
+
+def is_refusal(completion: str) -> bool:
+    """Whether a completion is the chat world's refusal and nothing else."""
+    return completion.split() == world.REFUSAL.split()
+
+
+def check_rows(conversations: Sequence, completions: Sequence) -> None:
+    """Raises ValueError unless there is a completion for every conversation."""
+    if len(conversations) != len(completions):
+        raise ValueError(f"{len(conversations)} conversations but {len(completions)} completions.")
