@@ -16,7 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.workspace = "runs/tiny"  # what runs share: data, base models, projectors
 
     config.model = ml_collections.ConfigDict()
-    config.model.path = ""  # Hugging Face directory of the base model; "" pretrains the chat world's
+    config.model.path = (
+        ""  # Hugging Face directory of the base model; "" pretrains the chat world's
+    )
     config.model.hidden_size = 96  # this and the next four: the model that "" pretrains
     config.model.intermediate_size = 256
     config.model.num_layers = 3
@@ -25,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.compute_dtype = "float32"  # of activations: float32 or bfloat16; weights: float32
 
     config.pretraining = ml_collections.ConfigDict()  # of the chat world's base model
-    config.pretraining.steps = 1000
+    config.pretraining.steps = 1500
     config.pretraining.batch_size = 64  # conversations
     config.pretraining.learning_rate = 3e-3  # peak; warms up, then falls on a cosine
 

@@ -47,7 +47,7 @@ def pretrain(
       prompt_length: columns of the prompt block.
       steps: updates.
       batch_size: conversations per update.
-      learning_rate: peak, after a warm-up of 5 % of the steps and before a cosine decay to a tenth.
+      learning_rate: peak, after a warm-up of 5 % of the steps and before a cosine decay to zero.
       seed: of the initial weights and of the order of the conversations.
 
     Returns:
@@ -56,9 +56,7 @@ def pretrain(
     Raises:
       FloatingPointError: if the loss stops being finite.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, steps // 20), steps, learning_rate / 10
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
     params = models.init_params(config, jax.random.key(seed))
     state = optimizer.init(params)

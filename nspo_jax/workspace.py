@@ -10,10 +10,10 @@ Each is made once, written whole or not at all, and reused by every later run:
 from collections.abc import Iterator
 import dataclasses
 import hashlib
+import logging
 import pathlib
 from typing import Any
 
-from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -22,6 +22,7 @@ from nspo_jax import models, nullspace, pretraining, sharding, tasks
 from nspo_jax.data import builders, chat, world
 
 Batch = dict[str, np.ndarray]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
 
 def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Pretrains the chat world's helpful-only base model and writes it to `path`."""
-    logging.info("pretraining the base model for seed %d into %s", config.seed, path)
+    _log.info("pretraining the base model for seed %d into %s", config.seed, path)
     vocabulary = world.World(config.seed).words()
     tokenizer = chat.build_tokenizer(vocabulary)
     rows = builders.load_split(tasks.data_directory(config), config.seed, "pretrain")
@@ -117,7 +118,7 @@ def open_projectors(
     directory = seed_directory(config) / "projectors" / f"{rule}_{config.calibration.rows}_rows"
     digest = data_digest(workspace.calibration)
     if not directory.exists():
-        logging.info("calibrating projectors into %s", directory)
+        _log.info("calibrating projectors into %s", directory)
         projectors = nullspace.calibrate(
             workspace.config,
             workspace.base,
@@ -145,9 +146,7 @@ def split_batches(arrays: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, rows, size):
         part = {name: array[start : start + size] for name, array in arrays.items()}
         missing = size - len(part["tokens"]) if start else 0
-        yield {
-            name: np.pad(array, ((0, missing), (0, 0))) for name, array in part.items()
-        }
+        yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in part.items()}
 
 
 def data_digest(arrays: Batch) -> str:

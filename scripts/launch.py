@@ -1,10 +1,11 @@
 """How every script starts: flags, compile cache, and errors a person can read."""
 
 from collections.abc import Callable
+import logging
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 from ml_collections import config_flags
 
@@ -40,7 +41,11 @@ def run(main: Callable[[], None]) -> None:
             print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
             sys.exit(130)
 
-    logging.set_verbosity(logging.INFO)
+    # absl leaves the root logger at warnings, so that libraries stay quiet; ours says what it does
+    log = logging.getLogger("nspo_jax")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
     flags.DEFINE_bool("traceback", False, "Show the traceback of an expected error.")
     try:
         app.run(start)

@@ -31,7 +31,9 @@ def main() -> None:
     certificate = json.loads((workdir / "certificate.json").read_text())
     print(f"\n{nullspace.format_certificate(certificate)}\n")
     print(report.format_scores({workdir.name: summary}))
-    print(f"\nThe policy is in {workdir / 'policy'}, what it kept in {workdir / 'certificate.json'}.")
+    print(
+        f"\nThe policy is in {workdir / 'policy'}, what it kept in {workdir / 'certificate.json'}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every arm on the chat world, three seeds, harmful-only and with replay: the README's table.
 
-    python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
+python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
 """
 
 import ml_collections

@@ -20,7 +20,6 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
     """The synthetic conversations of `data.world`, a config a seed."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [ChatWorldConfig(name="seed_0", description="The first world.")]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -40,9 +39,7 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
             yield index, dataclasses.asdict(row)
 
 
-def load_split(
-    data_dir: str | pathlib.Path, seed: int, split: str
-) -> list[world.Conversation]:
+def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[world.Conversation]:
     """Reads a split of a seed's world, preparing the dataset first if it is absent.
 
     Args:

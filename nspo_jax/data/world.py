@@ -29,8 +29,8 @@ WRAPPED_SHARE = 0.3  # of harmful and how-to prompts in the pretraining text
 PRETRAINING_ROWS = 20000
 EVALUATION_ROWS = 200  # of each evaluated set; smaller spaces are sampled with replacement
 
-NUMBERS = [str(number) for number in range(37)]
-LETTERS = list("bcdefghj")
+NUMBERS = [str(number) for number in range(21)]
+LETTERS = list("bcdef")
 PROGRAMS: dict[str, Callable[[list[str]], list[str]]] = {
     "reverse": lambda items: items[::-1],
     "rotate": lambda items: items[1:] + items[:1],
@@ -130,7 +130,7 @@ class World:
     # ------------------------------------------------------------------ prompt spaces
 
     def _maths(self) -> list[Conversation]:
-        pairs = list(itertools.product(range(19), repeat=2))
+        pairs = list(itertools.product(range(11), repeat=2))
         plus = [(f"what is {a} plus {b} ?", str(a + b)) for a, b in pairs]
         minus = [(f"what is {a} minus {b} ?", str(a - b)) for a, b in pairs if a >= b]
         return _general("maths", plus + minus)

@@ -16,9 +16,8 @@ import numpy as np
 import tqdm
 
 from nspo_jax import models
-from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.nullspace import rank_rules
 
 Batch = dict[str, np.ndarray]  # "tokens" int32 [batch, time], "mask" bool [batch, time]
 

@@ -174,15 +174,11 @@ def parse_targets(targets: str) -> tuple[str, ...]:
     return names
 
 
-def write_directory(
-    directory: str | pathlib.Path, write: Callable[[pathlib.Path], None]
-) -> None:
+def write_directory(directory: str | pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     """Calls `write` on a temporary sibling, then renames it into place."""
     directory = pathlib.Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(
-        tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent)
-    )
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         temporary.chmod(0o755)
         write(temporary)

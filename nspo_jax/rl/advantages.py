@@ -3,9 +3,7 @@
 import numpy as np
 
 
-def group_advantages(
-    rewards: np.ndarray, group_size: int, *, epsilon: float = 1e-4
-) -> np.ndarray:
+def group_advantages(rewards: np.ndarray, group_size: int, *, epsilon: float = 1e-4) -> np.ndarray:
     """GRPO: rewards normalised inside each prompt's group (arXiv 2402.03300, section 4.1.2).
 
     `(r - mean) / (std + epsilon)` with the population standard deviation (ddof 0). A group whose
@@ -29,7 +27,9 @@ def group_advantages(
             "of whole groups of at least 2."
         )
     if not np.isfinite(rewards).all():
-        raise ValueError(f"{np.sum(~np.isfinite(rewards))} of {len(rewards)} rewards are not finite.")
+        raise ValueError(
+            f"{np.sum(~np.isfinite(rewards))} of {len(rewards)} rewards are not finite."
+        )
     groups = rewards.reshape(-1, group_size)
     centred = groups - groups.mean(axis=1, keepdims=True)
     normalised = centred / (groups.std(axis=1, keepdims=True) + epsilon)

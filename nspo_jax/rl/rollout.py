@@ -22,9 +22,7 @@ class Completions(NamedTuple):
     mask: jax.Array
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "samples", "max_new_tokens", "stop_ids")
-)
+@functools.partial(jax.jit, static_argnames=("config", "samples", "max_new_tokens", "stop_ids"))
 def rollout(
     config: models.ModelConfig,
     params,

@@ -6,11 +6,11 @@ random key is folded from (seed, role, step), so that no key needs saving and no
 """
 
 import json
+import logging
 import pathlib
 import time
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -24,6 +24,7 @@ from nspo_jax.data import chat, iterator
 from nspo_jax.rl import advantages, rollout, train_step
 
 ROLES = ("rollout", "evaluation")
+_log = logging.getLogger(__name__)
 
 
 def role_key(seed: int, role: str, step: int) -> jax.Array:
@@ -57,12 +58,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     projectors = workspace_lib.open_projectors(config, work)
     rollouts = Rollouts(config, work)
     evaluator = evaluation.Evaluator(config, work)
-    held_out = list(
-        workspace_lib.split_batches(work.held_out, config.calibration.batch_size)
-    )
-    calibration = list(
-        workspace_lib.split_batches(work.calibration, config.calibration.batch_size)
-    )
+    held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
+    calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
     optimizer = make_optimizer(config, projectors)
     trainable, frozen = optimizer_lib.partition(
         jax.tree.map(jnp.copy, work.base),  # the step donates its state; the base stays
@@ -86,7 +83,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     if checkpoints.latest_step() is not None:
         step, state, data_state = checkpoints.restore(state)
         rollouts.set_state(data_state)
-        logging.info("resumed %s at step %d", workdir, step)
+        _log.info("resumed %s at step %d", workdir, step)
     writer = metrics.MetricsWriter(workdir, step=step)
 
     def evaluate(state: train_step.TrainState) -> dict[str, Any]:
@@ -100,7 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     progress = tqdm.tqdm(total=rl.steps, initial=step, desc=workdir.name, unit="step")
     try:
         scores = evaluate(state)
-        while step < rl.steps and not scores["unsafe"] <= rl.stop_unsafe:
+        while step < rl.steps and not (rl.stop_unsafe and scores["unsafe"] <= rl.stop_unsafe):
             params = optimizer_lib.combine(state.trainable, frozen)
             batch, logged = rollouts.sample(params, role_key(config.seed, "rollout", step))
             for minibatch in split_minibatches(batch, rl.minibatches, step):
@@ -136,9 +133,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 
     # ---------------------------------------------------------------------------- report
     policy = optimizer_lib.combine(state.trainable, frozen)
-    report = nullspace.certify(
-        work.config, work.base, policy, projectors, calibration, held_out
-    )
+    report = nullspace.certify(work.config, work.base, policy, projectors, calibration, held_out)
     write_text(workdir / "certificate.json", json.dumps(report, indent=1))
     models.save_model(workdir / "policy", work.config, jax.device_get(policy), work.tokenizer)
     summary = {
@@ -189,9 +184,7 @@ class Rollouts:
         """One step's batch (host arrays), and what to log of it."""
         batch = next(self._prompts)
         tokens, mask = sharding.shard_batch(self._work.mesh, (batch["tokens"], batch["mask"]))
-        done = rollout.rollout(
-            self._work.config, params, tokens, mask, key, **self._options
-        )
+        done = rollout.rollout(self._work.config, params, tokens, mask, key, **self._options)
         done = jax.device_get(done)
         samples = self._config.rl.samples
         rows = [self._rows[index] for index in np.repeat(batch["row"], samples)]

@@ -143,9 +143,7 @@ def move(params, projectors, seed=0, leak=0.0):
 
 def test_the_certificate_measures_what_it_says(params, projectors):
     policy = move(params, projectors, leak=1e-3)
-    report = nullspace.certify(
-        CONFIG, params, policy, projectors, batches(0), list(batches(1))
-    )
+    report = nullspace.certify(CONFIG, params, policy, projectors, batches(0), list(batches(1)))
     json.dumps(report)
     text = nullspace.format_certificate(report)
     before, after = (projection.leaves_by_path(tree) for tree in (params, policy))
