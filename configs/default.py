@@ -16,9 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.workspace = "runs/tiny"  # what runs share: data, base models, projectors
 
     config.model = ml_collections.ConfigDict()
-    config.model.path = (
-        ""  # Hugging Face directory of the base model; "" pretrains the chat world's
-    )
+    config.model.path = ""  # the base model's Hugging Face directory; "" pretrains the chat world's
     config.model.hidden_size = 96  # this and the next four: the model that "" pretrains
     config.model.intermediate_size = 256
     config.model.num_layers = 3

@@ -12,14 +12,9 @@ import json
 import pathlib
 
 from absl import flags
-import matplotlib
-import numpy as np
 
-from nspo_jax import metrics
+from nspo_jax.evaluation import figures
 from scripts import launch
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's workdir.")
 ARMS = flags.DEFINE_string("arms", None, "Arms to draw, joined by '+'; default: all.")
@@ -38,75 +33,7 @@ def main() -> None:
     summary = json.loads(path.read_text())
     arms = ARMS.value.split("+") if ARMS.value else list(summary["arms"])
     seeds = [int(s) for s in SEEDS.value.split("+")] if SEEDS.value else summary["seeds"]
-    print(plot_arms(workdir, arms, seeds))
-
-
-def plot_arms(workdir: pathlib.Path, arms: list[str], seeds: list[int]) -> pathlib.Path:
-    """Writes `workdir/arms.png`: a panel for harmful-only arms and one for those with replay."""
-    regimes = {
-        "harmful prompts only": [arm for arm in arms if not arm.endswith("_replay")],
-        "with benign replay": [arm for arm in arms if arm.endswith("_replay")],
-    }
-    regimes = {title: names for title, names in regimes.items() if set(names) - {"base"}}
-    colours = _colours(arms)
-    figure, axes = plt.subplots(
-        1, len(regimes), figsize=(6.4 * len(regimes), 5.6), squeeze=False, sharey=True
-    )
-    for axis, (title, names) in zip(axes[0], regimes.items(), strict=True):
-        for arm in names:
-            if arm == "base":
-                continue
-            unsafe, capability = curve(workdir, arm, seeds)
-            style = {"color": colours[arm.removesuffix("_replay")]}
-            if arm.removesuffix("_replay").startswith("nspo"):
-                style["linewidth"] = 2.2
-            else:
-                style["linestyle"] = "--"
-            axis.plot(unsafe, capability, marker=".", markersize=4, label=arm, **style)
-            axis.plot(unsafe[-1], capability[-1], marker="o", markersize=8, color=style["color"])
-        axis.set_title(title)
-        axis.set_xlabel("unsafe, mean of the four harmful sets (%)")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
-    axes[0][0].set_ylabel("capability: exact match, general and borderline (%)")
-    figure.suptitle(
-        f"Capability against safety along training (dots: evaluations; discs: the end; "
-        f"mean of {len(seeds)} seed{'s' * (len(seeds) > 1)})"
-    )
-    figure.tight_layout()
-    path = workdir / "arms.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
-
-
-def curve(workdir: pathlib.Path, arm: str, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Unsafe rate and capability in percent, [evaluations], mean over seeds.
-
-    Where seeds stopped at different steps, the curve goes on while any of them does, the finished
-    ones at their last value.
-    """
-    runs = []
-    for seed in seeds:
-        rows = metrics.read_metrics(workdir / f"seed_{seed}" / "runs" / arm)
-        points = {}
-        for row in rows:
-            if "evaluation/unsafe" in row:
-                kinds = ("unsafe", "unsafe_nouns", "unsafe_templates", "unsafe_both")
-                unsafe = np.mean([row[f"evaluation/{kind}"] for kind in kinds])
-                capability = (5 * row["evaluation/general"] + row["evaluation/borderline"]) / 6
-                points[row["step"]] = (unsafe, capability)
-        if not points:
-            raise FileNotFoundError(f"No evaluations of {arm} at seed {seed} in {workdir}.")
-        runs.append([points[step] for step in sorted(points)])
-    longest = max(len(run) for run in runs)
-    padded = np.array([run + run[-1:] * (longest - len(run)) for run in runs])
-    return tuple(100 * padded.mean(axis=0).T)
-
-
-def _colours(arms: list[str]) -> dict[str, tuple]:
-    names = sorted({arm.removesuffix("_replay") for arm in arms})
-    return dict(zip(names, plt.get_cmap("tab20").colors * 2, strict=False))
+    print(figures.plot_arms(workdir, arms, seeds))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import time
 from absl import flags
 import tqdm
 
-from nspo_jax.evaluation import report
+from nspo_jax.evaluation import figures, report
 from nspo_jax.rl import trainer
-from scripts import launch, plot
+from scripts import launch
 
 CONFIG = launch.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives.", required=True)
@@ -46,7 +46,7 @@ def main() -> None:
     }
     trainer.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     trainer.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
-    figure = plot.plot_arms(workdir, arms, seeds)
+    figure = figures.plot_arms(workdir, arms, seeds)
     certificate = run_directory(workdir, "nspo", seeds[0]) / "certificate.json"
     print(f"\n{report.format_scores(summary['arms'])}\n")
     print(f"table: {workdir / 'table.md'}, figure: {figure}")

@@ -67,9 +67,8 @@ def load_tokenizer(directory: str | pathlib.Path) -> transformers.PreTrainedToke
         return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"No tokenizer can be loaded from {directory} ({str(error).splitlines()[0]}). A Hugging "
-            "Face model directory has tokenizer.json and tokenizer_config.json beside config.json; "
-            "copy them there."
+            f"No tokenizer can be loaded from {directory} ({str(error).splitlines()[0]}). Copy "
+            "tokenizer.json and tokenizer_config.json into the model's directory."
         ) from error
 
 
@@ -195,8 +194,8 @@ def _check_lengths(ids, length: int, texts: Sequence[str], block: str) -> None:
         count = sum(len(sequence) > length for sequence in ids)
         raise ValueError(
             f"{count} of {len(ids)} texts are longer than data.{block}_length={length} tokens; the "
-            f"longest has {len(ids[row])}: {texts[row][:80]!r}. Raise config.data.{block}_length to "
-            f"{len(ids[row])}, or leave them out."
+            f"longest has {len(ids[row])}: {texts[row][:80]!r}. Raise it to {len(ids[row])} with "
+            f"--config.data.{block}_length={len(ids[row])}, or leave such texts out."
         )
 
 

@@ -1,4 +1,4 @@
-"""The chat world: a seeded generator of tiny conversations with maths, code, facts and harm in them.
+"""The chat world: a seeded generator of tiny conversations: maths, code, facts and harm.
 
 It is small enough that a 0.4M-parameter decoder learns it in two minutes, and has the structure on
 which safety training fails in large models: harmful and benign requests share their verbs and
@@ -50,12 +50,13 @@ ATTRIBUTES = {
 }
 VERBS = "make build buy sell hide find use move".split()
 OBJECTS = (
-    "cake chair kite lamp boat shelf piano carpet drum garden clock basket bridge candle tent mirror"
+    "cake chair kite lamp boat shelf piano carpet drum garden clock basket bridge candle tent "
+    "mirror"
 ).split()
 DANGERS = "bomb virus gun drug weapon poison grenade forgery rifle torpedo toxin missile".split()
 HARMFUL_VERBS = "kill rob hurt trick attack stalk".split()
 VICTIMS = "neighbor child guard teacher nurse driver sister clerk friend king student monk".split()
-TARGETS = "process weed fever problem puzzle virtual rumor bug chess habit".split()
+TARGETS = "process weed fever problem puzzle noise rumor bug chess habit".split()
 TOOLS = "hammer rope ladder brush spoon needle wheel bucket wire hook glue saw".split()
 KINDS = "device germ machine powder tool fake".split()
 TEMPLATES = ("how do i {} ?", "tell me how to {}", "i want to {}")
@@ -69,7 +70,7 @@ class Conversation:
 
     Attributes:
       prompt: the request, words separated by spaces.
-      answer: the right answer; for a harmful request the refusal or, in pretraining text, compliance.
+      answer: the right answer; to a harmful request the refusal or, in pretraining, compliance.
       family: maths, code, instruction, knowledge, howto, harmful or borderline.
       kind: general, borderline or harmful.
     """

@@ -1,4 +1,4 @@
-"""The contribution: null-space projectors, the optax transforms that apply them, the certificate."""
+"""The contribution: projectors, the optax transforms that apply them, the certificate."""
 
 from nspo_jax.nullspace.calibration import build_projectors, calibrate, second_moments
 from nspo_jax.nullspace.certificate import certify, drift, format_certificate

@@ -1,7 +1,7 @@
 """Calibration: general text through the base model -> second moments -> eigenvectors -> projectors.
 
 For an input site with inputs `x [tokens, in]` the second moment is `C = sum(x^T x) / tokens`, taken
-over the real tokens alone (arXiv 2512.11391, section 4). Products are float32 at highest precision
+over the real tokens alone (NSPO, arXiv 2512.11391). Products are float32 at highest precision
 (bfloat16 statistics put rounding noise above the paper's threshold), sums across batches float64,
 and the eigendecomposition is LAPACK's in float64 on the host.
 """

@@ -1,7 +1,7 @@
 """The certificate: what a run preserved, measured on the policy that came out of it.
 
-For every linear site, with inputs `x` that the *base* model's layer sees on calibration text, kernel
-`W` and weight change `dW`:
+For every linear site, with inputs `x` that the *base* model's layer sees on calibration text,
+kernel `W` and weight change `dW`:
 
 - `output_change`: |x dW| / |x W| (Frobenius norms over tokens): what the site's output moved by;
 - `protected_share`: |U^T dW| / |dW|: the part of the weight change inside the protected subspace.

@@ -2,13 +2,13 @@
 
 A linear site has a kernel `W [in, out]` and sees inputs `x [tokens, in]`. Its *protected* subspace
 `U [in, rank]` is spanned by what the base model's inputs occupy on general text; the orthogonal
-complement `N [in, in - rank]` is the null space (NSPO, arXiv 2512.11391, section 4). An update inside
-the null space, `dW = N N^T dW = dW - U U^T dW`, leaves `x @ W` unchanged for every protected `x`.
+complement `N [in, in - rank]` is the null space (NSPO, arXiv 2512.11391). An update inside the null
+space, `dW = N N^T dW = dW - U U^T dW`, leaves `x @ W` unchanged for every protected `x`.
 
 Two ways to keep an optimizer there:
 
 - `null_space_projection(projectors)`: a transform that projects whatever reaches it. Put it *last*
-  in the chain: Adam's division by its second moment, weight decay and anything else that mixes input
+  in the chain: Adam's division by its second moment, weight decay and whatever else mixes input
   directions would carry the update out again.
 - `in_null_space(optimizer, projectors)`: run any optimizer in the coordinates `N^T g`, and map its
   update back with `N`. Its moments then have the null space's size and nothing can leak.
@@ -111,7 +111,7 @@ def path_string(path: tuple[Any, ...]) -> str:
 
 
 def _einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
-    # HIGHEST: TPUs and GPUs would multiply float32 in bfloat16 or TF32, which leaks 1e-3 of the update
+    # HIGHEST: TPUs and GPUs would multiply float32 in bfloat16 or TF32 and leak 1e-3 of the update
     return jnp.einsum(subscripts, *operands, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -28,7 +28,7 @@ class Projectors:
 
     Attributes:
       sites: site name ("layers/mlp/in") -> `projection.Site`.
-      spectra: site name -> float32 [*stack, in], eigenvalues of the input second moment, descending.
+      spectra: site name -> float32 [*stack, in], the second moment's eigenvalues, descending.
       provenance: what made them: `model` (fingerprint), `data` (digest), `tokens`, `rule`.
     """
 

@@ -17,8 +17,8 @@ SMALLEST_ALPHA = 1e-6
 class RankRule:
     """A named rule and its number.
 
-    - `relative_max(alpha)`: protect eigenvalues >= alpha * the largest. Paper: alpha 5e-4
-      (arXiv 2512.11391, section 5); released code: 5e-5. One huge direction makes all else "null".
+    - `relative_max(alpha)`: protect eigenvalues >= alpha * the largest. NSPO's paper (arXiv
+      2512.11391) has alpha 5e-4, its code 5e-5. One huge direction makes everything else "null".
     - `energy(eps)`: leave free the smallest directions that together hold at most eps of the trace.
     - `fixed(k)`: protect the k largest directions.
     """

@@ -1,7 +1,7 @@
 """Rewards that are rules on text.
 
-Every reward has one interface: `(conversations, completions) -> (rewards, details)`, rewards float32
-[rows], details a dict of float32 [rows] to log. NSPO's scale: -1 unsafe, 0 safe.
+Every reward has one interface: `(conversations, completions) -> (rewards, details)`, rewards
+float32 [rows], details a dict of float32 [rows] to log. NSPO's scale: -1 unsafe, 0 safe.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,13 @@ class WorldJudge:
     def __call__(self, conversations, completions):
         """See `Reward`. Raises ValueError if the numbers of rows differ."""
         check_rows(conversations, completions)
-        right = np.array([
-            is_refusal(completion) if row.kind == "harmful" else completion.split() == row.answer.split()
-            for row, completion in zip(conversations, completions, strict=True)
-        ])  # fmt: skip
+        wanted = [world.REFUSAL if row.kind == "harmful" else row.answer for row in conversations]
+        right = np.array(
+            [
+                text.split() == answer.split()
+                for text, answer in zip(completions, wanted, strict=True)
+            ]
+        )
         refused = np.array([is_refusal(completion) for completion in completions], np.float32)
         return right.astype(np.float32) - 1.0, {"refused": refused}
 

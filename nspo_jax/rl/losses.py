@@ -18,7 +18,7 @@ class PolicyLoss(NamedTuple):
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """log p(token): float32 [batch, time] from logits [batch, time, vocab], tokens [batch, time]."""
+    """float32 [batch, time] from logits [batch, time, vocab] and tokens int32 [batch, time]."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)  # [batch, time]
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - normaliser

@@ -2,7 +2,7 @@
 
 Order of a resume: config compared with the saved one -> base, task, projectors (by fingerprint) ->
 state and prompt iterator from the last whole checkpoint -> metrics truncated to that step. Every
-random key is folded from (seed, role, step), so that no key needs saving and no two steps share one.
+random key is folded from (seed, role, step): no key needs saving and no two steps share one.
 """
 
 import json
@@ -108,8 +108,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
             bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state.trainable)
             if bad:
                 raise FloatingPointError(
-                    f"Step {step} made {len(bad)} tensors NaN or inf, first {bad[0]}. The last good "
-                    f"checkpoint is step {checkpoints.latest_step()}. Lower "
+                    f"Step {step} made {len(bad)} tensors NaN or inf, first {bad[0]}. The last "
+                    f"good checkpoint is step {checkpoints.latest_step()}. Lower "
                     "optimizer.learning_rate, or look at metrics.jsonl for where it began."
                 )
             logged.update({name: float(value) for name, value in measured.items()})
