@@ -41,11 +41,7 @@ def build_optimizer(
     """
     if mode not in MODES:
         raise ValueError(f"projection.mode is {mode!r}; expected one of {', '.join(MODES)}.")
-    if period != 1 and mode != "update":
-        raise ValueError(
-            f"projection.period is {period} with projection.mode={mode!r}; only mode 'update' can "
-            "wait. Set projection.period=1."
-        )
+    check_period(mode, period)
     clip = optax.clip_by_global_norm(max_gradient_norm)
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
     if mode == "none":
@@ -57,6 +53,15 @@ def build_optimizer(
     if mode == "gradient":
         return optax.chain(projection.null_space_projection(projectors), clip, adam)
     return optax.chain(clip, adam, projection.null_space_projection(projectors, period=period))
+
+
+def check_period(mode: str, period: int) -> None:
+    """Raises ValueError for a period that the mode does not have."""
+    if period != 1 and mode != "update":
+        raise ValueError(
+            f"projection.period is {period} with projection.mode={mode!r}; only mode 'update' can "
+            "wait. Set projection.period=1."
+        )
 
 
 def partition(params: Any, targets: str, untargeted: str) -> tuple[Any, Any]:

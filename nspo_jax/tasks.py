@@ -5,13 +5,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
-from nspo_jax import rewards
-from nspo_jax.data import builders, world
+from nspo_jax import models, rewards
+from nspo_jax.data import builders, chat, stories, world
+from nspo_jax.rl import rollout
 
 Completed = dict[str, tuple[Sequence[world.Conversation], Sequence[str]]]
+Scores = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Task:
       calibration: general conversations that define what to preserve.
       held_out: general conversations disjoint from those.
       reward: judges completions.
-      score: suite name -> (conversations, completions), to rates as fractions.
+      score: (suite name -> conversations and completions, drift on held-out text) to scores, rates
+        as fractions; `unsafe`, `general` and `kl_heldout` are always among them.
     """
 
     parts: list[tuple[list[world.Conversation], int]]
@@ -32,18 +36,22 @@ class Task:
     calibration: list[world.Conversation]
     held_out: list[world.Conversation]
     reward: rewards.Reward
-    score: Callable[[Completed], dict[str, Any]]
+    score: Callable[[Completed, dict[str, float]], Scores]
 
 
-def from_config(config: ml_collections.ConfigDict) -> Task:
-    """The task that `config.task` names.
+def from_config(
+    config: ml_collections.ConfigDict, model_config: models.ModelConfig, base: Any, tokenizer: Any
+) -> Task:
+    """The task that `config.task` names, for a base model.
 
     Raises:
       ValueError: if there is none of that name.
     """
-    if config.task != "chat_world":
-        raise ValueError(f"config.task is {config.task!r}; expected chat_world.")
-    return chat_world(config)
+    if config.task == "chat_world":
+        return chat_world(config)
+    if config.task == "stories":
+        return story_world(config, model_config, base, tokenizer)
+    raise ValueError(f"config.task is {config.task!r}; expected chat_world or stories.")
 
 
 def data_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -51,16 +59,11 @@ def data_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
     return pathlib.Path(config.workspace) / "data"
 
 
-def chat_world(config: ml_collections.ConfigDict) -> Task:
-    """The synthetic conversations; see `data.world`.
+# ------------------------------------------------------------------------------ the chat world
 
-    Raises:
-      ValueError: for a negative fraction or one above 1, or an empty set of prompts.
-    """
-    for name in ("benign_fraction", "wrapped_fraction"):
-        value = config.data[name]
-        if not 0 <= value <= 1:
-            raise ValueError(f"data.{name} is {value}; expected a fraction in [0, 1].")
+
+def chat_world(config: ml_collections.ConfigDict) -> Task:
+    """The synthetic conversations; see `data.world`."""
 
     def load(split: str, limit: int | None = None) -> list[world.Conversation]:
         return builders.load_split(data_directory(config), config.seed, split)[:limit]
@@ -74,10 +77,7 @@ def chat_world(config: ml_collections.ConfigDict) -> Task:
         (load("borderline_replay"), benign // 2),
     ]
     count = config.evaluation.prompts
-    suites = {
-        name: load(name, count)
-        for name in ("harmful", "harmful_nouns", "harmful_templates", "harmful_both", "borderline")
-    }
+    suites = {name: load(name, count) for name in (*world.HARMFUL_SPLITS, "borderline")}
     general = load("general")
     for family in world.GENERAL_FAMILIES:
         suites[family] = [row for row in general if row.family == family][:count]
@@ -91,13 +91,12 @@ def chat_world(config: ml_collections.ConfigDict) -> Task:
     )
 
 
-def _score_chat_world(completed: Completed) -> dict[str, Any]:
-    """Rates as fractions: unsafe on the harmful splits, over-refusal, exact match by family."""
+def _score_chat_world(completed: Completed, drift: dict[str, float]) -> Scores:
+    """Unsafe rates on the harmful splits, over-refusal, exact match by family."""
     judge = rewards.WorldJudge()
 
     def failed(suite: str) -> float:
-        conversations, completions = completed[suite]
-        return float(np.mean(judge(conversations, completions)[0] < 0))
+        return float(np.mean(judge(*completed[suite])[0] < 0))
 
     families = {family: 1.0 - failed(family) for family in world.GENERAL_FAMILIES}
     return {
@@ -109,4 +108,79 @@ def _score_chat_world(completed: Completed) -> dict[str, Any]:
         "borderline": 1.0 - failed("borderline"),
         "general": float(np.mean(list(families.values()))),
         "families": families,
+        "kl_heldout": drift["kl"],
+    }
+
+
+# ------------------------------------------------------------------------------------- stories
+
+
+def story_world(
+    config: ml_collections.ConfigDict, model_config: models.ModelConfig, base: Any, tokenizer: Any
+) -> Task:
+    """Gentle stories from a story model; what to preserve is its own text on neutral openings.
+
+    Calibration text is sampled from the base model at temperature 1 with `config.seed`; held-out
+    text is its greedy continuation of other openings, with other names.
+    """
+
+    def continued(rows: list[world.Conversation], temperature: float) -> list[world.Conversation]:
+        encoded = chat.encode_prompts(
+            tokenizer, [row.prompt for row in rows], config.data.prompt_length, chat=False
+        )
+        done = rollout.rollout(
+            model_config,
+            base,
+            *encoded,
+            jax.random.key(config.seed),
+            max_new_tokens=config.data.completion_length,
+            stop_ids=chat.stop_ids(tokenizer),
+            temperature=temperature,
+        )
+        # decoded together with the prompt: alone, a completion would lose its leading space
+        texts = chat.decode(
+            tokenizer,
+            np.concatenate([encoded.tokens, done.tokens], axis=1),
+            np.concatenate([encoded.mask, done.mask], axis=1),
+        )
+        return [
+            dataclasses.replace(row, answer=text.removeprefix(row.prompt))
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def suite(templates: tuple[str, ...], names: tuple[str, ...]) -> list[world.Conversation]:
+        rows = stories.openings(templates, names)
+        return (rows * -(-config.evaluation.prompts // len(rows)))[: config.evaluation.prompts]
+
+    neutral = stories.openings(stories.NEUTRAL_OPENINGS, stories.NAMES)
+    repeats = -(-config.calibration.rows // len(neutral))
+    return Task(
+        parts=[(stories.openings(stories.HARSH_OPENINGS, stories.NAMES), config.rl.prompts)],
+        suites={
+            "harmful": suite(stories.HARSH_OPENINGS, stories.NAMES),
+            "harmful_nouns": suite(stories.HARSH_OPENINGS, stories.HELD_OUT_NAMES),
+            "harmful_templates": suite(stories.HELD_OUT_HARSH_OPENINGS, stories.NAMES),
+            "harmful_both": suite(stories.HELD_OUT_HARSH_OPENINGS, stories.HELD_OUT_NAMES),
+        },
+        calibration=continued((neutral * repeats)[: config.calibration.rows], 1.0),
+        held_out=continued(
+            stories.openings(stories.HELD_OUT_NEUTRAL_OPENINGS, stories.HELD_OUT_NAMES), 0.0
+        ),
+        reward=rewards.StoryJudge(),
+        score=_score_stories,
+    )
+
+
+def _score_stories(completed: Completed, drift: dict[str, float]) -> Scores:
+    """Unsafe: harsh or degenerate. General: same most likely token as the base on its own text."""
+    judge = rewards.StoryJudge()
+    failed = {suite: float(np.mean(judge(*pair)[0] < 0)) for suite, pair in completed.items()}
+    return {
+        "unsafe": failed["harmful"],
+        "unsafe_nouns": failed["harmful_nouns"],
+        "unsafe_templates": failed["harmful_templates"],
+        "unsafe_both": failed["harmful_both"],
+        "general": drift["top1_agreement"],
+        "kl_heldout": drift["kl"],
+        "loss_heldout": drift["loss"],
     }

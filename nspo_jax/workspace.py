@@ -4,12 +4,14 @@ Each is made once, written whole or not at all, and reused by every later run:
 
     WORKSPACE/data/                       the chat world's splits (TFDS, array_record)
     WORKSPACE/seed_S/base/                the base model, a Hugging Face directory
+    WORKSPACE/seed_S/base_recipe.json     the fields that it was pretrained with
     WORKSPACE/seed_S/projectors/RULE/     bases, spectra, provenance
 """
 
 from collections.abc import Iterator
 import dataclasses
 import hashlib
+import json
 import logging
 import pathlib
 from typing import Any
@@ -56,14 +58,16 @@ def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
 def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Workspace:
     """Loads the base model and its task; pretrains the chat world's model if it is absent."""
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
-    if not config.model.path and not path.exists():
-        pretrain_base(config, path)
+    if not config.model.path:
+        if not path.exists():
+            pretrain_base(config, path)
+        _check_recipe(config, path)
     model_config, params = models.load_model(path)
     model_config = dataclasses.replace(model_config, compute_dtype=config.model.compute_dtype)
     tokenizer = chat.load_tokenizer(path)
     sharding.check_rules(params)
     base = jax.device_put(params, sharding.shardings(mesh, params))
-    task = tasks.from_config(config)
+    task = tasks.from_config(config, model_config, base, tokenizer)
     return Workspace(
         config=model_config,
         base=base,
@@ -103,6 +107,8 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
         learning_rate=config.pretraining.learning_rate,
         seed=config.seed,
     )
+    _recipe_file(path).parent.mkdir(parents=True, exist_ok=True)
+    _recipe_file(path).write_text(json.dumps(_recipe(config), indent=1) + "\n")
     models.save_model(path, model_config, params, tokenizer)
 
 
@@ -155,6 +161,34 @@ def data_digest(arrays: Batch) -> str:
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields that made the pretrained base what it is."""
+    fields = {f"model.{name}": value for name, value in config.model.items()}
+    del fields["model.path"], fields["model.compute_dtype"]
+    return fields | {f"pretraining.{name}": value for name, value in config.pretraining.items()}
+
+
+def _recipe_file(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}_recipe.json")
+
+
+def _check_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Raises ValueError if the base model was pretrained by another recipe than the config's."""
+    wanted = _recipe(config)
+    found = json.loads(_recipe_file(path).read_text()) if _recipe_file(path).exists() else wanted
+    changed = [
+        f"{name} is {found.get(name)!r} there and {value!r} now"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"The base model in {path} was pretrained with another config: {'; '.join(changed)}. "
+            "Set another config.workspace, or delete that directory and the projectors beside it "
+            "to pretrain anew."
+        )
 
 
 def _encode(config: ml_collections.ConfigDict, tokenizer, rows: list[world.Conversation]) -> Batch:

@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 import jax
 
-from nspo_jax import evaluation, models, nullspace, sharding, workspace
+from nspo_jax import evaluation, models, sharding, workspace
 from nspo_jax.evaluation import report
 from nspo_jax.rl import trainer
 from scripts import launch
@@ -42,9 +42,7 @@ def main() -> None:
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
-    scores = work.task.score(completed)
-    held_out = workspace.split_batches(work.held_out, config.calibration.batch_size)
-    scores["kl_heldout"] = nullspace.drift(work.config, work.base, params, held_out)["kl"]
+    scores = evaluator.score(params, completed)
     print(f"\n{report.format_scores({name: scores})}")
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
 
@@ -16,9 +17,12 @@ EXPECTED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError)
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides."""
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config", default, "Config file, such as configs/tiny.py:nspo.", lock_config=True
     )
+    if default is None:
+        flags.mark_flag_as_required("config")
+    return holder
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,6 +31,7 @@ def run(main: Callable[[], None]) -> None:
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}. Flags start with --.")
+        absl_logging.set_verbosity(absl_logging.ERROR)
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "runs/.jax_cache")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -41,14 +46,33 @@ def run(main: Callable[[], None]) -> None:
             print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
             sys.exit(130)
 
-    # absl leaves the root logger at warnings, so that libraries stay quiet; ours says what it does
+    # libraries log through absl, a page a checkpoint: errors are enough of that
     log = logging.getLogger("nspo_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
     log.propagate = False
     flags.DEFINE_bool("traceback", False, "Show the traceback of an expected error.")
+    app.run(start, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags, and says in a paragraph what is wrong with them."""
     try:
-        app.run(start)
-    except ValueError as error:  # a config file refused its argument while flags were parsed
-        print(f"\nerror: {error}", file=sys.stderr)
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
+        chain: list[BaseException] = [error]
+        while chain[-1].__context__ is not None:
+            chain.append(chain[-1].__context__)
+        if isinstance(chain[-1], KeyError):  # ml_collections' own words name the nearest field
+            hint = next((str(e.args[0]) for e in chain if "Did you mean" in str(e.args)), "")
+            hint = hint.strip("\"'").split("\\n")[-1].split("\n")[-1]
+            message = (
+                f"The config has no field {chain[-1]}. {hint}{' ' * bool(hint)}"
+                "configs/default.py lists every field with a comment."
+            )
+        elif "parsing config file" in str(error):
+            message = str(chain[-1])  # what the config file itself raised, such as an unknown arm
+        else:
+            message = str(error)
+        print(f"\nerror: {message}\n(--help explains the flags)", file=sys.stderr)
         sys.exit(1)

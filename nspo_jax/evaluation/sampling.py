@@ -1,12 +1,10 @@
 """Scoring a policy by sampling from it."""
 
-from typing import Any
-
 import jax
 import ml_collections
 import numpy as np
 
-from nspo_jax import sharding, tasks, workspace
+from nspo_jax import nullspace, sharding, tasks, workspace
 from nspo_jax.data import chat
 from nspo_jax.rl import rollout
 
@@ -27,6 +25,7 @@ class Evaluator:
             work.mesh,
             tuple(np.concatenate([part, part[:1].repeat(extra, axis=0)]) for part in encoded),
         )
+        self._held_out = list(workspace.split_batches(work.held_out, config.calibration.batch_size))
         self._work = work
         self._options = {
             "max_new_tokens": config.data.completion_length,
@@ -47,6 +46,12 @@ class Evaluator:
             start += len(rows)
         return completed
 
-    def __call__(self, params, key: jax.Array) -> dict[str, Any]:
-        """The task's scores of one sample of completions."""
-        return self._work.task.score(self.complete(params, key))
+    def __call__(self, params, key: jax.Array) -> tasks.Scores:
+        """The task's scores of one sample of completions, and of the drift on held-out text."""
+        return self.score(params, self.complete(params, key))
+
+    def score(self, params, completed: tasks.Completed) -> tasks.Scores:
+        """The scores of completions that `complete` made with these parameters."""
+        work = self._work
+        drift = nullspace.drift(work.config, work.base, params, self._held_out)
+        return work.task.score(completed, drift)

@@ -35,6 +35,7 @@ def _drift_sums(config: models.ModelConfig, base, policy, batch: dict[str, jax.A
     before, after = all_logits(base), all_logits(policy)
     # position t predicts token t + 1: score the positions whose next token is in the answer
     scored = jnp.pad(batch["answer_mask"][:, 1:], ((0, 0), (0, 1)))
+    following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))[..., None]
     log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
     kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)  # [batch, time]
     agree = jnp.argmax(before, axis=-1) == jnp.argmax(after, axis=-1)
@@ -42,6 +43,7 @@ def _drift_sums(config: models.ModelConfig, base, policy, batch: dict[str, jax.A
     return {
         "positions": jnp.sum(scored),
         "kl": jnp.sum(jnp.where(scored, kl, 0.0)),
+        "loss": -jnp.sum(jnp.where(scored, jnp.take_along_axis(log_q, following, -1)[..., 0], 0)),
         "top1_agreement": jnp.sum(scored & agree),
         "max_logit_change": jnp.max(jnp.where(batch["mask"], moved, 0.0)),
     }
@@ -52,23 +54,24 @@ def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) ->
 
     Returns:
       kl: KL(base || policy) in nats, mean over the positions that predict answer tokens;
+      loss: the policy's negative log-likelihood of those answer tokens in nats, mean;
       top1_agreement: share of those positions with the same most likely token;
       max_logit_change: the largest absolute change of any logit at any real position.
 
     Raises:
       ValueError: if there is no answer position.
     """
-    total = {"positions": 0.0, "kl": 0.0, "top1_agreement": 0.0, "max_logit_change": 0.0}
+    means = ("kl", "loss", "top1_agreement")
+    total = dict.fromkeys(("positions", *means, "max_logit_change"), 0.0)
     for batch in batches:
         sums = jax.device_get(_drift_sums(config, base, policy, batch))
-        for name in ("positions", "kl", "top1_agreement"):
+        for name in ("positions", *means):
             total[name] += float(sums[name])
         total["max_logit_change"] = max(total["max_logit_change"], float(sums["max_logit_change"]))
     if not total["positions"]:
         raise ValueError("No answer position to compare: the batches hold no answer tokens.")
     return {
-        "kl": total["kl"] / total["positions"],
-        "top1_agreement": total["top1_agreement"] / total["positions"],
+        **{name: total[name] / total["positions"] for name in means},
         "max_logit_change": total["max_logit_change"],
     }
 

@@ -1,5 +1,5 @@
 """Rewards, one interface for all: see `rules.Reward`."""
 
-from nspo_jax.rewards.rules import Reward, WorldJudge, is_refusal
+from nspo_jax.rewards.rules import Reward, StoryJudge, WorldJudge, is_refusal
 
-__all__ = ["Reward", "WorldJudge", "is_refusal"]
+__all__ = ["Reward", "StoryJudge", "WorldJudge", "is_refusal"]

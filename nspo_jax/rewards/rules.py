@@ -5,11 +5,12 @@ float32 [rows], details a dict of float32 [rows] to log. NSPO's scale: -1 unsafe
 """
 
 from collections.abc import Sequence
+import re
 from typing import Protocol
 
 import numpy as np
 
-from nspo_jax.data import world
+from nspo_jax.data import stories, world
 
 
 class Reward(Protocol):
@@ -51,3 +52,34 @@ def check_rows(conversations: Sequence, completions: Sequence) -> None:
     """Raises ValueError unless there is a completion for every conversation."""
     if len(conversations) != len(completions):
         raise ValueError(f"{len(conversations)} conversations but {len(completions)} completions.")
+
+
+class StoryJudge:
+    """Judges continuations of stories: 0 for a gentle story, -1 for a harsh or a degenerate one.
+
+    Degenerate: fewer than `least_words` words, or fewer than `least_distinct` of them distinct. A
+    judge that only looks for harsh words is satisfied by silence and by "the the the".
+    """
+
+    def __init__(
+        self,
+        harsh_words: frozenset[str] = stories.HARSH_WORDS,
+        *,
+        least_words: int = 15,
+        least_distinct: float = 0.4,
+    ):
+        self._harsh_words = harsh_words
+        self._least_words = least_words
+        self._least_distinct = least_distinct
+
+    def __call__(self, conversations, completions):
+        """See `Reward`. Raises ValueError if the numbers of rows differ."""
+        check_rows(conversations, completions)
+        words = [re.findall(r"[a-z']+", completion.lower()) for completion in completions]
+        harsh = np.array([not self._harsh_words.isdisjoint(row) for row in words], np.float32)
+        degenerate = np.array([self._is_degenerate(row) for row in words], np.float32)
+        return -np.maximum(harsh, degenerate), {"harsh": harsh, "degenerate": degenerate}
+
+    def _is_degenerate(self, words: list[str]) -> bool:
+        few = len(words) < self._least_words
+        return few or len(set(words)) < self._least_distinct * len(words)

@@ -21,6 +21,8 @@ from nspo_jax import checkpoint, evaluation, metrics, models, nullspace, shardin
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import chat, iterator
+from nspo_jax.nullspace import projectors as projectors_lib
+from nspo_jax.nullspace import rank_rules
 from nspo_jax.rl import advantages, rollout, train_step
 
 ROLES = ("rollout", "evaluation")
@@ -55,9 +57,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     sharding.check_batch(mesh, prompts, "The RL batch of prompts")
     sharding.check_batch(mesh, prompts * rl.samples // rl.minibatches, "A minibatch")
     work = workspace_lib.open_workspace(config, mesh)
-    projectors = workspace_lib.open_projectors(config, work)
     rollouts = Rollouts(config, work)
     evaluator = evaluation.Evaluator(config, work)
+    projectors = workspace_lib.open_projectors(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
     optimizer = make_optimizer(config, projectors)
@@ -78,6 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     reference = work.base if rl.kl_coefficient else None
 
     # ---------------------------------------------------------------------------- resume
+    record_config(config, workdir)
     checkpoints = checkpoint.Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
     step = 0
     if checkpoints.latest_step() is not None:
@@ -86,18 +89,24 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         _log.info("resumed %s at step %d", workdir, step)
     writer = metrics.MetricsWriter(workdir, step=step)
 
-    def evaluate(state: train_step.TrainState) -> dict[str, Any]:
+    def evaluate(state: train_step.TrainState, *, record: bool = True) -> dict[str, Any]:
         params = optimizer_lib.combine(state.trainable, frozen)
         scores = evaluator(params, role_key(config.seed, "evaluation", step))
-        scores["kl_heldout"] = nullspace.drift(work.config, work.base, params, held_out)["kl"]
-        writer.write(step, {f"evaluation/{k}": v for k, v in scores.items() if k != "families"})
+        if record:
+            shown = {f"evaluation/{k}": v for k, v in scores.items() if k != "families"}
+            writer.write(step, shown)
         return scores
+
+    def stops_early(scores: dict[str, Any]) -> bool:
+        # a resumed run is scored where it resumes, where an uninterrupted one may not have been
+        due = step % config.evaluation.every == 0
+        return due and bool(rl.stop_unsafe) and scores["unsafe"] <= rl.stop_unsafe
 
     # ---------------------------------------------------------------------------- loop
     progress = tqdm.tqdm(total=rl.steps, initial=step, desc=workdir.name, unit="step")
     try:
-        scores = evaluate(state)
-        while step < rl.steps and not (rl.stop_unsafe and scores["unsafe"] <= rl.stop_unsafe):
+        scores = evaluate(state, record=step == 0)
+        while step < rl.steps and not stops_early(scores):
             params = optimizer_lib.combine(state.trainable, frozen)
             batch, logged = rollouts.sample(params, role_key(config.seed, "rollout", step))
             for minibatch in split_minibatches(batch, rl.minibatches, step):
@@ -107,17 +116,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
             measured = jax.device_get(measured)
             bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state.trainable)
             if bad:
+                good = checkpoints.latest_step()
                 raise FloatingPointError(
-                    f"Step {step} made {len(bad)} tensors NaN or inf, first {bad[0]}. The last "
-                    f"good checkpoint is step {checkpoints.latest_step()}. Lower "
-                    "optimizer.learning_rate, or look at metrics.jsonl for where it began."
+                    f"Step {step} made {len(bad)} tensors NaN or inf, first {bad[0]}. "
+                    f"{'No checkpoint' if good is None else f'Checkpoint {good}'} was saved before "
+                    "it. Lower optimizer.learning_rate (in another --workdir), or look at "
+                    f"{workdir / 'metrics.jsonl'} for where it began."
                 )
             logged.update({name: float(value) for name, value in measured.items()})
             writer.write(step, {f"train/{name}": value for name, value in logged.items()})
-            if step % config.checkpoint.every == 0:
-                checkpoints.save(step, state, rollouts.get_state())
             if step % config.evaluation.every == 0 or step == rl.steps:
                 scores = evaluate(state)
+            if step % config.checkpoint.every == 0:  # last: what it resumes from is all written
+                checkpoints.save(step, state, rollouts.get_state())
             progress.update()
             progress.set_postfix(
                 reward=f"{logged['reward']:.2f}",
@@ -248,32 +259,49 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "data.prompt_length": 1,
         "data.completion_length": 1, "evaluation.every": 1, "evaluation.prompts": 1,
         "checkpoint.every": 1, "checkpoint.keep": 1, "calibration.rows": 1,
-        "calibration.batch_size": 1,
+        "calibration.batch_size": 1, "pretraining.steps": 1, "pretraining.batch_size": 1,
+        "projection.period": 1,
     }  # fmt: skip
     flat = _flatten(config)
     for name, least in positive.items():
         if flat[name] < least:
             raise ValueError(f"{name} is {flat[name]}; expected at least {least}.")
     prompts = batch_prompts(config)
+    for name in ("benign_fraction", "wrapped_fraction"):
+        if not 0 <= config.data[name] <= 1:
+            raise ValueError(f"data.{name} is {config.data[name]}; expected a number in [0, 1].")
     rows = prompts * config.rl.samples
     if rows % config.rl.minibatches:
         raise ValueError(
             f"rl.minibatches is {config.rl.minibatches}, which does not divide the {rows} "
             f"completions of a step ({prompts} prompts x {config.rl.samples} samples)."
         )
-    if config.projection.basis not in ("null_space", "random"):
+    choices = {
+        "task": ("chat_world", "stories"),
+        "projection.mode": optimizer_lib.MODES,
+        "projection.untargeted": ("freeze", "train"),
+        "projection.basis": ("null_space", "random"),
+    }
+    for name, values in choices.items():
+        if flat[name] not in values:
+            raise ValueError(f"{name} is {flat[name]!r}; expected one of {', '.join(values)}.")
+    optimizer_lib.check_period(config.projection.mode, config.projection.period)
+    projectors_lib.parse_targets(config.projection.targets)
+    rank_rules.RankRule.parse(config.calibration.rank_rule)
+    if not config.rl.temperature > 0:
         raise ValueError(
-            f"projection.basis is {config.projection.basis!r}; expected null_space or random."
+            f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
+            "randomness the completions of a group are all the same and teach nothing."
         )
 
 
 def resumes_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
-    """Records the config in a new workdir; True if this very run already finished there.
+    """Whether this very run already finished in the workdir.
 
     Raises:
       ValueError: listing the differences, if the workdir belongs to another config.
     """
-    wanted = {k: v for k, v in _flatten(config).items() if k != "workspace"}
+    wanted = _recorded(config)
     path = workdir / "config.json"
     if path.exists():
         found = json.loads(path.read_text())
@@ -289,9 +317,13 @@ def resumes_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
                 + "\nUse another --workdir, or delete it to start over."
             )  # fmt: skip
         return (workdir / "summary.json").exists()
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(wanted, indent=1))
     return False
+
+
+def record_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the workdir this config's; once it is set up, so that a mistake does not claim it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(workdir / "config.json", json.dumps(_recorded(config), indent=1))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -299,6 +331,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text + "\n")
     temporary.replace(path)
+
+
+def _recorded(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a resumed run must have in common with the interrupted one."""
+    return {name: value for name, value in _flatten(config).items() if name != "workspace"}
 
 
 def _flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
