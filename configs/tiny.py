@@ -14,14 +14,16 @@ from configs import default
 NO_PROJECTION = {"projection.mode": "none", "projection.untargeted": "train"}
 TUNED = {"optimizer.learning_rate": 1e-4, "rl.stop_unsafe": 0.06, "rl.steps": 400}
 PAPER = {"projection.targets": "mlp", "projection.untargeted": "train"}
+EXACT = {"calibration.rows": 4, "calibration.rank_rule": "relative_max(1e-6)"}
 
 ARMS: dict[str, dict] = {
     # the base model as it is
     "base": {"rl.steps": 0},
     # every linear site projected, head included; embedding and norms frozen
     "nspo": {},
-    # the same constraint, Adam in null-space coordinates
-    "nspo_coords": {"projection.mode": "coordinates"},
+    # the same constraint, Adam in null-space coordinates: nothing of a step is projected away, so
+    # that it needs half the learning rate
+    "nspo_coords": {"projection.mode": "coordinates", "optimizer.learning_rate": 5e-4},
     # the head frozen instead of projected
     "nspo_linear": {"projection.targets": "mlp+attention"},
     # the MLP projected, the rest frozen
@@ -42,10 +44,14 @@ ARMS: dict[str, dict] = {
     "random": {"projection.basis": "random"},
     # the projection before Adam instead of after it
     "project_gradient": {"projection.mode": "gradient"},
+    # four conversations to protect and a true null space (nothing of their inputs is cut off): their
+    # logits do not move, and the same with the projection before Adam: they do
+    "nspo_exact": EXACT,
+    "project_gradient_exact": {**EXACT, "projection.mode": "gradient"},
 }
-REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 100}
-# GRPO's best learning rate with replay; at 1e-3 it still fails
-REPLAY_TUNED = {"optimizer.learning_rate": 3e-4}
+REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 80}
+# GRPO's best learning rate with replay of 1e-4, 3e-4 and 1e-3: the larger ones lose capability
+REPLAY_TUNED = {"optimizer.learning_rate": 1e-4}
 
 
 def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:

@@ -62,11 +62,11 @@ class Checkpointer:
                 ),
             )
         except (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
+            reason = str(error).splitlines()[0][:200]  # tensorstore's go on for pages
             raise ValueError(
-                f"The checkpoint {self._directory / str(step)} cannot be restored "
-                f"({str(error).splitlines()[0]}). It is damaged, or of a run with other parameters "
-                "or another optimizer: delete that step's directory to fall back to the one "
-                "before, or start in another --workdir."
+                f"The checkpoint {self._directory / str(step)} cannot be restored ({reason}). It "
+                "is damaged, or of a run with other parameters or another optimizer: delete that "
+                "step's directory to fall back to the one before, or start in another --workdir."
             ) from error
         return step, restored["state"], restored["data"]
 

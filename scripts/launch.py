@@ -14,6 +14,8 @@ from ml_collections import config_flags
 # keeps its traceback.
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError)
 
+flags.disclaim_key_flags()  # --help of a script shows the flags defined here for it
+
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides."""

@@ -37,6 +37,7 @@ def main() -> None:
         config = configs[arm].copy_and_resolve_references()
         config.seed = seed
         config.workspace = str(workdir)
+        config.model.path = sweep.model_path
         summaries[arm].append(trainer.train(config, run_directory(workdir, arm, seed)))
 
     summary = {

@@ -5,6 +5,7 @@ python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny
 
 import ml_collections
 
+EXACT = ("nspo_exact", "project_gradient_exact")
 ARMS = (
     "base", "grpo", "grpo_tuned", "grpo_kl", "mlp_only", "nspo", "nspo_coords", "nspo_linear",
     "nspo_mlp_frozen", "nspo_paper", "nspo_released", "project_gradient", "random",
@@ -15,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     """A sweep: each arm of a config file at each seed."""
     config = ml_collections.ConfigDict()
     config.config = "configs/tiny.py"  # its get_config(ARM) makes the run's config
-    config.arms = "+".join((*ARMS, *(f"{arm}_replay" for arm in ARMS if arm != "base")))
+    config.arms = "+".join((*ARMS, *EXACT, *(f"{arm}_replay" for arm in ARMS if arm != "base")))
+    config.model_path = ""  # base model of every run; "" takes what its config makes
     config.seeds = "0+1+2"  # each with its own world and base model
     return config

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import re
 
+from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
 from nspo_jax.data import world
@@ -50,12 +51,15 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
     Raises:
       ValueError: for an unknown split, or prepared files that cannot be read.
     """
-    name = re.match(r"\w*", split)[0]
-    if name not in world.SPLITS:
-        raise ValueError(f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}.")
+    match = re.fullmatch(r"(\w+)(\[.*\])?", split)
+    if match is None or match[1] not in world.SPLITS:
+        raise ValueError(
+            f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}, with a slice if "
+            "wanted, such as train[:40%]."
+        )
     config = ChatWorldConfig(name=f"seed_{seed}", description=f"World {seed}.", seed=seed)
-    builder = ChatWorld(config=config, data_dir=str(data_dir), file_format="array_record")
     try:
+        builder = ChatWorld(config=config, data_dir=str(data_dir), file_format="array_record")
         if not builder.is_prepared():
             builder.download_and_prepare()
         source = builder.as_data_source(split=split)
@@ -63,9 +67,10 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
             world.Conversation(**{name: bytes(value).decode() for name, value in row.items()})
             for row in source
         ]
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, json_format.ParseError) as error:
+        directory = pathlib.Path(data_dir) / ChatWorld.name / config.name
         raise ValueError(
-            f"The dataset in {builder.data_dir} cannot be read or written ({error}). Delete that "
+            f"The dataset in {directory} cannot be read or written ({error}). Delete that "
             "directory to prepare it anew, or set another config.workspace."
         ) from error
     return rows

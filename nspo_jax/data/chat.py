@@ -64,8 +64,11 @@ def load_tokenizer(directory: str | pathlib.Path) -> transformers.PreTrainedToke
     """
     directory = pathlib.Path(directory)
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+        loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        if loaded.get_vocab().keys() <= loaded.added_tokens_encoder.keys():
+            raise ValueError("it has special tokens alone")  # what no tokenizer.json is made up to
+        return loaded
+    except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"No tokenizer can be loaded from {directory} ({str(error).splitlines()[0]}). Copy "
             "tokenizer.json and tokenizer_config.json into the model's directory."

@@ -64,7 +64,9 @@ def curve(workdir: pathlib.Path, arm: str, seeds: list[int]) -> tuple[np.ndarray
             if "evaluation/unsafe" in row:
                 kinds = ("unsafe", "unsafe_nouns", "unsafe_templates", "unsafe_both")
                 unsafe = np.mean([row[f"evaluation/{kind}"] for kind in kinds])
-                capability = (5 * row["evaluation/general"] + row["evaluation/borderline"]) / 6
+                capability = row["evaluation/general"]  # the mean of its five families
+                if "evaluation/borderline" in row:
+                    capability = (5 * capability + row["evaluation/borderline"]) / 6
                 points[row["step"]] = (unsafe, capability)
         if not points:
             raise FileNotFoundError(f"No evaluations of {arm} at seed {seed} in {workdir}.")

@@ -75,7 +75,7 @@ def build_projectors(
     Args:
       config: the model's configuration: which kernels read which site.
       moments: from `second_moments`.
-      rank_rule: for example "energy(0.1)"; see `rank_rules.RankRule`.
+      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRule`.
       provenance: `model` and `data`, to be recorded; the rule and the token count are added.
 
     Raises:
@@ -114,7 +114,7 @@ def calibrate(
     params,
     batches: Iterable[Batch],
     *,
-    rank_rule: str = "energy(0.1)",
+    rank_rule: str = "energy(0.05)",
     data: str = "",
 ) -> projectors_lib.Projectors:
     """Calibrates projectors for every linear site of a base model.

@@ -1,6 +1,6 @@
 """Rank rules: how many directions of a site's input spectrum are protected.
 
-A rule is written as in a config: `relative_max(5e-4)`, `energy(0.1)` or `fixed(32)`.
+A rule is written as in a config: `relative_max(5e-4)`, `energy(0.05)` or `fixed(32)`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class RankRule:
 
     @classmethod
     def parse(cls, text: str) -> "RankRule":
-        """Reads "energy(0.1)".
+        """Reads "energy(0.05)".
 
         Raises:
           ValueError: for an unknown rule or a value out of its range.
@@ -37,7 +37,7 @@ class RankRule:
         if match is None or match[1] not in ("relative_max", "energy", "fixed"):
             raise ValueError(
                 f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS) or "
-                "fixed(RANK), for example energy(0.1)."
+                "fixed(RANK), for example energy(0.05)."
             )
         name, value = match[1], float(match[2])
         if name == "relative_max" and not SMALLEST_ALPHA <= value < 1:

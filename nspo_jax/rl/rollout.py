@@ -49,7 +49,8 @@ def rollout(
       temperature: logits are divided by it; 0 takes the most likely token.
     """
     count, length = prompts.shape
-    cache = models.empty_cache(config, count, length + max_new_tokens)
+    # the barrier keeps XLA from folding the attention to empty slots at compile time, for seconds
+    cache = jax.lax.optimization_barrier(models.empty_cache(config, count, length + max_new_tokens))
     prefill = models.forward(config, params, prompts, prompt_mask, cache)
     rows = count * samples
     cache = models.repeat_cache(prefill.cache, samples)
