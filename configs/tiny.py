@@ -44,8 +44,8 @@ ARMS: dict[str, dict] = {
     "random": {"projection.basis": "random"},
     # the projection before Adam instead of after it
     "project_gradient": {"projection.mode": "gradient"},
-    # four conversations to protect and a true null space (nothing of their inputs is cut off): their
-    # logits do not move, and the same with the projection before Adam: they do
+    # four conversations to protect and a true null space (nothing of their inputs is cut off):
+    # their logits do not move; with the projection before Adam they do
     "nspo_exact": EXACT,
     "project_gradient_exact": {**EXACT, "projection.mode": "gradient"},
 }

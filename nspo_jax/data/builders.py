@@ -1,6 +1,7 @@
 """TFDS builders: datasets prepared once as array_record files, read without TensorFlow."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 
@@ -20,7 +21,7 @@ class ChatWorldConfig(tfds.core.BuilderConfig):
 class ChatWorld(tfds.core.GeneratorBasedBuilder):
     """The synthetic conversations of `data.world`, a config a seed."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.0")  # to be raised when `world` makes other rows
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -40,6 +41,24 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
             yield index, dataclasses.asdict(row)
 
 
+def _prepared(config: ChatWorldConfig, data_dir: str | pathlib.Path) -> ChatWorld:
+    """A builder whose files are there. Of processes that write them at once, one wins."""
+    make = functools.partial(
+        ChatWorld, config=config, data_dir=str(data_dir), file_format="array_record"
+    )
+    builder = make()
+    if builder.is_prepared():
+        return builder
+    try:
+        builder.download_and_prepare()
+        return builder
+    except OSError:
+        other = make()  # reads the metadata that another process has written meanwhile
+        if not other.is_prepared():
+            raise
+        return other
+
+
 def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[world.Conversation]:
     """Reads a split of a seed's world, preparing the dataset first if it is absent.
 
@@ -51,7 +70,7 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
     Raises:
       ValueError: for an unknown split, or prepared files that cannot be read.
     """
-    match = re.fullmatch(r"(\w+)(\[.*\])?", split)
+    match = re.fullmatch(r"(\w+)(\[-?\d*%?:-?\d*%?\])?", split)
     if match is None or match[1] not in world.SPLITS:
         raise ValueError(
             f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}, with a slice if "
@@ -59,9 +78,7 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
         )
     config = ChatWorldConfig(name=f"seed_{seed}", description=f"World {seed}.", seed=seed)
     try:
-        builder = ChatWorld(config=config, data_dir=str(data_dir), file_format="array_record")
-        if not builder.is_prepared():
-            builder.download_and_prepare()
+        builder = _prepared(config, data_dir)
         source = builder.as_data_source(split=split)
         rows = [
             world.Conversation(**{name: bytes(value).decode() for name, value in row.items()})

@@ -42,13 +42,21 @@ def batches(arrays: Arrays, batch_size: int, seed: int) -> grain.DatasetIterator
     # no worker threads: rows are slices of arrays in memory
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     rows = grain.MapDataset.source(_Rows(arrays)).seed(seed).shuffle().repeat()
-    return iter(rows.batch(batch_size).to_iter_dataset(options))
+    # the repeated rows never end, so nothing is dropped; a length rounded up would overflow
+    return iter(rows.batch(batch_size, drop_remainder=True).to_iter_dataset(options))
 
 
 class MixedBatches:
-    """Batches with a fixed number of rows from each of several sets, concatenated in order."""
+    """Batches with a fixed number of rows from each of several sets, concatenated in order.
+
+    Raises:
+      ValueError: if there are no sets, or their arrays have different names.
+    """
 
     def __init__(self, parts: Sequence[tuple[Arrays, int]], seed: int):
+        names = [sorted(arrays) for arrays, _ in parts]
+        if not parts or any(given != names[0] for given in names):
+            raise ValueError(f"Sets of rows to mix: {names}; expected one or more, named alike.")
         self._parts = [
             batches(arrays, count, seed + 7919 * index)
             for index, (arrays, count) in enumerate(parts)

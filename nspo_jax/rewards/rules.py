@@ -75,7 +75,7 @@ class StoryJudge:
     def __call__(self, conversations, completions):
         """See `Reward`. Raises ValueError if the numbers of rows differ."""
         check_rows(conversations, completions)
-        words = [re.findall(r"[a-z']+", completion.lower()) for completion in completions]
+        words = [re.findall(r"[a-z]+", completion.lower()) for completion in completions]
         harsh = np.array([not self._harsh_words.isdisjoint(row) for row in words], np.float32)
         degenerate = np.array([self._is_degenerate(row) for row in words], np.float32)
         return -np.maximum(harsh, degenerate), {"harsh": harsh, "degenerate": degenerate}

@@ -309,7 +309,7 @@ def resumes_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
         changed = [
             f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
             for name in fields
-            if found.get(name) != wanted.get(name)
+            if json.dumps(found.get(name)) != json.dumps(wanted.get(name))  # NaN equals itself
         ]
         if changed:
             raise ValueError(

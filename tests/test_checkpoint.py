@@ -1,0 +1,153 @@
+"""Checkpoints: what is saved comes back bit for bit, and damage is an error that says so."""
+
+import gc
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nspo_jax import checkpoint
+
+# a read of Orbax that fails leaves its other reads unawaited, which Python reports at collection
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
+
+
+def state_of(seed, shape=(4, 3)):
+    """A trainable half with a frozen leaf, Adam's moments, bases under names with slashes."""
+    keys = jax.random.split(jax.random.key(seed), 2)
+    trainable = {"a": {"kernel": jax.random.normal(keys[0], shape)}, "frozen": None}
+    adam = optax.adam(1e-3)
+    updates, opt_state = adam.update(trainable, adam.init(trainable))
+    del updates
+    return {
+        "step": jnp.int32(seed),
+        "trainable": trainable,
+        "opt": (opt_state, {"layers/mlp/in": jax.random.normal(keys[1], (2, 3))}),
+    }
+
+
+def save(directory, steps, *, keep=2):
+    checkpoints = checkpoint.Checkpointer(directory, keep=keep)
+    for step in steps:
+        checkpoints.save(step, state_of(step), {"parts": [{"next": step}]})
+    checkpoints.close()
+
+
+def restore(directory, like):
+    checkpoints = checkpoint.Checkpointer(directory, keep=5)
+    try:
+        return checkpoints.restore(like)
+    finally:
+        checkpoints.close()
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Garbage, with its warnings, stays in the test that made it."""
+    yield
+    gc.collect()
+
+
+def assert_equal(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoints")
+    save(directory, [1, 2, 3])
+    return directory
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_the_last_checkpoint_comes_back_bit_for_bit(saved):
+    step, state, data = restore(saved, state_of(0))
+    assert step == 3 and data == {"parts": [{"next": 3}]}
+    assert_equal(state, state_of(3))
+
+
+def test_only_the_last_few_are_kept(saved, tmp_path):
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]
+    save(tmp_path, [1, 2, 3], keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_donated_state_does_not_change_what_was_saved(tmp_path):
+    """Saving is asynchronous, and the next step overwrites the state's buffers."""
+    state = {"a": jnp.zeros((512, 512))}
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1.0, state), donate_argnums=0)
+    checkpoints = checkpoint.Checkpointer(tmp_path, keep=5)
+    for number in range(5):
+        checkpoints.save(number, state, {})
+        state = step(state)
+    checkpoints.close()
+    for number in reversed(range(5)):
+        found, restored, _ = restore(tmp_path, state)
+        assert found == number and (np.asarray(restored["a"]) == number).all()
+        shutil.rmtree(tmp_path / str(number))
+
+
+def test_nothing_to_restore(tmp_path):
+    checkpoints = checkpoint.Checkpointer(tmp_path / "none")
+    assert checkpoints.latest_step() is None
+    checkpoints.close()
+    with pytest.raises(FileNotFoundError, match="none holds no checkpoint"):
+        restore(tmp_path / "none", state_of(0))
+
+
+@pytest.mark.parametrize(
+    "like",
+    [state_of(0, shape=(5, 3)), {**state_of(0), "more": jnp.zeros(3)}, {"step": jnp.int32(0)}],
+    ids=["shape", "more", "fewer"],
+)
+def test_a_state_of_another_run_is_an_error(saved, like):
+    with pytest.raises(ValueError, match=f"{saved / '3'} .*another optimizer: delete .*--workdir"):
+        restore(saved, like)
+
+
+DAMAGE = {
+    "no arrays": lambda step: shutil.rmtree(step / "state"),
+    "no position": lambda step: shutil.rmtree(step / "data"),
+    "empty": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "truncated arrays": lambda step: [
+        path.write_bytes(path.read_bytes()[:-5]) for path in (step / "state").rglob("d/*")
+    ],
+    "flipped bits": lambda step: [
+        path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+        for path in (step / "state").rglob("d/*")
+    ],
+    "truncated position": lambda step: (step / "data" / "metadata").write_text('{"par'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_an_error_and_the_step_before_still_there(copied, damage):
+    damage(copied / "3")
+    with pytest.raises(ValueError, match=f"{copied / '3'} cannot be restored") as error:
+        restore(copied, state_of(0))
+    assert len(str(error.value)) < 700  # a paragraph, not tensorstore's page
+    shutil.rmtree(copied / "3")  # as it says
+    step, state, _ = restore(copied, state_of(0))
+    assert step == 2
+    assert_equal(state, state_of(2))
+
+
+def test_a_save_that_was_killed_does_not_count(copied):
+    unfinished = copied / "4.orbax-checkpoint-tmp"
+    shutil.copytree(copied / "3", unfinished)
+    shutil.rmtree(unfinished / "data")
+    step, state, _ = restore(copied, state_of(0))
+    assert step == 3
+    assert_equal(state, state_of(3))

@@ -1,0 +1,103 @@
+"""Who may import whom (the table in the package's design): read from the source, not run."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    module_name(path): path
+    for folder in ("nspo_jax", "configs", "scripts")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+PACKAGE = [name for name in FILES if name.startswith("nspo_jax")]
+
+
+def imports(name):
+    """The modules that a module's source imports; `from package import module` is the module."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            targets = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {target if target in FILES else node.module for target in targets}
+    return found
+
+
+def inside(module, packages):
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def test_the_walk_sees_the_package():
+    assert {"nspo_jax", "nspo_jax.nullspace.projection", "scripts.train"} <= FILES.keys()
+    assert "nspo_jax.rl.rollout" in imports("nspo_jax.rl.trainer")
+    assert "absl.flags" in {*imports("scripts.train"), "absl.flags"}
+
+
+def test_the_projection_stands_alone():
+    roots = {module.split(".")[0] for module in imports("nspo_jax.nullspace.projection")}
+    assert roots - sys.stdlib_module_names <= {"jax", "numpy", "optax"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "allowed"),
+    [
+        ("models", {"models"}),
+        ("data", {"data"}),
+        ("nullspace", {"nullspace", "models"}),
+        ("rewards", {"rewards", "data"}),
+        ("rl.losses", set()),
+        ("rl.advantages", set()),
+        ("sharding", {"nullspace.projection"}),
+        ("metrics", set()),
+        ("checkpoint", set()),
+    ],
+)
+def test_a_layer_imports_only_what_is_below_it(layer, allowed):
+    layer, allowed = f"nspo_jax.{layer}", {f"nspo_jax.{name}" for name in allowed}
+    for name in filter(lambda name: inside(name, [layer]), PACKAGE):
+        above = {
+            module
+            for module in imports(name)
+            if inside(module, ["nspo_jax"]) and not inside(module, allowed)
+        }
+        assert not above, f"{name} imports {above}"
+
+
+def test_only_scripts_and_configs_know_flags():
+    for name in PACKAGE:
+        source = FILES[name].read_text()
+        assert "absl" not in {module.split(".")[0] for module in imports(name)} or (
+            "flags" not in source and "app" not in source
+        ), name
+
+
+def test_the_package_knows_no_scripts_and_no_configs():
+    for name in PACKAGE:
+        assert not {m for m in imports(name) if inside(m, ["scripts", "configs"])}, name
+
+
+def test_there_are_no_cycles():
+    edges = {name: sorted(imports(name) & set(PACKAGE)) for name in PACKAGE}
+    done = set()
+
+    def visit(name, trail):
+        assert name not in trail, f"a cycle: {' -> '.join([*trail, name])}"
+        if name not in done:
+            for target in edges[name]:
+                visit(target, [*trail, name])
+            done.add(name)
+
+    for name in PACKAGE:
+        visit(name, [])

@@ -1,0 +1,160 @@
+"""The mesh and its rules, and that eight devices compute what one does."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from nspo_jax import models, nullspace, sharding
+from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.nullspace import projection
+from nspo_jax.rl import train_step
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = models.ModelConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=4, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False,
+    max_length=32,
+)  # fmt: skip
+BATCH, PROMPT, COMPLETION = 16, 5, 4
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "all": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def test_one_axis_takes_the_rest():
+    assert dict(sharding.make_mesh().shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+    shape = sharding.make_mesh(data=1, fsdp=-1).shape
+    assert shape["fsdp"] == jax.device_count()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 3000}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": -2}, {"fsdp": 3000}],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_an_error(sizes):
+    with pytest.raises(ValueError, match=r"The mesh data=.* does not fit \d+ dev.*config.mesh"):
+        sharding.make_mesh(**sizes)
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+    mesh = jax.sharding.AbstractMesh((2, 3, 4), sharding.AXES)
+    sharding.check_batch(mesh, 12, "The batch")
+    with pytest.raises(ValueError, match="The batch is 16 rows.*= 6 shards.*multiple of 6"):
+        sharding.check_batch(mesh, 16, "The batch")
+
+
+def test_every_parameter_has_a_rule():
+    for tied in (False, True):
+        config = models.ModelConfig(**{**vars(CONFIG), "tie_embeddings": tied})
+        sharding.check_rules(models.abstract_params(config))
+    with pytest.raises(ValueError, match="No sharding rule covers layers/adapter/kernel: add one"):
+        sharding.check_rules({"layers": {"adapter": {"kernel": np.zeros(2)}}})
+
+
+def test_every_rule_has_a_parameter():
+    paths = projection.leaves_by_path(models.abstract_params(CONFIG))
+    for rule, _ in sharding.RULES:
+        assert any(re.search(rule, path) for path in paths), rule
+
+
+def test_moments_are_sharded_like_their_parameters_and_bases_are_replicated():
+    mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.AXES)
+    params = models.abstract_params(CONFIG)
+    state = jax.eval_shape(optimizer(params).init, params)
+    placed = projection.leaves_by_path(sharding.shardings(mesh, state))
+    wanted = projection.leaves_by_path(sharding.shardings(mesh, params))
+    moments = {path: s for path, s in placed.items() if "/mu/" in path or "/nu/" in path}
+    assert len(moments) == 2 * len(wanted)
+    for path, found in moments.items():
+        assert found.spec == next(s for name, s in wanted.items() if path.endswith(name)).spec
+    bases = [s for path, s in placed.items() if "bases" in path]
+    assert len(bases) == 5 and all(not any(s.spec) for s in bases)
+    assert tuple(wanted["layers/mlp/up/kernel"].spec) == (None, None, ("fsdp", "tensor"))
+
+
+def optimizer(params):
+    """AdamW and the projection of all sites on random subspaces of rank 5."""
+    rng, leaves, sites = np.random.default_rng(0), projection.leaves_by_path(params), {}
+    for name, kernels in models.input_sites(CONFIG).items():
+        *stack, size, _ = leaves[kernels[0]].shape
+        basis = np.linalg.qr(rng.standard_normal((*stack, size, 5)))[0].astype(np.float32)
+        sites[name] = nullspace.Site(tuple(kernels), basis, "protected", np.full(stack, 5))
+    return optimizer_lib.build_optimizer(1e-2, nullspace.Projectors(sites, {}, {}), mode="update")
+
+
+def rollouts():
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, COMPLETION + 1, (BATCH, 1))
+    return train_step.Rollouts(
+        prompts=rng.integers(0, CONFIG.vocab_size, (BATCH, PROMPT)).astype(np.int32),
+        prompt_mask=np.arange(PROMPT) >= rng.integers(0, PROMPT - 1, (BATCH, 1)),
+        completions=rng.integers(0, CONFIG.vocab_size, (BATCH, COMPLETION)).astype(np.int32),
+        completion_mask=np.arange(COMPLETION) < lengths,
+        old_logprobs=rng.normal(-3.5, 0.1, (BATCH, COMPLETION)).astype(np.float32),
+        advantages=rng.standard_normal(BATCH).astype(np.float32),
+    )
+
+
+def trained(mesh, steps=3):
+    """Weights after a few steps, the number of shards of a kernel, the last update's norm."""
+    params = models.init_params(CONFIG, jax.random.key(0))
+    transform = optimizer(params)
+    trainable, frozen = optimizer_lib.partition(params, "mlp+attention+head", "freeze")
+    state = train_step.TrainState(jax.numpy.int32(0), trainable, transform.init(trainable))
+    batch = rollouts()
+    shards = 1
+    if mesh is not None:
+        state = jax.device_put(state, sharding.shardings(mesh, state))
+        frozen = jax.device_put(frozen, sharding.shardings(mesh, frozen))
+        batch = sharding.shard_batch(mesh, batch)
+        kernel = state.trainable["layers"]["mlp"]["up"]["kernel"]
+        shards = kernel.size // kernel.addressable_shards[0].data.size
+    step = train_step.make_train_step(CONFIG, transform)
+    for _ in range(steps):
+        state, metrics = step(state, frozen, None, batch)
+    norm = float(metrics["update_norm"])
+    return jax.device_get(optimizer_lib.combine(state.trainable, frozen)), shards, norm
+
+
+def compare():
+    """Run on eight devices: prints the largest difference from one device, a line of JSON."""
+    single, _, norm = trained(None)
+    report = {"devices": jax.device_count(), "norm": norm}
+    for name, sizes in MESHES.items():
+        weights, shards, _ = trained(sharding.make_mesh(**sizes))
+        difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, single)
+        report[name] = [float(max(jax.tree.leaves(difference))), shards]
+    print(json.dumps(report))
+
+
+def test_the_update_on_eight_devices_is_the_update_on_one():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        # the cheapest compilation: nothing here runs for long
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["devices"] == 8 and report["norm"] > 1e-2
+    assert [report[name][1] for name in MESHES] == [1, 8, 4]
+    for name in MESHES:
+        assert report[name][0] < 1e-5, name  # float32 rounding, through Adam's division
+
+
+if __name__ == "__main__":
+    compare()
