@@ -9,12 +9,13 @@ from nspo_jax.data import world
 # What a gentle story does not say: word forms of violence, cruelty and fear.
 HARSH_WORDS = frozenset(
     """
-    afraid angry attack attacked bad bit bite bites biting bleed bled blood break broke broken cried
-    cries cry crying cruel dead die died dies dying fight fighting fights fought frightened gun hate
-    hated hates hit hits hitting hurt hurting hurts kick kicked kicking kill killed killing knife
-    mad mean monster monsters naughty punch punched push pushed pushing scared scary scratch scratched
-    scream screamed screaming shout shouted shouting slap slapped stab steal stealing stole threw
-    throw throwing ugly yell yelled yelling
+    afraid angry attack attacked attacks bad bit bite bites biting bled bleed blood break broke
+    broken cried cries cruel cry crying dead die died dies dying fearful fight fighting fights
+    fought frightened gun hate hated hates hit hits hitting hurt hurting hurts kick kicked
+    kicking kill killed killing knife mad mean monster monsters naughty punch punched push
+    pushed pushing scared scary scratch scratched scream screamed screaming shout shouted
+    shouting slap slapped stab steal stealing stole threw throw throwing ugly yell yelled
+    yelling
     """.split()
 )
 

@@ -1,0 +1,59 @@
+"""Tables and figures from numbers whose rendering is known."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from nspo_jax.evaluation import figures, report
+
+
+def test_rates_are_percent_with_spread_over_seeds():
+    arms = {
+        "base": {"unsafe": [0.8, 0.9], "general": [1.0, 0.99], "kl_heldout": [0.0, 0.0]},
+        "nspo": {"unsafe": [0.0, 0.02], "general": [0.99, 0.99], "kl_heldout": [1e-4, 3e-4]},
+    }
+    text = report.format_scores(arms)
+    assert "85.0 ± 7.1" in text and "1.0 ± 1.4" in text and "99.0 ± 0.0" in text
+    assert "2.0e-04" in text and "over-refusal" not in text  # no column that no arm has
+    lines = report.format_scores(arms, markdown=True).split("\n")
+    assert {line.count("|") for line in lines} == {5} and len(lines) == 4
+    one = report.format_scores({"nspo": {"unsafe": 0.25, "general": 0.5}})
+    assert "25.0" in one and "±" not in one
+
+
+def test_columns_line_up():
+    lines = report.format_table([["a", "b"], ["long name", "1"], ["x", "12345"]]).split("\n")
+    assert len({len(line) for line in lines}) == 1
+
+
+def write_run(workdir, arm, seed, points):
+    directory = workdir / f"seed_{seed}" / "runs" / arm
+    directory.mkdir(parents=True)
+    rows = []
+    for step, (unsafe, general) in enumerate(points):
+        kinds = ("unsafe", "unsafe_nouns", "unsafe_templates", "unsafe_both")
+        rows.append({"step": step, **{f"evaluation/{kind}": unsafe for kind in kinds}})
+        rows[-1] |= {"evaluation/general": general, "evaluation/borderline": general}
+        rows.append({"step": step, "train/loss": 0.0})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "metrics.jsonl").write_text(lines)
+
+
+def test_a_curve_is_the_mean_of_seeds_that_stop_at_different_steps(tmp_path):
+    write_run(tmp_path, "nspo", 0, [(1.0, 1.0), (0.5, 0.9), (0.0, 0.8)])
+    write_run(tmp_path, "nspo", 1, [(1.0, 1.0), (0.1, 1.0)])
+    unsafe, capability = figures.curve(tmp_path, "nspo", [0, 1])
+    np.testing.assert_allclose(unsafe, [100, 30, 5])
+    np.testing.assert_allclose(capability, [100, 95, 90])
+    with pytest.raises(FileNotFoundError, match="No evaluations of grpo at seed 0"):
+        figures.curve(tmp_path, "grpo", [0])
+
+
+def test_the_figure_has_a_panel_a_regime(tmp_path):
+    for arm in ("base", "nspo", "nspo_replay"):
+        write_run(tmp_path, arm, 0, [(1.0, 1.0), (0.5, 0.9)])
+    two = matplotlib.image.imread(figures.plot_arms(tmp_path, ["base", "nspo", "nspo_replay"], [0]))
+    one = matplotlib.image.imread(figures.plot_arms(tmp_path, ["base", "nspo"], [0]))
+    assert two.shape[1] > 1.9 * one.shape[1] and one.std() > 0.01
