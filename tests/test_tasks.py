@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configs import tinystories
-from nspo_jax import sharding, workspace
+from nspo_jax import rewards, sharding, workspace
 from nspo_jax.rl import trainer
-from tests.rl import test_trainer
+from tests.rl import test_arms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -40,13 +40,14 @@ def test_held_out_text_is_the_bases_own_greedy_story(config):
     prompts = {row.prompt for row in work.task.calibration}
     assert prompts.isdisjoint(row.prompt for row in work.task.held_out)
     rl = {row.prompt for rows, _ in work.task.parts for row in rows}
-    assert rl == {row.prompt for row in work.task.suites["harmful"]} | rl
+    assert {row.prompt for row in work.task.suites["harmful"]} <= rl
     for name in ("harmful_nouns", "harmful_templates", "harmful_both"):
         assert rl.isdisjoint(row.prompt for row in work.task.suites[name])
     assert work.calibration["answer_mask"].sum(axis=1).mean() > 20
 
 
-def test_a_run_on_a_pretrained_checkpoint(config, tmp_path):
+def test_a_run_on_a_pretrained_checkpoint(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "StoryJudge", test_arms.Noise)  # few stories are harsh
     summary = trainer.train(config, tmp_path / "run")
     assert summary["step"] == 2 and summary["protected_share"] < 1e-3
     assert 0 < summary["kl_heldout"] < 1 and np.isfinite(summary["loss_heldout"])
@@ -63,13 +64,13 @@ def test_a_sweep_runs_what_is_missing_and_reports(tmp_path):
         "from configs import tiny\n"
         "def get_config(arm):\n"
         "    config = tiny.get_config(arm)\n"
-        f"    config.update_from_flattened_dict({test_trainer.MICRO!r})\n"
+        f"    config.update_from_flattened_dict({test_arms.MICRO!r})\n"
         "    return config\n"
     )
     command = [
         sys.executable, "-m", "scripts.sweep", "--config=configs/sweeps/demo.py",
         f"--workdir={tmp_path / 'sweep'}", f"--config.config={tmp_path / 'micro.py'}",
-        "--config.arms=base+grpo+nspo_replay", "--config.seeds=0",
+        "--config.arms=base+nspo_replay", "--config.seeds=0",
     ]  # fmt: skip
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     for _ in range(2):  # the second call finds everything done
@@ -77,7 +78,7 @@ def test_a_sweep_runs_what_is_missing_and_reports(tmp_path):
         assert result.returncode == 0, result.stderr
         assert "nspo_replay" in result.stdout and "arms.png" in result.stdout
     summary = json.loads((tmp_path / "sweep" / "summary.json").read_text())
-    assert set(summary["arms"]) == {"base", "grpo", "nspo_replay"} and summary["seeds"] == [0]
+    assert set(summary["arms"]) == {"base", "nspo_replay"} and summary["seeds"] == [0]
     wanted = {
         "unsafe", "unsafe_nouns", "unsafe_templates", "unsafe_both", "over_refusal", "general",
         "families", "kl_heldout", "protected_share", "seconds",

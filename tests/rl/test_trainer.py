@@ -1,5 +1,6 @@
-"""Whole runs at the smallest scale: files, resume, kill -9, NaN, and every kind of bad input."""
+"""The whole run on a micro model: what it leaves, that it resumes bit for bit, what it refuses."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,256 +10,342 @@ import subprocess
 import sys
 import time
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
-import safetensors.numpy
 
-from configs import tiny
-from nspo_jax import metrics, nullspace, rewards, workspace
+from configs import default
+from nspo_jax import evaluation, metrics, models
 from nspo_jax.rl import trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MICRO = {
-    "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
-    "model.num_heads": 2, "model.num_kv_heads": 2, "pretraining.steps": 30,
-    "calibration.rows": 40, "calibration.batch_size": 20, "rl.steps": 4, "rl.prompts": 4,
-    "rl.samples": 2, "evaluation.prompts": 5, "evaluation.every": 2, "checkpoint.every": 1,
+    "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 1,
+    "model.num_heads": 2, "model.num_kv_heads": 1, "pretraining.steps": 20,
+    "pretraining.batch_size": 16, "calibration.rows": 20, "calibration.batch_size": 10,
+    "calibration.rank_rule": "fixed(6)", "optimizer.learning_rate": 1e-2, "rl.steps": 4,
+    "rl.prompts": 4, "rl.samples": 4, "rl.minibatches": 2, "data.benign_fraction": 0.5,
+    "data.wrapped_fraction": 0.5, "evaluation.every": 3, "evaluation.prompts": 5,
+    "checkpoint.every": 2,
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def shared_workspace(tmp_path_factory):
-    """A workspace with data, base model and projectors in it."""
-    directory = tmp_path_factory.mktemp("workspace")
-    trainer.train(micro(directory, **{"rl.steps": 0}), directory / "made")
-    return directory
-
-
-def micro(directory, arm="nspo", **changes):
-    config = tiny.get_config(arm)
-    config.update_from_flattened_dict({**MICRO, "workspace": str(directory), **changes})
+def micro(workspace, **changes):
+    config = default.get_config()
+    config.update_from_flattened_dict({**MICRO, **changes, "workspace": str(workspace)})
     return config
 
 
-def policy(workdir):
-    return safetensors.numpy.load_file(workdir / "policy" / "model.safetensors")
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    """Runs that differ in their data alone share what they compile."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    directory = str(tmp_path_factory.mktemp("jax_cache"))
+    for name, value in zip(names, (directory, 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
-def assert_same_policy(first, second):
-    first, second = policy(first), policy(second)
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        np.testing.assert_array_equal(weight, second[name], err_msg=name)
-
-
-@pytest.fixture(scope="session")
-def whole_run(shared_workspace, tmp_path_factory):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workspace, workdir, summary) of an uninterrupted run, which made the base model too."""
+    workspace = tmp_path_factory.mktemp("workspace")
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return trainer.train(micro(shared_workspace), workdir), workdir
+    return workspace, workdir, trainer.train(micro(workspace), workdir)
 
 
-def test_a_run_leaves_its_files_and_a_rerun_returns_at_once(shared_workspace, whole_run):
-    summary, workdir = whole_run
-    for name in ("config.json", "metrics.jsonl", "certificate.json", "summary.json", "policy"):
-        assert (workdir / name).exists(), name
-    assert list((workdir / "tensorboard").iterdir())
-    assert {"unsafe", "over_refusal", "general", "families", "kl_heldout"} <= set(summary)
-    assert summary["step"] == 4 and summary["protected_share"] < 1e-5
+@pytest.fixture
+def workspace(finished, tmp_path):
+    """A copy of the workspace, to be damaged."""
+    return shutil.copytree(finished[0], tmp_path / "workspace")
+
+
+def stop_at(monkeypatch, sample, error):
+    """Makes the rollout number `sample` raise; the later ones work again."""
+    original, calls = trainer.Rollouts.sample, []
+
+    def sampling(self, params, key):
+        calls.append(key)
+        if len(calls) == sample:
+            raise error
+        return original(self, params, key)
+
+    monkeypatch.setattr(trainer.Rollouts, "sample", sampling)
+
+
+def assert_same_run(workdir, whole):
+    """Weights bit for bit, and every logged number."""
+    for name in ("policy/model.safetensors", "certificate.json"):
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+    assert metrics.read_metrics(workdir) == metrics.read_metrics(whole)
+    drop = lambda path: {**json.loads(path.read_text()), "seconds": None}  # noqa: E731
+    assert drop(workdir / "summary.json") == drop(whole / "summary.json")
+
+
+# -------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_leaves_its_files(finished):
+    workspace, workdir, summary = finished
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "certificate.json",
+        "policy", "summary.json",
+    }  # fmt: skip
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert (
+        summary["step"] == 4 and 0 <= summary["unsafe"] <= 1 and summary["protected_share"] < 1e-5
+    )
     rows = metrics.read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
-    assert [row["step"] for row in rows if "evaluation/unsafe" in row] == [0, 2, 4]
-    assert all(row["train/logprob_gap"] < 1e-5 for row in rows if "train/loss" in row)
-    started = time.monotonic()
-    assert trainer.train(micro(shared_workspace), workdir) == summary
-    assert time.monotonic() - started < 1
+    assert [row["step"] for row in rows if "evaluation/unsafe" in row] == [0, 3, 4]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
 
 
-class Stopping(rewards.WorldJudge):
-    """Stops the run in its third step, as Ctrl-C would."""
-
-    calls = 0
-
-    def __call__(self, conversations, completions):
-        if len(conversations) == 8:
-            Stopping.calls += 1
-            if Stopping.calls == 3:
-                raise KeyboardInterrupt
-        return super().__call__(conversations, completions)
+def test_the_policy_that_is_saved_is_the_trained_one(finished):
+    workspace, workdir, _ = finished
+    config, policy = models.load_model(workdir / "policy")
+    base_config, base = models.load_model(workspace / "seed_0" / "base")
+    assert config == base_config
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), policy, base)
+    assert moved["head"]["kernel"] and moved["layers"]["mlp"]["up"]["kernel"]
+    assert not moved["embed"]["embedding"] and not moved["norm"]["scale"]  # frozen
 
 
-def test_an_interrupted_run_continues_bit_for_bit(
-    shared_workspace, whole_run, tmp_path, monkeypatch
-):
-    config = micro(shared_workspace)
-    with monkeypatch.context() as patched:
-        patched.setattr(rewards, "WorldJudge", Stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train(config, tmp_path / "run")
+def test_a_finished_run_returns_at_once(finished, monkeypatch):
+    workspace, workdir, summary = finished
+    monkeypatch.setattr(trainer.sharding, "make_mesh", lambda **_: pytest.fail("it started"))
+    assert trainer.train(micro(workspace), workdir) == summary
+
+
+def test_a_run_depends_on_its_config_alone(finished, tmp_path):
+    workspace, workdir, _ = finished
+    trainer.train(micro(workspace), tmp_path / "again")
+    assert_same_run(tmp_path / "again", workdir)
+
+
+# ------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("sample", [1, 4], ids=["before any checkpoint", "after one"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the judge is down")])
+def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatch, sample, error):
+    workspace, whole, _ = finished
+    stop_at(monkeypatch, sample, error)
+    with pytest.raises(type(error)):
+        trainer.train(micro(workspace), tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
-    trainer.train(config, tmp_path / "run")
-    assert_same_policy(whole_run[1], tmp_path / "run")
-    steps = [row["step"] for row in metrics.read_metrics(tmp_path / "run") if "train/loss" in row]
-    assert steps == [1, 2, 3, 4]
+    trainer.train(micro(workspace), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_killed_run_continues_bit_for_bit(shared_workspace, whole_run, tmp_path):
-    command = [
-        sys.executable, "-m", "scripts.train", "--config=configs/tiny.py:nspo",
-        f"--workdir={tmp_path / 'run'}", f"--config.workspace={shared_workspace}",
-        *(f"--config.{name}={value}" for name, value in MICRO.items()),
-    ]  # fmt: skip
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    for wait in (True, False):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        while wait and process.poll() is None:
-            if any(row["step"] >= 2 for row in metrics.read_metrics(tmp_path / "run")):
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        output = process.communicate()[0].decode()
-    assert process.returncode == 0, output
-    assert "in protected" in output  # the table's header
-    assert_same_policy(whole_run[1], tmp_path / "run")
-
-
-def test_a_nan_stops_the_run_by_name_and_saves_nothing_bad(shared_workspace, tmp_path):
-    config = micro(shared_workspace, **{"optimizer.learning_rate": float("nan")})
-    with pytest.raises(FloatingPointError, match=r"Step 1 .* first head/kernel"):
-        trainer.train(config, tmp_path)
-    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
-
-
-def test_another_config_in_the_workdir_is_refused_with_the_difference(shared_workspace, whole_run):
-    config = micro(shared_workspace, **{"rl.steps": 9})
-    with pytest.raises(ValueError, match=r"rl.steps: 4 there, 9 now"):
-        trainer.train(config, whole_run[1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"projection.targets": "mlp,attention"}, "joined by '\\+'"),
-        ({"projection.targets": "embedding"}, "expected one or more of attention, mlp, head"),
-        ({"projection.mode": "last"}, "projection.mode is 'last'"),
-        ({"projection.basis": "zero"}, "projection.basis is 'zero'"),
-        ({"projection.untargeted": "drop"}, "projection.untargeted is 'drop'"),
-        ({"calibration.rank_rule": "energy"}, "rank rule is 'energy'"),
-        ({"task": "chess"}, "task is 'chess'"),
-        ({"data.prompt_length": 5}, "longer than data.prompt_length=5"),
-        ({"data.completion_length": 3}, "longer than data.completion_length=3"),
-        ({"data.benign_fraction": 1.5}, "data.benign_fraction is 1.5"),
-        ({"rl.minibatches": 3}, "rl.minibatches is 3, which does not divide the 8"),
-        ({"rl.samples": 1}, "rl.samples is 1; expected at least 2"),
-        ({"rl.prompts": 0}, "rl.prompts is 0"),
-        ({"mesh.fsdp": 3}, "does not fit 1 devices"),
-        ({"model.path": "/nowhere"}, "/nowhere"),
-    ],
-)
-def test_bad_configs_fail_by_name_before_anything_is_compiled(
-    shared_workspace, tmp_path, monkeypatch, changes, message
-):
-    monkeypatch.setattr(trainer.rollout, "rollout", None)  # reaching a rollout would be a TypeError
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        trainer.train(micro(shared_workspace, **changes), tmp_path)
-
-
-def test_a_batch_that_does_not_divide_the_mesh_is_named(shared_workspace, tmp_path):
-    script = (
-        "from tests.rl import test_trainer as t; from nspo_jax.rl import trainer; "
-        f"trainer.train(t.micro({str(shared_workspace)!r}), {str(tmp_path)!r})"
-    )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert "The RL batch of prompts is 4 rows, which does not divide" in result.stderr
-
-
-def test_a_truncated_base_and_foreign_projectors_are_named(shared_workspace, tmp_path):
-    copy = tmp_path / "workspace"
-    shutil.copytree(shared_workspace, copy)
-    base = copy / "seed_0" / "base" / "model.safetensors"
-    weights = safetensors.numpy.load_file(base)
-    blob = base.read_bytes()
-    base.write_bytes(blob[: len(blob) // 2])
-    with pytest.raises(ValueError, match="model.safetensors"):
-        trainer.train(micro(copy), tmp_path / "truncated")
-    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
-    safetensors.numpy.save_file(weights, base, {"format": "pt"})
-    with pytest.raises(ValueError, match="calibrated on the model .* delete it to calibrate anew"):
-        trainer.train(micro(copy), tmp_path / "foreign")
-
-
-class Noise(rewards.WorldJudge):
-    """Rewards that the micro model, which never refuses, can differ in."""
-
-    def __call__(self, conversations, completions):
-        parity = np.array([len(text) % 2 for text in completions], np.float32)
-        return -parity, {}
-
-
-def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does(
-    shared_workspace, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(rewards, "WorldJudge", Noise)
-    exact = {
-        "calibration.rows": 1, "calibration.rank_rule": "fixed(12)", "rl.steps": 20,
-        "checkpoint.every": 20, "evaluation.every": 20,
+def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, compile_cache):
+    workspace, whole, _ = finished
+    environment = {
+        **os.environ, "JAX_COMPILATION_CACHE_DIR": compile_cache, "PYTHONPATH": str(ROOT),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
-    moved = {}
-    for arm in ("nspo", "nspo_coords", "project_gradient"):
-        trainer.train(micro(shared_workspace, arm, **exact), tmp_path / arm)
-        certificate = json.loads((tmp_path / arm / "certificate.json").read_text())
-        moved[arm] = certificate["calibration"]["max_logit_change"]
-        assert (certificate["protected_share"] < 1e-5) == (arm != "project_gradient")
-        assert certificate["held_out"]["max_logit_change"] > 0.05  # the policy did move
-    assert moved["nspo"] < 1e-2 and moved["nspo_coords"] < 1e-2
-    assert moved["project_gradient"] > 0.05
+    child = subprocess.Popen(
+        [sys.executable, __file__, str(workspace), str(tmp_path / "run")], env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while child.poll() is None and not (tmp_path / "run" / "checkpoints" / "2").exists():
+            time.sleep(0.01)
+    finally:
+        child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "run" / "policy").exists()
+    trainer.train(micro(workspace), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
 
 
-def test_replay_mixes_the_stated_numbers(shared_workspace, tmp_path):
-    config = micro(shared_workspace, "nspo_replay", **{"rl.steps": 1, "rl.minibatches": 2})
-    work = workspace.open_workspace(config, trainer.sharding.make_mesh())
-    batch, logged = trainer.Rollouts(config, work).sample(
-        work.base, trainer.role_key(0, "rollout", 0)
-    )
-    assert batch.prompts.shape[0] == (4 + 2) * 2
-    assert np.isfinite(list(logged.values())).all()
-    assert [count for _, count in work.task.parts] == [2, 2, 1, 1]
-    kinds = [{row.kind for row in rows} for rows, _ in work.task.parts]
-    assert kinds == [{"harmful"}, {"harmful"}, {"general"}, {"borderline"}]
+def test_a_kill_after_the_last_step_costs_only_the_report(finished, tmp_path, monkeypatch):
+    workspace, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("summary.json", "certificate.json"):
+        (tmp_path / "run" / name).unlink()
+    stop_at(monkeypatch, 1, AssertionError("it trained on"))
+    trainer.train(micro(workspace), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
 
 
-def test_keys_differ_by_role_and_step():
-    keys = [trainer.role_key(0, role, step) for role in trainer.ROLES for step in range(3)]
-    assert len({str(trainer.jax.random.key_data(key)) for key in keys}) == 6
+def test_a_run_stops_at_an_evaluation_alone_resumed_or_not(finished, tmp_path, monkeypatch):
+    """A resumed run knows a score that the uninterrupted one did not measure."""
+    original, calls = evaluation.Evaluator.__call__, []
+
+    def scored(self, params, key):
+        calls.append(key)
+        return {**original(self, params, key), "unsafe": 1.0 if len(calls) == 1 else 0.1}
+
+    monkeypatch.setattr(evaluation.Evaluator, "__call__", scored)
+    stop_at(monkeypatch, 3, KeyboardInterrupt())
+    config = micro(finished[0], **{"rl.stop_unsafe": 0.5})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, tmp_path / "run")
+    assert trainer.train(config, tmp_path / "run")["step"] == 3  # not 2, where it resumed
 
 
-def test_projectors_are_calibrated_once(shared_workspace):
-    config = micro(shared_workspace)
-    work = workspace.open_workspace(config, trainer.sharding.make_mesh())
-    first = workspace.open_projectors(config, work)
-    assert isinstance(first, nullspace.Projectors)
-    directory = shared_workspace / "seed_0" / "projectors" / "energy(0.05)_40_rows"
-    before = (directory / "projectors.safetensors").stat().st_mtime_ns
-    workspace.open_projectors(config, work)
-    assert (directory / "projectors.safetensors").stat().st_mtime_ns == before
+@pytest.mark.parametrize("rate", [float("nan"), 1e30])
+def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(finished, tmp_path, rate):
+    config = micro(finished[0], **{"optimizer.learning_rate": rate, "checkpoint.every": 1})
+    for _ in range(2):  # the same run once more says the same
+        with pytest.raises(FloatingPointError, match=r"Step \d made \d+ tensors NaN or inf, first"):
+            trainer.train(config, tmp_path / "run")
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train(config, tmp_path / "run")
+    message = str(error.value)
+    assert "/kernel" in message and "Lower optimizer.learning_rate" in message
+    failed = int(message.split()[1])
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert all(step < failed for step in saved)
+    assert (f"Checkpoint {failed - 1} was" if failed > 1 else "No checkpoint was") in message
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def nothing_compiles():
+    compiled = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax._src.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+
+
+def refuse(config, workdir, *words, error=ValueError):
+    """The run is refused before it compiles, in a paragraph that holds all of `words`."""
+    with nothing_compiles(), pytest.raises(error) as caught:
+        trainer.train(config, workdir)
+    message = str(caught.value)
+    for word in words:
+        assert word in message, message
+    assert len(message) < 900
+    return message
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("field", "value", "words"),
     [
-        ("--config=configs/tiny.py:nosuch", "The arm is 'nosuch'; expected one of base, nspo"),
-        ("--config.rl.stepz=3", 'Did you mean "steps"'),
+        ("task", "chess", ["task is 'chess'", "chat_world"]),
+        ("projection.targets", "mlp+embedding", ["'mlp+embedding'", "attention, mlp, head"]),
+        ("projection.targets", "", ["projection.targets is ''", "mlp+attention"]),
+        ("projection.mode", "last", ["projection.mode is 'last'", "none, update"]),
+        ("projection.untargeted", "frozen", ["untargeted is 'frozen'", "freeze, train"]),
+        ("projection.basis", "full", ["basis is 'full'", "null_space", "random"]),
+        ("projection.period", 0, ["projection.period is 0", "at least 1"]),
+        ("calibration.rank_rule", "energy(2)", ["'energy(2)'", "(0, 1)"]),
+        ("calibration.rank_rule", "top(3)", ["'top(3)'", "relative_max(ALPHA)"]),
+        ("data.benign_fraction", -0.5, ["data.benign_fraction is -0.5", "[0, 1]"]),
+        ("data.wrapped_fraction", 1.5, ["data.wrapped_fraction is 1.5", "[0, 1]"]),
+        ("data.prompt_length", 7, ["data.prompt_length=7 tokens", "--config.data.prompt_length"]),
+        ("data.completion_length", 4, ["data.completion_length=4", "the longest has"]),
+        ("rl.minibatches", 5, ["rl.minibatches is 5", "does not divide the 24"]),
+        ("rl.samples", 1, ["rl.samples is 1", "at least 2"]),
+        ("rl.prompts", 0, ["rl.prompts is 0", "at least 1"]),
+        ("rl.temperature", 0.0, ["rl.temperature is 0.0", "positive"]),
+        ("evaluation.prompts", 0, ["evaluation.prompts is 0", "at least 1"]),
+        ("mesh.fsdp", 64, ["fsdp=64", "config.mesh"]),
+        ("model.path", "/nowhere", ["/nowhere", "does not exist"]),
+        ("model.num_layers", 2, ["model.num_layers is 1 there and 2 now", "workspace"]),
+        ("pretraining.steps", 30, ["pretraining.steps is 20 there and 30 now", "workspace"]),
     ],
 )
-def test_the_command_line_answers_a_mistake_in_a_paragraph(tmp_path, flag, message):
-    command = [sys.executable, "-m", "scripts.train", f"--workdir={tmp_path / 'run'}"]
-    if not flag.startswith("--config="):
-        command.append("--config=configs/tiny.py:nspo")
-    result = subprocess.run([*command, flag], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_value_that_cannot_work(finished, tmp_path, field, value, words):
+    config = micro(finished[0], **{field: value})
+    refuse(config, tmp_path / "run", *words, error=(ValueError, FileNotFoundError))
+    assert not (tmp_path / "run").exists()  # the corrected command may use the same workdir
+
+
+def test_a_period_that_the_mode_does_not_have(finished, tmp_path):
+    changes = {"projection.period": 5, "projection.mode": "gradient"}
+    refuse(micro(finished[0], **changes), tmp_path / "run", "projection.period is 5", "'update'")
+
+
+def test_a_mistake_does_not_cost_a_pretraining(tmp_path):
+    for field, value in [
+        ("projection.targets", "mpl"),
+        ("task", "chess"),
+        ("data.prompt_length", 9),
+    ]:
+        refuse(micro(tmp_path / "empty", **{field: value}), tmp_path / "run", str(value))
+    assert not (tmp_path / "empty" / "seed_0" / "base").exists()
+
+
+def test_a_batch_that_does_not_divide_the_mesh(finished, tmp_path, monkeypatch):
+    mesh = jax.sharding.AbstractMesh((5, 1, 1), trainer.sharding.AXES)
+    monkeypatch.setattr(trainer.sharding, "make_mesh", lambda **_: mesh)
+    refuse(micro(finished[0]), tmp_path / "run", "RL batch of prompts is 6 rows", "multiple of 5")
+
+
+def test_a_workdir_of_another_config_lists_what_changed(finished):
+    workspace, workdir, _ = finished
+    config = micro(workspace, **{"rl.clip": 0.3, "seed": 1})
+    refuse(config, workdir, "rl.clip: 0.2 there, 0.3 now", "seed: 0 there, 1 now", "--workdir")
+
+
+def test_a_truncated_base_model(workspace, tmp_path):
+    path = workspace / "seed_0" / "base" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refuse(micro(workspace), tmp_path / "run", str(path), "not a whole safetensors file")
+
+
+def test_a_base_model_without_its_tokenizer(workspace, tmp_path):
+    for path in (workspace / "seed_0" / "base").glob("tokenizer*"):
+        path.unlink()
+    refuse(micro(workspace), tmp_path / "run", "No tokenizer", "tokenizer.json",
+           error=FileNotFoundError)  # fmt: skip
+
+
+def test_projectors_of_another_model(workspace, tmp_path):
+    base = workspace / "seed_0" / "base"
+    config, params = models.load_model(base)
+    params["norm"]["scale"] = np.asarray(params["norm"]["scale"]) * 2
+    models.save_model(tmp_path / "other", config, params)
+    shutil.copy(tmp_path / "other" / "model.safetensors", base)
+    refuse(micro(workspace), tmp_path / "run", "calibrated on the model", "delete it", "projectors")
+
+
+def test_projectors_of_other_text(workspace, tmp_path):
+    (document,) = workspace.rglob("projectors.json")
+    content = json.loads(document.read_text())
+    content["provenance"]["data"] = "0123456789abcdef"
+    document.write_text(json.dumps(content))
+    refuse(micro(workspace), tmp_path / "run", "calibrated on other text", str(document.parent))
+
+
+def test_damaged_projectors(workspace, tmp_path):
+    (path,) = workspace.rglob("projectors.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    refuse(micro(workspace), tmp_path / "run", str(path.parent), "damaged", "delete the directory")
+
+
+def slow_run(workspace, workdir):
+    """For the test that kills it: the steps after the second one take a while."""
+    original, calls = trainer.Rollouts.sample, []
+
+    def sampling(self, params, key):
+        calls.append(key)
+        if len(calls) > 3:
+            time.sleep(60)
+        return original(self, params, key)
+
+    trainer.Rollouts.sample = sampling
+    trainer.train(micro(workspace), workdir)
+
+
+if __name__ == "__main__":
+    slow_run(*sys.argv[1:])

@@ -1,0 +1,95 @@
+"""The arms of configs/tiny.py on a micro model: what they mix, train and keep."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import tiny
+from nspo_jax import rewards, sharding, workspace
+from nspo_jax.nullspace import projection
+from nspo_jax.rl import trainer
+
+MICRO = {
+    "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
+    "model.num_heads": 2, "model.num_kv_heads": 2, "pretraining.steps": 30,
+    "calibration.rows": 40, "calibration.batch_size": 20, "rl.steps": 4, "rl.prompts": 4,
+    "rl.samples": 2, "evaluation.prompts": 5, "evaluation.every": 20, "checkpoint.every": 20,
+}  # fmt: skip
+
+
+def micro(directory, arm="nspo", **changes):
+    config = tiny.get_config(arm)
+    config.update_from_flattened_dict({**MICRO, "workspace": str(directory), **changes})
+    return config
+
+
+class Noise:
+    """Rewards that a micro model, which never refuses, can differ in."""
+
+    def __call__(self, conversations, completions):
+        return -np.array([len(text) % 2 for text in completions], np.float32), {}
+
+
+@pytest.fixture(scope="module")
+def shared_workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workspace")
+
+
+def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does(
+    shared_workspace, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rewards, "WorldJudge", Noise)
+    exact = {"calibration.rows": 1, "calibration.rank_rule": "fixed(12)", "rl.steps": 20}
+    moved = {}
+    for arm in ("nspo", "nspo_coords", "project_gradient"):
+        trainer.train(micro(shared_workspace, arm, **exact), tmp_path / arm)
+        certificate = json.loads((tmp_path / arm / "certificate.json").read_text())
+        moved[arm] = certificate["calibration"]["max_logit_change"]
+        assert (certificate["protected_share"] < 1e-5) == (arm != "project_gradient")
+        assert certificate["held_out"]["max_logit_change"] > 0.05  # the policy did move
+    assert moved["nspo"] < 1e-2 and moved["nspo_coords"] < 1e-2
+    assert moved["project_gradient"] > 0.05
+
+
+def test_replay_mixes_the_stated_numbers(shared_workspace):
+    config = micro(shared_workspace, "nspo_replay")
+    work = workspace.open_workspace(config, sharding.make_mesh())
+    key = trainer.role_key(0, "rollout", 0)
+    batch, logged = trainer.Rollouts(config, work).sample(work.base, key)
+    assert batch.prompts.shape[0] == (4 + 2) * 2
+    assert np.isfinite(list(logged.values())).all()
+    assert [count for _, count in work.task.parts] == [2, 2, 1, 1]
+    kinds = [{row.kind for row in rows} for rows, _ in work.task.parts]
+    assert kinds == [{"harmful"}, {"harmful"}, {"general"}, {"borderline"}]
+
+
+def test_projectors_are_calibrated_once(shared_workspace):
+    config = micro(shared_workspace)
+    work = workspace.open_workspace(config, sharding.make_mesh())
+    projectors = workspace.open_projectors(config, work)
+    directory = next((shared_workspace / "seed_0" / "projectors").glob("energy*"))
+    made = (directory / "projectors.safetensors").stat().st_mtime_ns
+    assert workspace.open_projectors(config, work).provenance == projectors.provenance
+    assert (directory / "projectors.safetensors").stat().st_mtime_ns == made
+
+
+def test_keys_differ_by_role_and_step():
+    keys = [trainer.role_key(0, role, step) for role in trainer.ROLES for step in range(3)]
+    assert len({str(trainer.jax.random.key_data(key)) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("arm", [arm for arm in tiny.ARMS if arm != "base"])
+def test_every_arm_starts(shared_workspace, arm):
+    """Its optimizer fits its trained parameters: the harmful-only and the replay config."""
+    for name in (arm, f"{arm}_replay"):
+        config = micro(shared_workspace, name, **{"calibration.rank_rule": "fixed(6)"})
+        trainer.check_config(config)
+        work = workspace.open_workspace(config, sharding.make_mesh())
+        projectors = workspace.open_projectors(config, work)
+        trainable, frozen = trainer.optimizer_lib.partition(
+            work.base, config.projection.targets, config.projection.untargeted
+        )
+        trainer.make_optimizer(config, projectors).init(trainable)
+        names = projection.leaves_by_path(frozen)
+        assert ("embed/embedding" in names) == (config.projection.untargeted == "freeze")
