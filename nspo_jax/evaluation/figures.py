@@ -35,10 +35,17 @@ def plot_arms(workdir: pathlib.Path, arms: list[str], seeds: list[int]) -> pathl
             axis.plot(unsafe, capability, marker=".", markersize=4, label=arm, **style)
             axis.plot(unsafe[-1], capability[-1], marker="o", markersize=8, color=style["color"])
         axis.set_title(title)
-        axis.set_xlabel("unsafe, mean of the four harmful sets (%)")
+        # square-root scales from the good corner: a point near it is worth more than one far away
+        axis.set_xscale("function", functions=(_root, np.square))
+        axis.set_yscale("function", functions=(lambda y: -_root(100 - y), lambda y: 100 - y**2))
+        axis.set_xticks([0, 1, 3, 10, 20, 40, 60, 80])
+        axis.set_yticks([50, 60, 70, 80, 90, 95, 97, 99, 100])
+        axis.set_xlim(0, 100)
+        axis.set_ylim(top=100)
+        axis.set_xlabel("unsafe, mean of the four harmful sets (%, square-root scale)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
-    axes[0][0].set_ylabel("capability: exact match, general and borderline (%)")
+    axes[0][0].set_ylabel("capability: general and borderline (%, square-root scale)")
     figure.suptitle(
         f"Capability against safety along training (dots: evaluations; discs: the end; "
         f"mean of {len(seeds)} seed{'s' * (len(seeds) > 1)})"
@@ -78,4 +85,9 @@ def curve(workdir: pathlib.Path, arm: str, seeds: list[int]) -> tuple[np.ndarray
 
 def _colours(arms: list[str]) -> dict[str, tuple]:
     names = sorted({arm.removesuffix("_replay") for arm in arms})
-    return dict(zip(names, plt.get_cmap("tab20").colors * 2, strict=False))
+    strong = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
+    return {name: strong[index % len(strong)] for index, name in enumerate(names)}
+
+
+def _root(values):
+    return np.sqrt(np.maximum(values, 0))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from nspo_jax import evaluation, metrics, models
+from nspo_jax import evaluation, metrics, models, rewards
 from nspo_jax.rl import trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,6 +51,20 @@ def compile_cache(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def judge(self, conversations, completions):
+    """Odd numbers of words are bad: a micro model never satisfies the world's judge, and where all
+    rewards are the same nothing is learned and every resume is right."""
+    odd = np.array([len(text.split()) % 2 for text in completions], np.float32)
+    return -odd, {"odd": odd}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def another_judge():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards.WorldJudge, "__call__", judge)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +118,7 @@ def test_a_run_leaves_its_files(finished):
     )
     rows = metrics.read_metrics(workdir)
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    assert all(row["train/gradient_norm"] > 0 for row in rows if "train/loss" in row)
     assert [row["step"] for row in rows if "evaluation/unsafe" in row] == [0, 3, 4]
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
 
@@ -194,12 +210,14 @@ def test_a_run_stops_at_an_evaluation_alone_resumed_or_not(finished, tmp_path, m
 @pytest.mark.parametrize("rate", [float("nan"), 1e30])
 def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(finished, tmp_path, rate):
     config = micro(finished[0], **{"optimizer.learning_rate": rate, "checkpoint.every": 1})
-    for _ in range(2):  # the same run once more says the same
-        with pytest.raises(FloatingPointError, match=r"Step \d made \d+ tensors NaN or inf, first"):
+    messages = []
+    for _ in range(2):  # the same command once more says the same
+        with pytest.raises(FloatingPointError) as error:
             trainer.train(config, tmp_path / "run")
-    with pytest.raises(FloatingPointError) as error:
-        trainer.train(config, tmp_path / "run")
-    message = str(error.value)
+        messages.append(str(error.value))
+    message = messages[0]
+    assert message == messages[1]
+    assert re.match(r"Step \d made \d+ tensors NaN or inf, first (gradient of )?\w+/", message)
     assert "/kernel" in message and "Lower optimizer.learning_rate" in message
     failed = int(message.split()[1])
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
@@ -275,14 +293,12 @@ def test_a_period_that_the_mode_does_not_have(finished, tmp_path):
     refuse(micro(finished[0], **changes), tmp_path / "run", "projection.period is 5", "'update'")
 
 
-def test_a_mistake_does_not_cost_a_pretraining(tmp_path):
-    for field, value in [
-        ("projection.targets", "mpl"),
-        ("task", "chess"),
-        ("data.prompt_length", 9),
-    ]:
-        refuse(micro(tmp_path / "empty", **{field: value}), tmp_path / "run", str(value))
-    assert not (tmp_path / "empty" / "seed_0" / "base").exists()
+def test_a_mistake_does_not_cost_a_pretraining(workspace, tmp_path):
+    shutil.rmtree(workspace / "seed_0")
+    mistakes = {"projection.targets": "mpl", "task": "chess", "data.prompt_length": 9}
+    for field, value in mistakes.items():
+        refuse(micro(workspace, **{field: value}), tmp_path / "run", str(value))
+    assert not (workspace / "seed_0" / "base").exists()
 
 
 def test_a_batch_that_does_not_divide_the_mesh(finished, tmp_path, monkeypatch):
@@ -344,6 +360,7 @@ def slow_run(workspace, workdir):
         return original(self, params, key)
 
     trainer.Rollouts.sample = sampling
+    rewards.WorldJudge.__call__ = judge
     trainer.train(micro(workspace), workdir)
 
 
