@@ -285,6 +285,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name, values in choices.items():
         if flat[name] not in values:
             raise ValueError(f"{name} is {flat[name]!r}; expected one of {', '.join(values)}.")
+    if config.task == "stories" and not config.model.path:
+        raise ValueError(
+            "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
+            "story model: only the chat world's base can be pretrained here. Set "
+            "--config.model.path."
+        )
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     projectors_lib.parse_targets(config.projection.targets)
     rank_rules.RankRule.parse(config.calibration.rank_rule)

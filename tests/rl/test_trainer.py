@@ -259,6 +259,7 @@ def refuse(config, workdir, *words, error=ValueError):
     ("field", "value", "words"),
     [
         ("task", "chess", ["task is 'chess'", "chat_world"]),
+        ("task", "stories", ["model.path is empty", "--config.model.path"]),
         ("projection.targets", "mlp+embedding", ["'mlp+embedding'", "attention, mlp, head"]),
         ("projection.targets", "", ["projection.targets is ''", "mlp+attention"]),
         ("projection.mode", "last", ["projection.mode is 'last'", "none, update"]),
