@@ -42,7 +42,7 @@ def inside(module, packages):
 def test_the_walk_sees_the_package():
     assert {"nspo_jax", "nspo_jax.nullspace.projection", "scripts.train"} <= FILES.keys()
     assert "nspo_jax.rl.rollout" in imports("nspo_jax.rl.trainer")
-    assert "absl.flags" in {*imports("scripts.train"), "absl.flags"}
+    assert "absl" in imports("scripts.train")
 
 
 def test_the_projection_stands_alone():

@@ -15,5 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
     """A sweep of the story arms that need no replay."""
     config = tiny_arms.get_config()
     config.config = "configs/tinystories.py"
-    config.arms = "base+grpo+grpo_tuned+nspo+nspo_coords+random"
+    config.arms = "base+grpo+grpo_tuned+nspo"
     return config

@@ -129,7 +129,8 @@ def move(params, projectors, seed=0, leak=0.0):
     rng = np.random.default_rng(seed)
     moved = {
         path: projection.project(
-            0.1 * rng.standard_normal(projection.leaves_by_path(params)[path].shape), *side
+            np.float32(0.1 * rng.standard_normal(projection.leaves_by_path(params)[path].shape)),
+            *side,
         )
         + leak * rng.standard_normal(projection.leaves_by_path(params)[path].shape)
         for site in projectors.sites.values()

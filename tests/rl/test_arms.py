@@ -40,7 +40,8 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
     shared_workspace, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(rewards, "WorldJudge", Noise)
-    exact = {"calibration.rows": 1, "calibration.rank_rule": "fixed(12)", "rl.steps": 20}
+    exact = {"calibration.rows": 1, "calibration.rank_rule": "fixed(12)", "rl.steps": 20,
+             "optimizer.learning_rate": 5e-3}  # fmt: skip
     moved = {}
     for arm in ("nspo", "nspo_coords", "project_gradient"):
         trainer.train(micro(shared_workspace, arm, **exact), tmp_path / arm)
