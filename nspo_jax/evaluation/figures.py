@@ -47,8 +47,8 @@ def plot_arms(workdir: pathlib.Path, arms: list[str], seeds: list[int]) -> pathl
         axis.legend(fontsize=8, loc="lower right")
     axes[0][0].set_ylabel("capability: general and borderline (%, square-root scale)")
     figure.suptitle(
-        f"Capability against safety along training (dots: evaluations; discs: the end; "
-        f"mean of {len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        "Capability against safety along training\n"
+        f"(dots: evaluations; discs: the end; mean of {len(seeds)} seed{'s' * (len(seeds) > 1)})"
     )
     figure.tight_layout()
     path = workdir / "arms.png"
