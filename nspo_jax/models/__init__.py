@@ -3,7 +3,7 @@
 A `ModelConfig` says what the model is, parameters are a plain nested dict of arrays, and pure
 functions run it:
 
-    config, params = models.load_model("path/to/checkpoint")
+    config, params = models.load_model("path/to/checkpoint")     # any family of families.FAMILIES
     output = models.forward(config, params, tokens, mask)        # output.hidden [batch, time, d]
     logits = models.logits(config, params, output.hidden)        # [batch, time, vocab] float32
 
@@ -11,8 +11,12 @@ functions run it:
 """
 
 from nspo_jax.models.cache import Cache, empty_cache, repeat_cache
-from nspo_jax.models.config import ModelConfig
-from nspo_jax.models.hf import fingerprint, load_model, save_model
+from nspo_jax.models.config import ModelConfig, RopeScaling
+from nspo_jax.models.families import FAMILIES
+from nspo_jax.models.heads import logits, map_positions, scores, values, with_scalar_head
+from nspo_jax.models.hf import fingerprint, load_model
+from nspo_jax.models.hf_config import read_config, write_config
+from nspo_jax.models.hf_export import export_delta, export_model, save_model
 from nspo_jax.models.transformer import (
     Output,
     Transformer,
@@ -21,23 +25,32 @@ from nspo_jax.models.transformer import (
     forward,
     init_params,
     input_sites,
-    logits,
 )
 
 __all__ = [
+    "FAMILIES",
     "Cache",
     "ModelConfig",
     "Output",
+    "RopeScaling",
     "Transformer",
     "abstract_params",
     "bind",
     "empty_cache",
+    "export_delta",
+    "export_model",
     "fingerprint",
     "forward",
     "init_params",
     "input_sites",
     "load_model",
     "logits",
+    "map_positions",
+    "read_config",
     "repeat_cache",
     "save_model",
+    "scores",
+    "values",
+    "with_scalar_head",
+    "write_config",
 ]

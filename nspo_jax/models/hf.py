@@ -1,16 +1,16 @@
-"""Llama checkpoints in Hugging Face's layout (config.json + safetensors), read and written.
+"""Checkpoints in Hugging Face's layout (config.json + safetensors), read for every family.
 
-Torch is not needed: tensors go between safetensors files and numpy one at a time.
+Torch is not needed. Tensors are read one at a time, in blocks, and only the part that a local
+device holds, so the host never needs more than its own shards and one tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import fnmatch
+import functools
 import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 from flax import traverse_util
@@ -18,49 +18,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import transformer
+from nspo_jax.models import families, hf_config, transformer
 
-# Our path -> the tensor's name in the file ({} is the layer). Kernels are [in, out] here and
-# [out, in] there.
-_TENSORS = {
-    "embed/embedding": "model.embed_tokens.weight",
-    "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
-    "layers/attention/q/kernel": "model.layers.{}.self_attn.q_proj.weight",
-    "layers/attention/k/kernel": "model.layers.{}.self_attn.k_proj.weight",
-    "layers/attention/v/kernel": "model.layers.{}.self_attn.v_proj.weight",
-    "layers/attention/o/kernel": "model.layers.{}.self_attn.o_proj.weight",
-    "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
-    "layers/mlp/gate/kernel": "model.layers.{}.mlp.gate_proj.weight",
-    "layers/mlp/up/kernel": "model.layers.{}.mlp.up_proj.weight",
-    "layers/mlp/down/kernel": "model.layers.{}.mlp.down_proj.weight",
-    "norm/scale": "model.norm.weight",
-    "head/kernel": "lm_head.weight",
-}
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# A base model's directory and what a policy differs from it by; see `hf_export`.
+DELTA, DELTA_WEIGHTS, BASE = "delta.json", "delta.safetensors", "base"
+DELTA_FORMAT = 1
 # Old checkpoints store the rotary frequencies, which follow from the config.
 _DERIVED = "*.rotary_emb.inv_freq"
-_DTYPES = ("F32", "BF16", "F16")
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a saved model may consist of: save_model replaces a directory only if it holds nothing else.
-_MODEL_FILES = (
-    _CONFIG, _GENERATION, "model*.safetensors", _INDEX, "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-)  # fmt: skip
+_DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
+_BLOCK_BYTES = 2**24  # of a tensor read at once
+# Stacks up to here are assembled on the host; larger ones layer by layer on the device, where each
+# shape costs a small compilation.
+_STACK_BYTES = 2**25
+
+Index = tuple[slice, ...]
+Shardings = Callable[[transformer.Params], transformer.Params]
 
 
 def load_model(
-    directory: str | os.PathLike, dtype: Any = jnp.float32
+    directory: str | os.PathLike,
+    dtype: Any = jnp.float32,
+    shardings: Shardings | None = None,
 ) -> tuple[config_lib.ModelConfig, transformer.Params]:
-    """Reads a Llama checkpoint.
+    """Reads a checkpoint of any supported family.
 
     Args:
       directory: holds config.json and either model.safetensors or model.safetensors.index.json
-        with its shards, in float32, bfloat16 or float16.
+        with its shards, in float32, bfloat16 or float16; or what `export_delta` wrote.
       dtype: dtype of the parameters in memory: float32 for anything that will be trained, bfloat16
         to hold a frozen model in half the space. The compute dtype is a field of the config.
+      shardings: from the abstract parameter tree to a tree of shardings, for example
+        `functools.partial(sharding.shardings, mesh)`; None puts all on the default device.
 
     Returns:
       The config (computing in float32) and the parameters, laid out as in `transformer`.
@@ -71,80 +63,21 @@ def load_model(
         of another shape or dtype than the config says (all of them listed in one message).
     """
     directory = pathlib.Path(directory)
-    config = config_lib.ModelConfig.from_hf(_read_json(directory / _CONFIG))
-    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
-    expected = {}  # tensor name -> (path, layer or None, shape in the file)
-    for path, leaf in abstract.items():
-        for layer, name in _names(path, config):
-            shape = leaf.shape if layer is None else leaf.shape[1:]
-            expected[name] = (path, layer, shape[::-1] if _transposed(path) else shape)
-
-    files = {path: _open(path) for path in _weight_files(directory)}
-    where = {name: file for file in files.values() for name in file.keys()}
-    _check_tensors(directory, expected, where)
-    params = {}
-    for path, leaf in abstract.items():
-        stacked = np.empty(leaf.shape, dtype)
-        for layer, name in _names(path, config):
-            tensor = where[name].get_tensor(name)
-            stacked[... if layer is None else layer] = tensor.T if _transposed(path) else tensor
-        params[path] = jnp.asarray(stacked)
+    config = hf_config.read_config(read_json(directory / CONFIG))
+    tensors = Tensors(directory)
+    check_tensors(config, tensors)
+    abstract = transformer.abstract_params(config)
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
+        placed = jax.tree.map(lambda leaf: device, abstract)
+    else:
+        placed = shardings(abstract)
+    placed = traverse_util.flatten_dict(placed, sep="/")
+    params = {
+        path: _load_parameter(config, tensors, path, leaf.shape, np.dtype(dtype), placed[path])
+        for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
+    }
     return config, traverse_util.unflatten_dict(params, sep="/")
-
-
-def save_model(
-    directory: str | os.PathLike,
-    config: config_lib.ModelConfig,
-    params: transformer.Params,
-    tokenizer: Any = None,
-    generation_config: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes config.json and model.safetensors (float32) for `transformers` and `load_model`.
-
-    Everything is written to a temporary directory beside the target, which then takes the target's
-    name, so a reader never meets a half-written model. An existing model is first renamed to
-    `<name>.previous-...` and removed last; a process killed between the two renames leaves both
-    the old and the new one complete, beside the target.
-
-    Args:
-      directory: where the model goes: new, empty, or a model to replace.
-      config: the model's config; its compute dtype is not stored.
-      params: parameters laid out as in `transformer`.
-      tokenizer: None, or a transformers tokenizer to save along. Its special token ids go into
-        config.json; without one they are null.
-      generation_config: None, or the content of generation_config.json.
-
-    Raises:
-      FileExistsError: the directory holds files that are no part of a model.
-      ValueError: the parameters do not have the shapes that the config says.
-    """
-    target = pathlib.Path(os.path.abspath(directory))
-    flat = traverse_util.flatten_dict(params, sep="/")
-    _check_params(config, flat)
-    _check_target(target)
-    tensors = {}
-    for path, value in flat.items():
-        value = np.asarray(value).astype(np.float32)
-        for layer, name in _names(path, config):
-            tensor = value if layer is None else value[layer]
-            tensors[name] = np.ascontiguousarray(tensor.T if _transposed(path) else tensor)
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
-    try:
-        fields = config.to_hf()
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                fields[name] = getattr(tokenizer, name)
-        _write_json(partial / _CONFIG, fields)
-        if generation_config is not None:
-            _write_json(partial / _GENERATION, dict(generation_config))
-        safetensors.numpy.save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
-        partial.chmod(0o755)  # mkdtemp makes it private
-        _swap(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already unless something failed
 
 
 def fingerprint(params: transformer.Params) -> str:
@@ -160,97 +93,132 @@ def fingerprint(params: transformer.Params) -> str:
     return digest.hexdigest()[:16]
 
 
-# ------------------------------------------------------------------------------------------------
-# Names, shapes and checks.
-# ------------------------------------------------------------------------------------------------
+class Tensors:
+    """The tensors of a checkpoint's directory, by Hugging Face's name, read slice by slice.
+
+    Raises:
+      FileNotFoundError: a file of weights is missing.
+      ValueError: one is damaged.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+        self._delta: dict[str, Any] = {}
+        if (directory / DELTA).exists():
+            document = read_json(directory / DELTA)
+            if document.get("format") != DELTA_FORMAT:
+                raise ValueError(
+                    f"{directory / DELTA} has format {document.get('format')!r}, expected "
+                    f"{DELTA_FORMAT}: it was written by another version."
+                )
+            delta = _open(directory / DELTA_WEIGHTS)
+            self._delta = {name: delta for name in delta.keys()}
+            directory = directory / BASE
+        files = [_open(path) for path in _weight_files(directory)]
+        self._files = {name: file for file in files for name in file.keys()}
+
+    def names(self) -> list[str]:
+        """All names, in no particular order."""
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in the file."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype in safetensors' spelling, such as "BF16"."""
+        return self._files[name].get_slice(name).get_dtype()
+
+    def read(
+        self, name: str, index: Index = (), *, dtype: Any = np.float32, transpose: bool = False
+    ) -> np.ndarray:
+        """A part of a tensor, converted; () is all of it. With `transpose`, [in, out]."""
+        shape = self.shape(name)
+        bounds = [part.indices(size) for part, size in zip(index, shape, strict=False)]
+        bounds += [(0, size, 1) for size in shape[len(bounds) :]]
+        out = np.empty(
+            [stop - start for start, stop, _ in bounds], dtype, "F" if transpose else "C"
+        )
+        if not out.size:
+            return out.T if transpose else out
+        rows = max(1, _BLOCK_BYTES // (4 * (out.size // out.shape[0])))
+        (first, last, _), rest = bounds[0], tuple(slice(a, b) for a, b, _ in bounds[1:])
+        for start in range(first, last, rows):
+            block = (slice(start, min(start + rows, last)), *rest)
+            piece = self._files[name].get_slice(name)[block]
+            if name in self._delta:
+                piece = piece.astype(np.float32) + self._delta[name].get_slice(name)[block]
+            out[start - first : start - first + rows] = piece
+        return out.T if transpose else out
 
 
-def _names(path, config):
-    """(layer or None, tensor name in the file) for every tensor that makes up one parameter."""
+def tensor_layers(config: config_lib.ModelConfig, path: str) -> list[str]:
+    """The tensors that make up one parameter, one a layer where there are layers."""
+    name = families.FAMILIES[config.family].tensor(path)
     if not path.startswith("layers/"):
-        return [(None, _TENSORS[path])]
-    return [(layer, _TENSORS[path].format(layer)) for layer in range(config.num_layers)]
+        return [name]
+    return [name.format(layer) for layer in range(config.num_layers)]
 
 
-def _transposed(path):
+def is_transposed(path: str) -> bool:
+    """Whether the parameter is a kernel: [in, out] here and [out, in] in the file."""
     return path.endswith("/kernel")
 
 
-def _check_tensors(directory, expected, where):
-    """Lists every tensor that is missing, extra, misshaped or of an unsupported dtype."""
-    problems = [f"missing {name} {list(expected[name][2])}" for name in expected.keys() - where]
-    for name, file in where.items():
+def expected_tensors(config: config_lib.ModelConfig) -> dict[str, tuple[str, int | None, tuple]]:
+    """Every tensor of a model, in transformers' order: name -> (path, layer or None, shape)."""
+    found, order = [], list(families.TENSORS)
+    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    for place, path in enumerate(sorted(abstract, key=order.index)):
+        leaf, names = abstract[path], tensor_layers(config, path)
+        stacked = path.startswith("layers/")
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        shape = shape[::-1] if is_transposed(path) else shape
+        block = 0 if path.startswith("embed/") else 1 if stacked else 2
+        for layer, name in enumerate(names):
+            found.append((block, layer, place, name, (path, layer if stacked else None, shape)))
+    return {name: entry for *_, name, entry in sorted(found, key=lambda row: row[:3])}
+
+
+def check_tensors(config: config_lib.ModelConfig, tensors: Tensors) -> None:
+    """Raises ValueError listing every tensor that is missing, extra, misshaped or oddly typed.
+
+    A tied model may store its head too, as long as it is the embedding.
+    """
+    expected, names = expected_tensors(config), tensors.names()
+    problems = [f"missing {name} {list(expected[name][2])}" for name in expected.keys() - names]
+    tied_head = families.TENSORS["head/kernel"] if config.tie_embeddings else None
+    for name in names:
         if fnmatch.fnmatch(name, _DERIVED):
             continue
-        view = file.get_slice(name)
-        shape = tuple(view.get_shape())
+        shape = tensors.shape(name)
+        if name == tied_head and _same(tensors, name, families.TENSORS["embed/embedding"]):
+            continue
         if name not in expected:
             problems.append(f"extra {name} {list(shape)}")
         elif shape != expected[name][2]:
             problems.append(f"misshaped {name} {list(shape)}, expected {list(expected[name][2])}")
-        elif view.get_dtype() not in _DTYPES:
-            problems.append(f"dtype {view.get_dtype()} of {name}, expected {' or '.join(_DTYPES)}")
+        elif tensors.dtype(name) not in _DTYPES:
+            problems.append(f"dtype {tensors.dtype(name)} of {name}, expected {', '.join(_DTYPES)}")
     if problems:
         raise ValueError(
-            f"The tensors in {directory} are not those that its {_CONFIG} describes: "
+            f"The tensors in {tensors.directory} are not those that its {CONFIG} describes: "
             f"{'; '.join(sorted(problems))}. Use the config.json that belongs to these weights "
             "(tie_word_embeddings says whether lm_head.weight exists)."
         )
 
 
-def _check_params(config, flat):
-    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
-    problems = [f"missing {path} {list(abstract[path].shape)}" for path in abstract.keys() - flat]
-    for path, value in flat.items():
-        if path not in abstract:
-            problems.append(f"extra {path} {list(value.shape)}")
-        elif value.shape != abstract[path].shape:
-            shape = list(abstract[path].shape)
-            problems.append(f"misshaped {path} {list(value.shape)}, expected {shape}")
-    if problems:
-        raise ValueError(
-            f"The parameters are not those of the config: {'; '.join(sorted(problems))}. Save them "
-            "with the config they were made with."
-        )
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's directory.
 
-
-# ------------------------------------------------------------------------------------------------
-# Files.
-# ------------------------------------------------------------------------------------------------
-
-
-def _weight_files(directory):
-    if (directory / _INDEX).exists():
-        index = _read_json(directory / _INDEX)
-        if not isinstance(index.get("weight_map"), dict):
-            raise ValueError(
-                f"{directory / _INDEX} has no 'weight_map' from tensor name to shard file: copy it "
-                "again from the source of the checkpoint."
-            )
-        return [directory / name for name in sorted(set(index["weight_map"].values()))]
-    return [directory / _WEIGHTS]
-
-
-def _open(path):
+    Raises:
+      FileNotFoundError: it is missing.
+      ValueError: it is no JSON object.
+    """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist. Expected {_WEIGHTS}, or {_INDEX} with all shards it names; "
-            "fetch the missing file (PyTorch .bin weights must be converted to safetensors first)."
-        )
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}. It "
-            "was probably cut short while being copied; fetch it again."
-        ) from error
-
-
-def _read_json(path):
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. Expected a directory in Hugging Face's layout, with {_CONFIG} "
-            f"and {_WEIGHTS} (or {_INDEX} and its shards); check the path or download the model."
+            f"{path} does not exist. Expected a directory in Hugging Face's layout, with {CONFIG} "
+            f"and {WEIGHTS} (or {INDEX} and its shards); check the path or download the model."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -261,31 +229,70 @@ def _read_json(path):
     return content
 
 
-def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
 
 
-def _check_target(target):
-    if not target.exists():
-        return
-    others = [
-        entry.name
-        for entry in sorted(target.iterdir())
-        if entry.is_dir() or not any(fnmatch.fnmatch(entry.name, p) for p in _MODEL_FILES)
-    ]
-    if others:
-        raise FileExistsError(
-            f"{target} holds {', '.join(others)}, which saving a model there would remove: choose "
-            "a new directory for the model."
+def _load_parameter(config, tensors, path, shape, dtype, sharding):
+    """One parameter, in its sharding."""
+    names, transpose = tensor_layers(config, path), is_transposed(path)
+
+    def read(name: str, index: Index) -> np.ndarray:
+        index = index[::-1] if transpose else index
+        return tensors.read(name, index, dtype=dtype, transpose=transpose)
+
+    def read_layers(index: Index) -> np.ndarray:
+        return np.stack([read(name, index[1:]) for name in names[index[0]]])
+
+    if not path.startswith("layers/"):
+        return jax.make_array_from_callback(shape, sharding, lambda index: read(names[0], index))
+    layer_sharding = sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
+        layer_sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+    if int(np.prod(shape)) * dtype.itemsize <= _STACK_BYTES:
+        return jax.make_array_from_callback(shape, sharding, read_layers)
+    stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    for layer, name in enumerate(names):
+        array = jax.make_array_from_callback(
+            shape[1:], layer_sharding, lambda index, name=name: read(name, index)
         )
+        stack = _set_layer(stack, array, jnp.int32(layer))
+    return stack
 
 
-def _swap(partial, target):
-    """Gives `partial` the name of `target`, removing what was there only afterwards."""
-    if not target.exists():
-        partial.rename(target)
-        return
-    previous = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.previous-", dir=target.parent))
-    target.rename(previous)  # over the empty directory just made
-    partial.rename(target)
-    shutil.rmtree(previous)
+def _same(tensors, name, other):
+    rows, *rest = tensors.shape(name)
+    step = max(1, _BLOCK_BYTES // (4 * int(np.prod(rest))))
+    blocks = [(slice(start, start + step),) for start in range(0, rows, step)]
+    return tensors.shape(name) == tensors.shape(other) and all(
+        np.array_equal(tensors.read(name, block), tensors.read(other, block)) for block in blocks
+    )
+
+
+def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    if (directory / INDEX).exists():
+        index: Mapping[str, Any] = read_json(directory / INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise ValueError(
+                f"{directory / INDEX} has no 'weight_map' from tensor name to shard file: copy it "
+                "again from the source of the checkpoint."
+            )
+        return [directory / name for name in sorted(set(index["weight_map"].values()))]
+    return [directory / WEIGHTS]
+
+
+def _open(path: pathlib.Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist. Expected {WEIGHTS}, or {INDEX} with all shards it names; "
+            "fetch the missing file (PyTorch .bin weights must be converted to safetensors first)."
+        )
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}. It "
+            "was probably cut short while being copied; fetch it again."
+        ) from error

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from nspo_jax.models import config as config_lib
+from nspo_jax.models import hf_config
 
 OLD = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,18 +53,18 @@ CONFIG = config_lib.ModelConfig(
 
 
 def test_both_spellings_give_the_same_config():
-    assert config_lib.ModelConfig.from_hf(OLD) == CONFIG
-    assert config_lib.ModelConfig.from_hf(NEW) == CONFIG
+    assert hf_config.read_config(OLD) == CONFIG
+    assert hf_config.read_config(NEW) == CONFIG
 
 
 def test_absent_fields_mean_what_transformers_says():
     optional = ("num_key_value_heads", "rope_theta", "rope_scaling", "tie_word_embeddings")
-    config = config_lib.ModelConfig.from_hf({k: v for k, v in OLD.items() if k not in optional})
+    config = hf_config.read_config({k: v for k, v in OLD.items() if k not in optional})
     assert (config.num_kv_heads, config.rope_theta, config.tie_embeddings) == (8, 1e4, False)
 
 
 def test_to_hf_is_read_back():
-    assert config_lib.ModelConfig.from_hf(CONFIG.to_hf()) == CONFIG
+    assert hf_config.read_config(hf_config.write_config(CONFIG)) == CONFIG
 
 
 def test_config_is_hashable():
@@ -74,15 +75,17 @@ def test_config_is_hashable():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "qwen2"},
-        {"architectures": ["LlamaForSequenceClassification"]},
+        {"model_type": "mistral"},
+        {"architectures": ["LlamaForTokenClassification"]},
+        {"architectures": ["Qwen2ForCausalLM"]},
         {"hidden_act": "gelu"},
         {"attention_bias": True},
         {"mlp_bias": True},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0}},
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0, "beta": 1}},
         {"sliding_window": 4096},
         {"quantization_config": {"bits": 4}},
     ],
@@ -90,7 +93,7 @@ def test_config_is_hashable():
 def test_an_unsupported_field_is_named_with_its_value(base, change):
     ((name, value),) = change.items()
     with pytest.raises(ValueError) as error:
-        config_lib.ModelConfig.from_hf(base | change)
+        hf_config.read_config(base | change)
     assert name in str(error.value) and repr(value) in str(error.value)
     assert "support" in str(error.value).lower()
 
@@ -98,7 +101,7 @@ def test_an_unsupported_field_is_named_with_its_value(base, change):
 def test_missing_fields_are_all_named():
     with pytest.raises(ValueError, match="vocab_size, rms_norm_eps missing"):
         fields = {k: v for k, v in OLD.items() if k not in ("vocab_size", "rms_norm_eps")}
-        config_lib.ModelConfig.from_hf(fields)
+        hf_config.read_config(fields)
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,9 @@ def test_fingerprint_sees_every_change(params):
 def test_saving_replaces_a_model_and_leaves_nothing_beside_it(saved, params):
     doubled = jax.tree.map(lambda x: 2 * x, params)
     (saved / "model-00001-of-00002.safetensors").write_text("a stale shard")
-    models.save_model(saved, CONFIG, doubled, generation_config={"eos_token_id": 3})
+    models.save_model(saved, CONFIG, doubled)
     jax.tree.map(np.testing.assert_array_equal, models.load_model(saved)[1], doubled)
-    names = sorted(path.name for path in saved.iterdir())
-    assert names == ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
@@ -205,7 +204,7 @@ def test_both_directions_agree_with_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    fields = CONFIG.to_hf() | {"initializer_range": 0.3}
+    fields = models.write_config(CONFIG) | {"initializer_range": 0.3}
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).eval()
     theirs.save_pretrained(tmp_path / "theirs")  # transformers' own spelling of the config
     config, params = models.load_model(tmp_path / "theirs")

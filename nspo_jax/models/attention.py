@@ -1,0 +1,195 @@
+"""Grouped-query attention: rotary positions, causal and windowed masks, the key-value cache."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import layers
+
+_MASKED = -1e30  # finite, so that a row with nothing to attend to has no NaN, forward or backward
+
+
+class Context(NamedTuple):
+    """What attention needs to know besides its input; one for all layers.
+
+    Attributes:
+      mask: bool [batch, time, time], which of the new tokens each new token may see.
+      distance: int32 [batch, time, time], how many real tokens back they are.
+      rotation: (cos, sin) of the new tokens, each float32 [batch, time, 1, head_dim / 2].
+      local_rotation: the same for windowed layers; None where all layers share one.
+      past_mask: bool [batch, time, slots], which cached tokens may be seen; None without a cache.
+      past_distance: int32 [batch, time, slots].
+    """
+
+    mask: jax.Array
+    distance: jax.Array
+    rotation: tuple[jax.Array, jax.Array]
+    local_rotation: tuple[jax.Array, jax.Array] | None
+    past_mask: jax.Array | None
+    past_distance: jax.Array | None
+
+    def of_layer(self, window: jax.Array | None) -> "Context":
+        """Narrowed to a layer's window (int32 scalar, 0 for none) and with its rotation."""
+        if window is None:
+            return self
+        full = window == 0
+        rotation = self.rotation
+        if self.local_rotation is not None:
+            rotation = jax.tree.map(
+                lambda a, b: jnp.where(full, a, b), rotation, self.local_rotation
+            )
+        past_mask = self.past_mask
+        if past_mask is not None:
+            past_mask = past_mask & (full | (self.past_distance < window))
+        mask = self.mask & (full | (self.distance < window))
+        return self._replace(mask=mask, rotation=rotation, past_mask=past_mask)
+
+
+def make_context(
+    config: config_lib.ModelConfig,
+    mask: jax.Array,
+    first: jax.Array,
+    past_valid: jax.Array | None,
+) -> Context:
+    """The context of new tokens.
+
+    Args:
+      config: the model.
+      mask: bool [batch, time], the real ones among the new tokens.
+      first: int32 [batch], the position of each row's first real new token.
+      past_valid: bool [batch, slots], the cache's real tokens; None without a cache.
+    """
+    time = mask.shape[1]
+    positions = first[:, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1  # [batch, time]
+    past_mask = past_distance = None
+    if past_valid is not None:
+        past_positions = jnp.cumsum(past_valid, axis=1, dtype=jnp.int32) - 1  # [batch, slots]
+        past_distance = positions[:, :, None] - past_positions[:, None, :]
+        past_mask = jnp.broadcast_to(past_valid[:, None, :], past_distance.shape)
+    local = None
+    if config.local_rope_theta is not None:
+        local = _rotation(_frequencies(config.local_rope_theta, config.head_dim), positions)
+    return Context(
+        mask=mask[:, None, :] & jnp.tril(jnp.ones((time, time), bool)),
+        distance=positions[:, :, None] - positions[:, None, :],
+        rotation=_rotation(
+            _scale(_frequencies(config.rope_theta, config.head_dim), config.rope_scaling), positions
+        ),
+        local_rotation=local,
+        past_mask=past_mask,
+        past_distance=past_distance,
+    )
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+        c, d, stddev = config, config.hidden_size, layers.INIT_STDDEV
+        self.kv_heads, self.head_dim = c.num_kv_heads, c.head_dim
+        self.scale = (c.query_scale or c.head_dim) ** -0.5
+        self.softcap = c.attention_softcap
+        bias = c.qkv_bias
+        self.q = layers.Linear(d, c.num_heads * c.head_dim, stddev, bias=bias, rngs=rngs)
+        self.k = layers.Linear(d, c.num_kv_heads * c.head_dim, stddev, bias=bias, rngs=rngs)
+        self.v = layers.Linear(d, c.num_kv_heads * c.head_dim, stddev, bias=bias, rngs=rngs)
+        self.o = layers.Linear(
+            c.num_heads * c.head_dim, d, layers.residual_stddev(c.num_layers), rngs=rngs
+        )
+        if c.qk_norm:
+            self.q_norm = layers.RMSNorm(c.head_dim, c.rms_norm_eps, offset=c.norm_offset)
+            self.k_norm = layers.RMSNorm(c.head_dim, c.rms_norm_eps, offset=c.norm_offset)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        past: tuple[jax.Array, jax.Array] | None,
+        observe: Callable[[str, jax.Array], None],
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """[batch * time, d] -> [batch * time, d], and the new keys and values.
+
+        past is None or (keys, values), each [batch, slots, kv_heads, head_dim].
+        """
+        batch, time, _ = context.mask.shape
+        observe("layers/attention/in", x)
+        q = self.q(x).reshape(batch, time, -1, self.head_dim)  # [batch, time, heads, head_dim]
+        k = self.k(x).reshape(batch, time, self.kv_heads, self.head_dim)
+        v = self.v(x).reshape(batch, time, self.kv_heads, self.head_dim)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = _rotate(q, context.rotation), _rotate(k, context.rotation)
+        if past is None and self.softcap is None:
+            mask = context.mask[:, None]  # [batch, 1, query, key]
+            mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=self.scale)
+        else:
+            mixed = self._attend(q, k, v, context, past)
+        mixed = mixed.reshape(batch * time, -1)  # [batch * time, heads * head_dim]
+        observe("layers/attention/out", mixed)
+        return self.o(mixed), (k, v)
+
+    def _attend(self, q, k, v, context, past):
+        """What jax.nn.dot_product_attention cannot do: a soft cap, and two blocks of keys.
+
+        The cached keys come first; the cache itself is not copied to append to it.
+        """
+        batch, time, _, size = q.shape
+        grouped = q.reshape(batch, time, self.kv_heads, -1, size)  # [.., kv_heads, group, head_dim]
+        scores = self._scores(grouped, k, context.mask)  # [batch, kv_heads, group, time, time]
+        if past is None:
+            mixed = _mix(jax.nn.softmax(scores, axis=-1), v)
+        else:
+            keys, values = past
+            old = self._scores(grouped, keys, context.past_mask)
+            weights = jax.nn.softmax(jnp.concatenate([old, scores], axis=-1), axis=-1)
+            slots = keys.shape[1]
+            mixed = _mix(weights[..., :slots], values) + _mix(weights[..., slots:], v)
+        return mixed.astype(q.dtype)
+
+    def _scores(self, q, k, mask):
+        """Masked attention scores, float32 [batch, kv_heads, group, time, key]."""
+        scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+        scores = layers.softcap(scores * self.scale, self.softcap)
+        return jnp.where(mask[:, None, None], scores, _MASKED)
+
+
+def _mix(weights, values):
+    """Weighted values, float32 [batch, time, kv_heads, group, head_dim]."""
+    weights = weights.astype(values.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, values, preferred_element_type=jnp.float32)
+
+
+def _frequencies(theta, head_dim):
+    """Rotary frequencies, float32 [head_dim / 2]."""
+    return 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+
+
+def _scale(frequencies, scaling):
+    """Stretched to a longer context; the three bands of `llama3` as in transformers."""
+    if scaling is None:
+        return frequencies
+    slow = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    wavelengths = 2 * jnp.pi / frequencies
+    turns = scaling.original_length / wavelengths  # over the original context
+    smooth = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+    smooth = jnp.clip(smooth, 0.0, 1.0)  # 0 for long wavelengths, 1 for short ones
+    return (1 - smooth) * slow + smooth * frequencies
+
+
+def _rotation(frequencies, positions):
+    """cos and sin of the rotary angles, float32 [batch, time, 1, head_dim / 2]."""
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x, rotation):
+    """Rotary positions on the last axis, first half paired with second half as in transformers."""
+    cos, sin = rotation
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

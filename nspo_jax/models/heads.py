@@ -1,0 +1,123 @@
+"""From final hidden states to numbers: next-token logits, or one scalar a token.
+
+A scalar head makes a reward, cost or value model: a reward is its value at a sequence's last token,
+as in transformers' ForSequenceClassification with one label; a value function reads every token.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import layers, transformer
+
+# Logits of so many numbers (1 GiB in float32) are in memory at once; a power of two.
+CHUNK_ELEMENTS = 2**28
+
+
+def logits(
+    config: config_lib.ModelConfig, params: transformer.Params, hidden: jax.Array
+) -> jax.Array:
+    """Next-token logits, float32 [..., vocab], of final hidden states [..., d]."""
+    return transformer.bind(config, params).logits(hidden)
+
+
+def map_positions(
+    config: config_lib.ModelConfig, function: Callable[..., Any], *arrays: jax.Array
+) -> Any:
+    """Applies a function of logits to every position without holding all logits at once.
+
+    Positions are taken in chunks, one after another, such that [batch, chunk, vocab] stays within
+    `CHUNK_ELEMENTS`; gradients recompute a chunk's logits instead of keeping them. What fits at
+    once is computed at once.
+
+    Args:
+      config: the model: its vocabulary decides the chunk.
+      function: takes the arrays cut to [batch, chunk, ...], such as hidden states and tokens, and
+        returns a tree of arrays [batch, chunk, ...]. It treats positions independently.
+      *arrays: each [batch, time, ...].
+
+    Returns:
+      The function's result for all positions, arrays [batch, time, ...].
+    """
+    batch, time = arrays[0].shape[:2]
+    chunk = max(1, CHUNK_ELEMENTS // (batch * config.vocab_size))
+    if chunk >= time:
+        return function(*arrays)
+    count = -(-time // chunk)
+
+    def split(array):  # [batch, time, ...] -> [chunks, batch, chunk, ...]
+        padding = [(0, 0)] * array.ndim
+        padding[1] = (0, count * chunk - time)
+        pieces = jnp.pad(array, padding).reshape(batch, count, chunk, *array.shape[2:])
+        return jnp.moveaxis(pieces, 1, 0)
+
+    def join(pieces):
+        joined = jnp.moveaxis(pieces, 0, 1)
+        return joined.reshape(batch, count * chunk, *pieces.shape[3:])[:, :time]
+
+    pieces = jax.lax.map(
+        jax.checkpoint(lambda piece: function(*piece)), tuple(split(array) for array in arrays)
+    )
+    return jax.tree.map(join, pieces)
+
+
+def with_scalar_head(
+    config: config_lib.ModelConfig, params: transformer.Params, key: jax.Array
+) -> tuple[config_lib.ModelConfig, transformer.Params]:
+    """The same decoder with a fresh scalar head in place of its language-model head.
+
+    Args:
+      config: of a language model.
+      params: its parameters; shared, not copied.
+      key: of the head's initial weights, normal 0.02.
+    """
+    params = {name: value for name, value in params.items() if name != "head"}
+    kernel = jax.random.normal(key, (config.hidden_size, 1), jnp.float32)
+    params["score"] = {"kernel": layers.INIT_STDDEV * kernel}
+    return dataclasses.replace(config, head="scalar"), params
+
+
+def values(
+    config: config_lib.ModelConfig, params: transformer.Params, hidden: jax.Array
+) -> jax.Array:
+    """A scalar head at every token: float32 [batch, time] of final hidden states [batch, time, d].
+
+    Raises:
+      ValueError: the model has no scalar head.
+    """
+    if config.head != "scalar":
+        raise ValueError(
+            f"head is {config.head!r}: values need a model with a scalar head; make one of a "
+            "language model with with_scalar_head."
+        )
+    return transformer.bind(config, params).values(hidden)
+
+
+def scores(
+    config: config_lib.ModelConfig,
+    params: transformer.Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """A reward or cost model's score of each sequence: its value at the last real token.
+
+    Args:
+      config: a model with a scalar head.
+      params: its parameters.
+      tokens: int32 [batch, time].
+      mask: bool [batch, time], False at padding, which may be anywhere.
+
+    Returns:
+      float32 [batch].
+
+    Raises:
+      ValueError: the model has no scalar head.
+    """
+    hidden = transformer.forward(config, params, tokens, mask).hidden
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)  # [batch]
+    at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)  # [batch, 1, d]
+    return values(config, params, at_last)[:, 0]

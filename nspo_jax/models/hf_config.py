@@ -1,0 +1,225 @@
+"""Hugging Face's config.json to `ModelConfig` and back, for every family of `families.FAMILIES`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import families
+
+# Fields that describe training, tokens, storage or the interface, never the output.
+_IGNORED = frozenset(
+    """
+    model_type architectures transformers_version _name_or_path torch_dtype dtype use_cache
+    pretraining_tp bos_token_id eos_token_id pad_token_id initializer_range attention_dropout
+    return_dict output_hidden_states output_attentions chunk_size_feed_forward problem_type
+    is_encoder_decoder id2label label2id num_labels cache_implementation
+    """.split()
+)
+_ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+_WINDOWS = (
+    "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "sliding_window_pattern", "_sliding_window_pattern",
+)  # fmt: skip
+_LINEAR = ("factor",)
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_FULL, _WINDOWED = "full_attention", "sliding_attention"
+
+
+def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
+    """Reads the content of a config.json, as transformers 4 or 5 spells it.
+
+    A field that is not known here is an error rather than a guess, unless it is null.
+
+    Args:
+      fields: the parsed config.json.
+
+    Returns:
+      The config, computing in float32 (`dataclasses.replace` it for another dtype).
+
+    Raises:
+      ValueError: an unsupported architecture, a field whose value the decoder does not implement,
+        an unknown field, or a missing one.
+    """
+    family = families.FAMILIES.get(fields.get("model_type"))
+    if family is None:
+        raise ValueError(
+            f"model_type is {fields.get('model_type')!r}: supported are "
+            f"{', '.join(families.FAMILIES)}. docs/adding_a_family.md says how to add one."
+        )
+    required = [*families.REQUIRED]
+    if family.model_type != "llama":  # its configs predate grouped queries
+        required.append("num_key_value_heads")
+    missing = [name for name in required if fields.get(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing from the model's config.json: add it.")
+    for name, supported in family.fixed.items():
+        if fields.get(name) is not None and fields[name] != supported:
+            raise ValueError(f"{name} is {fields[name]!r}: only {supported!r} is supported.")
+    known = {
+        *required, *family.fixed, *family.fields, *_ROPE, *_IGNORED,
+        "num_key_value_heads", "head_dim", "tie_word_embeddings",
+        *(_WINDOWS if family.is_windowed else ()),
+    }  # fmt: skip
+    for name, value in fields.items():
+        if name not in known and value is not None:
+            raise ValueError(
+                f"{name} is {value!r}: this field of a {family.model_type} config is not known "
+                "here and may change the output. Not supported: remove the field only if you know "
+                "that it has no effect."
+            )
+
+    heads, head_dim = fields["num_attention_heads"], fields.get("head_dim")
+    if type(heads) is not int or heads < 1:
+        raise ValueError(f"num_attention_heads is {heads!r}: give a positive integer.")
+    values = {
+        "num_kv_heads": fields.get("num_key_value_heads") or heads,
+        "head_dim": head_dim or fields["hidden_size"] // heads,
+        "tie_embeddings": fields.get("tie_word_embeddings") or False,
+        **{ours: fields[theirs] for theirs, ours in families.REQUIRED.items()},
+        **family.traits,
+    }
+    for name, (ours, absent) in family.fields.items():
+        values[ours] = fields.get(name, absent)
+    return config_lib.ModelConfig(
+        **values,
+        family=family.model_type,
+        head=_head(family, fields),
+        windows=_windows(family, fields),
+        **_rope(family, fields),
+    )
+
+
+def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
+    """The content of a config.json that transformers 4 and 5 both load.
+
+    Special tokens belong to a tokenizer, not to this config, so they are null.
+    """
+    family = families.FAMILIES[config.family]
+    fields: dict[str, Any] = {
+        **family.fixed,
+        **{theirs: getattr(config, ours) for theirs, ours in families.REQUIRED.items()},
+        "model_type": family.model_type,
+        "architectures": [family.causal if config.head == "logits" else family.classifier],
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _write_scaling(config.rope_scaling),
+        "torch_dtype": "float32",
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    fields |= {name: getattr(config, ours) for name, (ours, _) in family.fields.items()}
+    if config.head == "scalar":
+        fields |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    if config.local_rope_theta is not None:
+        fields["rope_local_base_freq"] = config.local_rope_theta
+    if family.is_windowed:
+        window = max(config.windows, default=0) or None
+        fields |= {
+            "sliding_window": window,
+            "layer_types": [
+                _WINDOWED if i < len(config.windows) and config.windows[i] else _FULL
+                for i in range(config.num_layers)
+            ],
+        }
+        if family.model_type.startswith("qwen"):
+            fields["use_sliding_window"] = window is not None
+    return fields
+
+
+def _head(family: families.Family, fields: Mapping[str, Any]) -> str:
+    architectures = fields.get("architectures") or [family.causal]
+    if architectures == [family.causal]:
+        return "logits"
+    if architectures != [family.classifier]:
+        raise ValueError(
+            f"architectures is {architectures!r}: only {family.causal!r} and, with one label, "
+            f"{family.classifier!r} are supported."
+        )
+    labels = fields.get("num_labels") or len(fields.get("id2label") or "ab")  # transformers' own: 2
+    if labels != 1:
+        raise ValueError(
+            f"The classifier has {labels} labels (num_labels, id2label): only one label, a score, "
+            "is supported."
+        )
+    return "scalar"
+
+
+def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Each layer's window; empty where all layers see all."""
+    layers, kinds = fields["num_hidden_layers"], fields.get("layer_types")
+    if family.is_windowed is None:
+        return ()
+    if kinds is not None and (len(kinds) != layers or {*kinds} - {_FULL, _WINDOWED}):
+        raise ValueError(
+            f"layer_types is {kinds!r}: supported are {_FULL!r} and {_WINDOWED!r}, one for each of "
+            f"num_hidden_layers = {layers}."
+        )
+    if family.model_type.startswith("qwen") and not fields.get("use_sliding_window"):
+        if kinds and _WINDOWED in kinds:
+            raise ValueError(
+                f"layer_types is {kinds!r} and use_sliding_window is "
+                f"{fields.get('use_sliding_window')!r}: supported are windowed layers only with "
+                "use_sliding_window true."
+            )
+        return ()
+    if kinds is None:
+        kinds = [_WINDOWED if family.is_windowed(fields, i) else _FULL for i in range(layers)]
+    if _WINDOWED not in kinds:
+        return ()
+    window = fields.get("sliding_window", 4096)  # what all of transformers' configs default to
+    if type(window) is not int or window < 1:
+        raise ValueError(f"sliding_window is {window!r}: supported is a positive integer.")
+    return tuple(window if kind == _WINDOWED else 0 for kind in kinds)
+
+
+def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary bases and scaling from either spelling."""
+    theta, local = family.rope_thetas
+    theta = fields.get("rope_theta") or theta
+    if local is not None:
+        local = fields.get("rope_local_base_freq") or local
+    old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
+    scaling = _scaling("rope_scaling", old, fields) if old else None
+    if new and _FULL in new:  # transformers 5 with two kinds of layers
+        if scaling_of_windows := _scaling("rope_parameters", new.get(_WINDOWED) or {}, fields):
+            raise ValueError(
+                f"rope_parameters scales the windowed layers ({scaling_of_windows}): this is not "
+                "supported."
+            )
+        if local is not None:
+            local = (new.get(_WINDOWED) or {}).get("rope_theta", local)
+        new = new[_FULL]
+    if new:
+        theta = new.get("rope_theta", theta)
+        scaling = _scaling("rope_parameters", new, fields)
+    return {"rope_theta": theta, "local_rope_theta": local, "rope_scaling": scaling}
+
+
+def _scaling(
+    name: str, rope: Mapping[str, Any], fields: Mapping[str, Any]
+) -> config_lib.RopeScaling | None:
+    """The scaling that one mapping of config.json describes, refusing what is not implemented."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    wanted = {"default": (), "linear": _LINEAR, "llama3": _LLAMA3}.get(kind)
+    extra = {k for k, v in rope.items() if v is not None} - {"rope_type", "type", "rope_theta"}
+    if rope.get("partial_rotary_factor") == 1.0:
+        extra.discard("partial_rotary_factor")
+    if wanted is None or extra != {*wanted}:
+        raise ValueError(
+            f"{name} is {fields[name]!r}: supported are rope_type 'default', 'linear' with factor, "
+            f"and 'llama3' with {', '.join(_LLAMA3)}, and nothing besides."
+        )
+    return config_lib.RopeScaling(kind, *(rope[name] for name in wanted)) if wanted else None
+
+
+def _write_scaling(scaling: config_lib.RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    numbers = (
+        scaling.factor, scaling.low_factor, scaling.high_factor, scaling.original_length,
+    )  # fmt: skip
+    names = _LLAMA3 if scaling.kind == "llama3" else _LINEAR
+    return {"rope_type": scaling.kind, **dict(zip(names, numbers, strict=False))}

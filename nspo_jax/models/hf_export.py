@@ -1,0 +1,359 @@
+"""Checkpoints in Hugging Face's layout, written: whole models, other dtypes, and deltas.
+
+Everything is written to a temporary directory beside the target, which then takes the target's
+name, so a reader never meets a half-written model. Tensors are gathered a shard at a time.
+"""
+
+from collections.abc import Callable, Iterable
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tqdm
+
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import hf, hf_config, transformer
+
+DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
+SHARD_BYTES = 5 * 10**9  # as transformers cuts them
+_COMPANIONS = (
+    hf.GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+    "merges.txt", "chat_template*",
+)  # fmt: skip
+# What a saved model may consist of: a directory is replaced only if it holds nothing else.
+_MODEL_FILES = (
+    hf.CONFIG, "model*.safetensors", hf.INDEX, hf.DELTA, hf.DELTA_WEIGHTS, hf.BASE, *_COMPANIONS
+)  # fmt: skip
+
+
+def save_model(
+    directory: str | os.PathLike,
+    config: config_lib.ModelConfig,
+    params: transformer.Params,
+    tokenizer: Any = None,
+    *,
+    like: str | os.PathLike | None = None,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a model that transformers, vLLM, lm-eval and `load_model` read.
+
+    An existing model is first renamed to `<name>.previous-...` and removed last; a process killed
+    between the two renames leaves both the old and the new one complete, beside the target.
+
+    Args:
+      directory: where the model goes: new, empty, or a model to replace.
+      config: the model's config; its compute dtype and remat policy are not stored.
+      params: parameters laid out as in `transformer`.
+      tokenizer: None, or a transformers tokenizer to save along. Its special token ids go into
+        config.json; without one they are null.
+      like: None, or the directory of the model that this one was made from: its tokenizer,
+        generation config and every field of its config.json are kept.
+      dtype: of the weights in the files: "float32" or "bfloat16". Rounding a small update to
+        bfloat16 takes it out of the null space: see `export_delta`.
+      shard_bytes: a file of weights is at most that large, unless one tensor is larger.
+
+    Raises:
+      FileExistsError: the directory holds files that are no part of a model.
+      ValueError: the parameters do not have the shapes that the config says, both `tokenizer` and
+        `like` are given, or `like` is of another architecture.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    _check_params(config, flat)
+    if like is not None and tokenizer is not None:
+        raise ValueError("like brings its tokenizer along: give tokenizer or like, not both.")
+    expected = hf.expected_tensors(config)
+
+    def read(name: str) -> np.ndarray:
+        path, layer, _ = expected[name]
+        value = flat[path] if layer is None else flat[path][layer]
+        value = np.asarray(jax.device_get(value))
+        return value.T if hf.is_transposed(path) else value
+
+    def write(folder: pathlib.Path) -> None:
+        if like is not None:
+            _write_like(folder, pathlib.Path(like), config, dtype)
+        else:
+            fields = hf_config.write_config(config) | {"torch_dtype": dtype}
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+                for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                    fields[name] = getattr(tokenizer, name)
+            _write_json(folder / hf.CONFIG, fields)
+        shapes = {name: shape for name, (*_, shape) in expected.items()}
+        _write_weights(folder, shapes, read, dtype, shard_bytes)
+
+    _write_directory(directory, write)
+
+
+def export_model(
+    source: str | os.PathLike,
+    directory: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a saved model again, in another dtype or other shards, without loading it whole.
+
+    Args:
+      source: what `load_model` reads, a delta included.
+      directory: where the model goes; see `save_model`, also for the other arguments and errors.
+      dtype: of the weights in the files.
+      shard_bytes: the largest file of weights.
+    """
+    source = pathlib.Path(source)
+    config, tensors = _open_checked(source)
+    shapes = {name: shape for name, (*_, shape) in hf.expected_tensors(config).items()}
+
+    def write(folder: pathlib.Path) -> None:
+        _write_like(folder, source, config, dtype)
+        _write_weights(folder, shapes, tensors.read, dtype, shard_bytes)
+
+    _write_directory(directory, write)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaReport:
+    """What a delta changed.
+
+    Attributes:
+      tensors: names of the tensors that differ.
+      norm: of the whole difference, Frobenius.
+      inexact: how many elements base + delta restores to a neighbouring float32 instead of the
+        policy's own: possible where the policy is not within a factor two of the base.
+      elements: of all tensors.
+    """
+
+    tensors: list[str]
+    norm: float
+    inexact: int
+    elements: int
+
+
+def export_delta(
+    policy: str | os.PathLike, base: str | os.PathLike, directory: str | os.PathLike
+) -> DeltaReport:
+    """Writes the base as it is, and what the policy differs from it by, in float32.
+
+    A safety update is smaller than half a bfloat16 step of the weight it moves: rounded to
+    bfloat16 it is noise, no longer inside the null space. Base plus difference keeps it.
+
+    The directory holds `base/` (hard links to the base's files where the file system allows),
+    `delta.safetensors` (float32, the tensors that differ, by Hugging Face's name), `delta.json`,
+    config.json and the tokenizer. There are no weights at its top, so a reader that does not know
+    deltas fails instead of quietly serving the base; `load_model` adds the two, and
+    `export_model` makes a plain float32 model of it.
+
+    Args:
+      policy: a saved model, float32.
+      base: the model that it was trained from, of the same architecture.
+      directory: where the result goes.
+
+    Raises:
+      FileExistsError: the directory holds files that are no part of a model.
+      ValueError: the two models differ in their architecture.
+    """
+    policy, base = pathlib.Path(policy), pathlib.Path(base)
+    config, after = _open_checked(policy)
+    base_config, before = _open_checked(base)
+    if config != base_config:
+        raise ValueError(
+            f"{policy} and {base} differ in their architecture ({_differences(config, base_config)}"
+            "): a delta needs the base that the policy was trained from."
+        )
+    delta, inexact, elements, energy = {}, 0, 0, 0.0
+    for name in tqdm.tqdm(hf.expected_tensors(config), desc="delta", unit="tensor", leave=False):
+        old, new = before.read(name), after.read(name)
+        elements += new.size
+        if not np.array_equal(old, new):
+            delta[name] = new - old
+            inexact += int(np.sum(old + delta[name] != new))
+            energy += float(np.sum(np.square(delta[name], dtype=np.float64)))
+    report = DeltaReport(list(delta), energy**0.5, inexact, elements)
+
+    def write(folder: pathlib.Path) -> None:
+        _write_like(folder, policy, config, "float32")
+        (folder / hf.BASE).mkdir()
+        for file in _model_files(base):
+            _link(file, folder / hf.BASE / file.name)
+        safetensors.numpy.save_file(delta, folder / hf.DELTA_WEIGHTS, metadata={"format": "pt"})
+        _write_json(folder / hf.DELTA, {"format": hf.DELTA_FORMAT, **dataclasses.asdict(report)})
+
+    _write_directory(directory, write)
+    return report
+
+
+# ------------------------------------------------------------------------------------------------
+# Weights and configs.
+# ------------------------------------------------------------------------------------------------
+
+
+def _write_weights(
+    folder: pathlib.Path,
+    shapes: dict[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    dtype: str,
+    shard_bytes: int,
+) -> None:
+    """Writes tensors in shards of at most `shard_bytes`, with an index if there are several."""
+    sizes = {name: int(np.prod(s)) * np.dtype(DTYPES[dtype]).itemsize for name, s in shapes.items()}
+    shards: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[other] for other in shards[-1]) + size > shard_bytes:
+            shards.append([])
+        shards[-1].append(name)
+    progress = tqdm.tqdm(total=len(shapes), desc="save", unit="tensor", leave=False,
+                         disable=len(shards) == 1)  # fmt: skip
+    weight_map = {}
+    with progress:
+        for number, names in enumerate(shards, 1):
+            file = hf.WEIGHTS
+            if len(shards) > 1:
+                file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            tensors = {}
+            for name in names:
+                tensors[name] = np.ascontiguousarray(read(name).astype(DTYPES[dtype]))
+                progress.update()
+            safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        _write_json(folder / hf.INDEX, index)
+
+
+def _write_like(
+    folder: pathlib.Path, like: pathlib.Path, config: config_lib.ModelConfig, dtype: str
+) -> None:
+    """Writes the config of `like`, changed as little as needed, and copies what goes with it."""
+    fields = hf.read_json(like / hf.CONFIG)
+    theirs = hf_config.read_config(fields)
+    ours = _stored(config)
+    if dataclasses.replace(theirs, head=ours.head) != ours:
+        raise ValueError(
+            f"The model is not of the architecture of {like} ({_differences(ours, theirs)}): name "
+            "the model that it was made from."
+        )
+    if theirs.head != ours.head:
+        written = hf_config.write_config(ours)
+        names = ("architectures", "num_labels", "id2label", "label2id")
+        fields = {k: v for k, v in fields.items() if k not in names}
+        fields |= {name: written[name] for name in names if name in written}
+    key = "dtype" if "dtype" in fields else "torch_dtype"
+    if fields.get(key) == dtype and theirs.head == ours.head:
+        shutil.copyfile(like / hf.CONFIG, folder / hf.CONFIG)
+    else:
+        _write_json(folder / hf.CONFIG, fields | {key: dtype})
+    for file in _matching(like, _COMPANIONS):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
+    """The config as a file can hold it: how to compute is no part of a model."""
+    fresh = {field.name: field.default for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, compute_dtype=fresh["compute_dtype"], remat=fresh["remat"])
+
+
+def _open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:
+    config = hf_config.read_config(hf.read_json(directory / hf.CONFIG))
+    tensors = hf.Tensors(directory)
+    hf.check_tensors(config, tensors)
+    return config, tensors
+
+
+def _differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
+    names = [field.name for field in dataclasses.fields(a)]
+    return "; ".join(
+        f"{name} {getattr(a, name)!r} against {getattr(b, name)!r}"
+        for name in names
+        if getattr(a, name) != getattr(b, name)
+    )
+
+
+def _check_params(config, flat):
+    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    problems = [f"missing {path} {list(abstract[path].shape)}" for path in abstract.keys() - flat]
+    for path, value in flat.items():
+        if path not in abstract:
+            problems.append(f"extra {path} {list(value.shape)}")
+        elif value.shape != abstract[path].shape:
+            shape = list(abstract[path].shape)
+            problems.append(f"misshaped {path} {list(value.shape)}, expected {shape}")
+    if problems:
+        raise ValueError(
+            f"The parameters are not those of the config: {'; '.join(sorted(problems))}. Save them "
+            "with the config they were made with."
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# Files.
+# ------------------------------------------------------------------------------------------------
+
+
+def _matching(folder: pathlib.Path, patterns: Iterable[str]) -> list[pathlib.Path]:
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
+    ]
+
+
+def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return _matching(folder, (hf.CONFIG, "model*.safetensors", hf.INDEX, *_COMPANIONS))
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_directory(directory: str | os.PathLike, write: Callable[[pathlib.Path], None]) -> None:
+    """Has `write` fill a temporary folder, and gives it the directory's name."""
+    target = pathlib.Path(os.path.abspath(directory))
+    if target.exists():
+        others = [
+            entry.name
+            for entry in sorted(target.iterdir())
+            if not any(fnmatch.fnmatch(entry.name, p) for p in _MODEL_FILES)
+            or (entry.is_dir() and entry.name != hf.BASE)
+        ]
+        if others:
+            raise FileExistsError(
+                f"{target} holds {', '.join(others)}, which saving a model there would remove: "
+                "choose a new directory for the model."
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)  # mkdtemp makes it private
+        _swap(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already unless something failed
+
+
+def _swap(partial, target):
+    """Gives `partial` the name of `target`, removing what was there only afterwards."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    previous = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.previous-", dir=target.parent))
+    target.rename(previous)  # over the empty directory just made
+    partial.rename(target)
+    shutil.rmtree(previous)
