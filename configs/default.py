@@ -17,12 +17,16 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.path = ""  # the base model's Hugging Face directory; "" pretrains the chat world's
+    config.model.preset = ""  # the size that the checkpoint must have: see configs/llm.py
     config.model.hidden_size = 96  # this and the next four: the model that "" pretrains
     config.model.intermediate_size = 256
     config.model.num_layers = 3
     config.model.num_heads = 4
     config.model.num_kv_heads = 4
     config.model.compute_dtype = "float32"  # of activations: float32 or bfloat16; weights: float32
+    config.model.remat = (
+        "layer"  # kept for gradients: a residual a layer; dots: matmuls too; none: all
+    )
 
     config.pretraining = ml_collections.ConfigDict()  # of the chat world's base model
     config.pretraining.steps = 1500

@@ -22,10 +22,12 @@ AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed/embedding$", ("fsdp", None)),
     (r"attention/[qkv]/kernel$", (("fsdp", "tensor"), None)),
+    (r"attention/[qkv]/bias$", (("fsdp", "tensor"),)),
     (r"attention/o/kernel$", ("fsdp", "tensor")),
     (r"mlp/(gate|up)/kernel$", (("fsdp", "tensor"), None)),
     (r"mlp/down/kernel$", ("fsdp", "tensor")),
     (r"head/kernel$", (("fsdp", "tensor"), None)),
+    (r"score/kernel$", (None, "fsdp")),
     (r"norm/scale$", (None,)),
 )
 

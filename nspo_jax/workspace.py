@@ -33,7 +33,8 @@ class Workspace:
 
     Attributes:
       config: the model's configuration.
-      base: the base model's parameters, float32, sharded over the mesh.
+      path: the base model's directory.
+      base: its parameters, float32, sharded over the mesh.
       tokenizer: a transformers tokenizer.
       task: prompts, suites, reward.
       calibration: the task's general conversations, encoded: see `data.chat`.
@@ -42,6 +43,7 @@ class Workspace:
     """
 
     config: models.ModelConfig
+    path: pathlib.Path
     base: Any
     tokenizer: Any
     task: tasks.Task
@@ -62,14 +64,22 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
         if not path.exists():
             pretrain_base(config, path)
         _check_recipe(config, path)
-    model_config, params = models.load_model(path)
-    model_config = dataclasses.replace(model_config, compute_dtype=config.model.compute_dtype)
+
+    def place(params):
+        sharding.check_rules(params)
+        return sharding.shardings(mesh, params)
+
+    model_config, base = models.load_model(path, shardings=place)
+    if config.model.preset:
+        models.check_preset(config.model.preset, model_config, path)
+    model_config = dataclasses.replace(
+        model_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
+    )
     tokenizer = chat.load_tokenizer(path)
-    sharding.check_rules(params)
-    base = jax.device_put(params, sharding.shardings(mesh, params))
     task = tasks.from_config(config, model_config, base, tokenizer)
     return Workspace(
         config=model_config,
+        path=path,
         base=base,
         tokenizer=tokenizer,
         task=task,
@@ -166,7 +176,8 @@ def data_digest(arrays: Batch) -> str:
 def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields that made the pretrained base what it is."""
     fields = {f"model.{name}": value for name, value in config.model.items()}
-    del fields["model.path"], fields["model.compute_dtype"]
+    for name in ("path", "preset", "compute_dtype", "remat"):
+        del fields[f"model.{name}"]
     return fields | {f"pretraining.{name}": value for name, value in config.pretraining.items()}
 
 

@@ -53,15 +53,18 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 
 def test_every_parameter_has_a_rule():
-    for tied in (False, True):
-        config = models.ModelConfig(**{**vars(CONFIG), "tie_embeddings": tied})
+    everything = {"qkv_bias": True, "qk_norm": True, "post_norms": True}
+    for part in ({}, {"tie_embeddings": True}, {"head": "scalar"}, everything):
+        config = models.ModelConfig(**{**vars(CONFIG), **part})
         sharding.check_rules(models.abstract_params(config))
     with pytest.raises(ValueError, match="No sharding rule covers layers/adapter/kernel: add one"):
         sharding.check_rules({"layers": {"adapter": {"kernel": np.zeros(2)}}})
 
 
 def test_every_rule_has_a_parameter():
-    paths = projection.leaves_by_path(models.abstract_params(CONFIG))
+    configs = ({"qkv_bias": True}, {"head": "scalar"})
+    trees = [models.abstract_params(models.ModelConfig(**{**vars(CONFIG), **c})) for c in configs]
+    paths = {path for tree in trees for path in projection.leaves_by_path(tree)}
     for rule, _ in sharding.RULES:
         assert any(re.search(rule, path) for path in paths), rule
 

@@ -17,6 +17,7 @@ from nspo_jax.models.heads import logits, map_positions, scores, values, with_sc
 from nspo_jax.models.hf import fingerprint, load_model
 from nspo_jax.models.hf_config import read_config, write_config
 from nspo_jax.models.hf_export import export_delta, export_model, save_model
+from nspo_jax.models.presets import PRESETS, check_preset
 from nspo_jax.models.transformer import (
     Output,
     Transformer,
@@ -29,6 +30,7 @@ from nspo_jax.models.transformer import (
 
 __all__ = [
     "FAMILIES",
+    "PRESETS",
     "Cache",
     "ModelConfig",
     "Output",
@@ -36,6 +38,7 @@ __all__ = [
     "Transformer",
     "abstract_params",
     "bind",
+    "check_preset",
     "empty_cache",
     "export_delta",
     "export_model",

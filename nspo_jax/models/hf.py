@@ -30,7 +30,7 @@ DELTA_FORMAT = 1
 # Old checkpoints store the rotary frequencies, which follow from the config.
 _DERIVED = "*.rotary_emb.inv_freq"
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
-_BLOCK_BYTES = 2**24  # of a tensor read at once
+_BLOCK_BYTES = 2**21  # of a tensor read at once
 # Stacks up to here are assembled on the host; larger ones layer by layer on the device, where each
 # shape costs a small compilation.
 _STACK_BYTES = 2**25
@@ -258,7 +258,8 @@ def _load_parameter(config, tensors, path, shape, dtype, sharding):
         array = jax.make_array_from_callback(
             shape[1:], layer_sharding, lambda index, name=name: read(name, index)
         )
-        stack = _set_layer(stack, array, jnp.int32(layer))
+        # waiting keeps one layer on the host instead of a queue of them
+        stack = jax.block_until_ready(_set_layer(stack, array, jnp.int32(layer)))
     return stack
 
 

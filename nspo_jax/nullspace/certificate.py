@@ -28,22 +28,29 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @functools.partial(jax.jit, static_argnums=0)
 def _drift_sums(config: models.ModelConfig, base, policy, batch: dict[str, jax.Array]):
-    def all_logits(params):
-        hidden = models.forward(config, params, batch["tokens"], batch["mask"]).hidden
-        return models.logits(config, params, hidden)  # [batch, time, vocab]
+    def hidden(params):
+        return models.forward(config, params, batch["tokens"], batch["mask"]).hidden
 
-    before, after = all_logits(base), all_logits(policy)
+    def compare(before, after, following):  # at a chunk of positions; see map_positions
+        before, after = models.logits(config, base, before), models.logits(config, policy, after)
+        log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
+        return (
+            jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1),  # [batch, chunk]
+            -jnp.take_along_axis(log_q, following[..., None], -1)[..., 0],
+            jnp.argmax(before, axis=-1) == jnp.argmax(after, axis=-1),
+            jnp.max(jnp.abs(after - before), axis=-1),
+        )
+
     # position t predicts token t + 1: score the positions whose next token is in the answer
     scored = jnp.pad(batch["answer_mask"][:, 1:], ((0, 0), (0, 1)))
-    following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))[..., None]
-    log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
-    kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)  # [batch, time]
-    agree = jnp.argmax(before, axis=-1) == jnp.argmax(after, axis=-1)
-    moved = jnp.max(jnp.abs(after - before), axis=-1)
+    following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
+    kl, loss, agree, moved = models.map_positions(
+        config, compare, hidden(base), hidden(policy), following
+    )
     return {
         "positions": jnp.sum(scored),
         "kl": jnp.sum(jnp.where(scored, kl, 0.0)),
-        "loss": -jnp.sum(jnp.where(scored, jnp.take_along_axis(log_q, following, -1)[..., 0], 0)),
+        "loss": jnp.sum(jnp.where(scored, loss, 0.0)),
         "top1_agreement": jnp.sum(scored & agree),
         "max_logit_change": jnp.max(jnp.where(batch["mask"], moved, 0.0)),
     }

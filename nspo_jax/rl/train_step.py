@@ -45,15 +45,19 @@ def completion_logprobs(
 ) -> jax.Array:
     """log p of the completion tokens: float32 [batch, completion_length].
 
-    Logits are computed at the positions that predict a completion token, nowhere else.
+    Logits are computed at the positions that predict a completion token, nowhere else, and a chunk
+    at a time where the vocabulary is large.
     """
     tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
     mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
     hidden = models.forward(config, params, tokens, mask).hidden
     start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
     predicting = hidden[:, start : start + batch.completions.shape[1]]
-    logits = models.logits(config, params, predicting) / temperature
-    return losses.token_logprobs(logits, batch.completions)
+
+    def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        return losses.token_logprobs(models.logits(config, params, hidden) / temperature, tokens)
+
+    return models.map_positions(config, logprobs, predicting, batch.completions)
 
 
 def make_train_step(

@@ -146,7 +146,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     policy = optimizer_lib.combine(state.trainable, frozen)
     report = nullspace.certify(work.config, work.base, policy, projectors, calibration, held_out)
     write_text(workdir / "certificate.json", json.dumps(report, indent=1))
-    models.save_model(workdir / "policy", work.config, jax.device_get(policy), work.tokenizer)
+    models.save_model(workdir / "policy", work.config, policy, like=work.path)
     summary = {
         **scores,
         "protected_share": report["protected_share"],
@@ -281,6 +281,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         "projection.mode": optimizer_lib.MODES,
         "projection.untargeted": ("freeze", "train"),
         "projection.basis": ("null_space", "random"),
+        "model.preset": ("", *models.PRESETS),
     }
     for name, values in choices.items():
         if flat[name] not in values:
@@ -290,6 +291,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
             "story model: only the chat world's base can be pretrained here. Set "
             "--config.model.path."
+        )
+    if config.model.preset and not config.model.path:
+        raise ValueError(
+            f"model.preset is {config.model.preset!r} and model.path is empty: a preset says what "
+            "the checkpoint is, not where. Set --config.model.path to its Hugging Face directory."
         )
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     projectors_lib.parse_targets(config.projection.targets)

@@ -121,3 +121,114 @@ def test_missing_fields_are_all_named():
 def test_a_bad_value_is_named_with_the_fix(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+# ------------------------------------------------------------------------------------------------
+# Other families, as their published config.json spell things.
+# ------------------------------------------------------------------------------------------------
+
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+    "attn_logit_softcapping": None, "cache_implementation": "hybrid", "dtype": "bfloat16",
+    "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152, "intermediate_size": 6912, "max_position_embeddings": 32768,
+    "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26,
+    "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+    "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
+}  # fmt: skip
+QWEN2 = {
+    "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 64, "max_window_layers": 1, "sliding_window": 8,
+    "use_sliding_window": False,
+}  # fmt: skip
+
+
+def test_gemma3_in_both_spellings():
+    config = hf_config.read_config(GEMMA3)
+    assert (config.rope_theta, config.local_rope_theta, config.query_scale) == (1e6, 1e4, 256)
+    assert config.windows == ((512,) * 5 + (0,)) * 4 + (512, 512) and config.tie_embeddings
+    new = {k: v for k, v in GEMMA3.items() if "rope" not in k and "pattern" not in k} | {
+        "_sliding_window_pattern": 6,
+        "layer_types": [
+            "full_attention" if window == 0 else "sliding_attention" for window in config.windows
+        ],
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1e6, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+        },
+        "use_bidirectional_attention": False,
+    }
+    assert hf_config.read_config(new) == config
+    assert hf_config.read_config(hf_config.write_config(config)) == config
+
+
+def test_a_stretched_gemma3_scales_its_full_layers_alone():
+    scaled = GEMMA3 | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    config = hf_config.read_config(scaled)
+    assert config.rope_scaling == config_lib.RopeScaling("linear", 8.0)
+    assert hf_config.read_config(hf_config.write_config(config)) == config
+
+
+def test_windows_count_only_where_they_are_used():
+    assert hf_config.read_config(QWEN2).windows == ()
+    used = hf_config.read_config(QWEN2 | {"use_sliding_window": True})
+    assert used.windows == (0, 8, 8, 8)
+    assert hf_config.read_config(hf_config.write_config(used)) == used
+
+
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        (GEMMA3, {"model_type": "gemma3"}),
+        (GEMMA3, {"attn_logit_softcapping": 50.0}),
+        (GEMMA3, {"use_bidirectional_attention": True}),
+        (GEMMA3, {"layer_types": ["full_attention"]}),
+        (GEMMA3, {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}}),
+        (GEMMA3, {"hidden_activation": "gelu"}),
+        (QWEN2, {"use_sliding_window": True, "sliding_window": "eight"}),
+        (QWEN2, {"layer_types": ["sliding_attention"] * 4}),
+        (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
+        (QWEN2, {"num_key_value_heads": None}),
+    ],
+)
+def test_an_unsupported_field_of_another_family_is_named(fields, change):
+    name, value = list(change.items())[-1]
+    with pytest.raises(ValueError) as error:
+        hf_config.read_config(fields | change)
+    assert name in str(error.value)
+    assert value is None or repr(value) in str(error.value)
+
+
+def test_a_classifier_must_have_one_label():
+    fields = OLD | {"architectures": ["LlamaForSequenceClassification"]}
+    assert hf_config.read_config(fields | {"num_labels": 1}).head == "scalar"
+    assert hf_config.read_config(fields | {"id2label": {"0": "LABEL_0"}}).head == "scalar"
+    for labels in ({}, {"id2label": {"0": "good", "1": "bad", "2": "ugly"}}):
+        with pytest.raises(ValueError, match=f"has {len(labels) and 3 or 2} labels"):
+            hf_config.read_config(fields | labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windows": (4, 0)}, r"windows is \(4, 0\): give one number for each of 5 layers"),
+        ({"windows": (4, 0, 8, 0, 0)}, "the same positive window"),
+        ({"activation": "relu"}, "activation is 'relu': give one of silu, gelu_tanh"),
+        ({"head": "value"}, "head is 'value': give one of logits, scalar"),
+        ({"remat": "all"}, "remat is 'all': give one of layer, dots, none"),
+        ({"attention_softcap": 0.0}, "attention_softcap is 0.0: give a positive number"),
+    ],
+)
+def test_a_bad_switch_is_named_with_the_fix(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(
+    "numbers", [("linear", 0.5), ("llama3", 8.0, 4.0, 1.0, 64), ("llama3", 8.0), ("yarn", 2.0)]
+)
+def test_a_bad_rope_scaling_is_refused(numbers):
+    with pytest.raises(ValueError, match="rope scaling"):
+        config_lib.RopeScaling(*numbers)

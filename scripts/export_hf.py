@@ -1,0 +1,71 @@
+"""Writes a trained policy for transformers, vLLM and lm-eval.
+
+    python -m scripts.export_hf --policy=runs/tiny/nspo/policy --output=exported
+    python -m scripts.export_hf --policy=runs/tiny/nspo/policy --base=BASE --output=exported \
+        --dtype=bfloat16
+    python -m scripts.export_hf --policy=runs/tiny/nspo/policy --base=BASE --output=exported --delta
+
+A policy's directory (float32) is a Hugging Face directory already; this writes it in shards or in
+bfloat16. BASE is the model that it was trained from. A safety update is often smaller than a
+bfloat16 step, and rounding takes it out of the null space: with --base the loss is printed, and
+--delta keeps the base as it is with a float32 difference beside it, exactly what was trained. Of a
+delta, this script without --delta makes a plain float32 model.
+"""
+
+import pathlib
+
+from absl import flags
+import numpy as np
+import tqdm
+
+from nspo_jax import models
+from nspo_jax.models import hf
+from scripts import launch
+
+POLICY = flags.DEFINE_string("policy", None, "The model to export.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The directory to write.", required=True)
+BASE = flags.DEFINE_string("base", None, "The model that the policy was trained from.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
+DELTA = flags.DEFINE_bool("delta", False, "Write the base and a float32 difference.")
+SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest file of weights, in 1e9 bytes.", 0.001)
+
+
+def main() -> None:
+    """Exports, and says what rounding did to the update."""
+    output = pathlib.Path(OUTPUT.value)
+    if DELTA.value:
+        if not BASE.value:
+            raise ValueError("--delta needs --base, the model that the policy was trained from.")
+        report = models.export_delta(POLICY.value, BASE.value, output)
+        total = len(hf.Tensors(output).names())
+        print(
+            f"{len(report.tensors)} of {total} tensors differ, by {report.norm:.3e} in all; "
+            f"{report.elements - report.inexact} of {report.elements} weights are restored bit for "
+            "bit, the others to the neighbouring float32."
+        )
+    else:
+        models.export_model(
+            POLICY.value, output, dtype=DTYPE.value, shard_bytes=int(SHARD_GB.value * 1e9)
+        )
+        if BASE.value:
+            update, lost = rounding(BASE.value, POLICY.value, output)
+            print(f"The update is {update:.3e}; rounding to {DTYPE.value} moved weights by "
+                  f"{lost:.3e}, {lost / max(update, 1e-30):.1%} of the update.")  # fmt: skip
+            if lost > 0.01 * update:
+                print("That part is not inside the null space. --delta or --dtype=float32 keep it.")
+    print(f"The model is in {output}.")
+
+
+def rounding(base: str, policy: str, exported: pathlib.Path) -> tuple[float, float]:
+    """Frobenius norms of policy - base and of exported - policy."""
+    before, after, written = (hf.Tensors(pathlib.Path(p)) for p in (base, policy, exported))
+    update = lost = 0.0
+    for name in tqdm.tqdm(written.names(), desc="compare", unit="tensor", leave=False):
+        new = after.read(name).astype(np.float64)
+        update += float(np.sum(np.square(new - before.read(name))))
+        lost += float(np.sum(np.square(written.read(name) - new)))
+    return update**0.5, lost**0.5
+
+
+if __name__ == "__main__":
+    launch.run(main)

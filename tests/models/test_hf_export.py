@@ -1,0 +1,223 @@
+"""Exports: other dtypes, shards, deltas; and that neither way loads a model whole."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from nspo_jax import models
+from scripts import export_hf
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = models.ModelConfig(
+    vocab_size=40, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=4, rope_theta=5e4, rms_norm_eps=1e-5, tie_embeddings=False,
+    max_length=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A bfloat16 base and a policy that moved its MLP by less than bfloat16 can tell."""
+    params = models.init_params(CONFIG, jax.random.key(0))
+    models.save_model(tmp_path / "base", CONFIG, params, dtype="bfloat16")
+    (tmp_path / "base/tokenizer_config.json").write_text('{"chat_template": "hello"}')
+    config, base = models.load_model(tmp_path / "base")
+    step = jax.tree.map(lambda x: 1e-5 * jax.random.normal(jax.random.key(1), x.shape), base)
+    policy = jax.tree.map(lambda x: x, base)
+    policy["layers"]["mlp"] = jax.tree.map(jnp.add, base["layers"]["mlp"], step["layers"]["mlp"])
+    models.save_model(tmp_path / "policy", config, policy, like=tmp_path / "base")
+    return tmp_path, base, policy
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_policy_keeps_what_goes_with_its_base(run):
+    directory, _, policy = run
+    fields = json.loads((directory / "policy/config.json").read_text())
+    assert fields["torch_dtype"] == "float32"
+    assert (directory / "policy/tokenizer_config.json").read_text() == '{"chat_template": "hello"}'
+    same(models.load_model(directory / "policy")[1], policy)
+
+
+def test_a_delta_restores_what_bfloat16_loses(run):
+    directory, base, policy = run
+    report = models.export_delta(directory / "policy", directory / "base", directory / "out")
+    assert len(report.tensors) == 6 and all(".mlp." in name for name in report.tensors)
+    assert report.inexact < 0.02 * report.elements
+    files = {path.name for path in (directory / "out").iterdir()}
+    assert files == {"base", "config.json", "delta.json", "delta.safetensors",
+                     "tokenizer_config.json"}  # fmt: skip
+    assert (directory / "out/base/model.safetensors").read_bytes() == (
+        directory / "base/model.safetensors"
+    ).read_bytes()
+    delta = safetensors_numpy.load_file(directory / "out/delta.safetensors")
+    assert {str(tensor.dtype) for tensor in delta.values()} == {"float32"}
+
+    _, restored = models.load_model(directory / "out")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1.2e-7), restored, policy)
+    differ = sum(
+        int(np.sum(a != b))
+        for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(policy), strict=True)
+    )
+    assert differ == report.inexact
+    models.export_model(directory / "out", directory / "plain")  # one that transformers reads
+    same(models.load_model(directory / "plain")[1], restored)
+
+    models.export_model(directory / "policy", directory / "half", dtype="bfloat16")
+    half = models.load_model(directory / "half")[1]["layers"]["mlp"]["up"]["kernel"]
+    moved = policy["layers"]["mlp"]["up"]["kernel"] - base["layers"]["mlp"]["up"]["kernel"]
+    lost = half - policy["layers"]["mlp"]["up"]["kernel"]
+    assert np.linalg.norm(lost) > 0.5 * np.linalg.norm(moved)
+
+
+def test_transformers_does_not_take_a_delta_for_its_base(run):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    directory, _, _ = run
+    models.export_delta(directory / "policy", directory / "base", directory / "out")
+    with pytest.raises(OSError, match="safetensors"):
+        transformers.AutoModelForCausalLM.from_pretrained(directory / "out")
+
+
+def test_a_delta_needs_its_own_base(run, tmp_path):
+    directory, base, _ = run
+    config, params = models.with_scalar_head(CONFIG, base, jax.random.key(0))
+    models.save_model(directory / "reward", config, params)
+    with pytest.raises(ValueError, match="differ in their architecture .head 'logits' against"):
+        models.export_delta(directory / "policy", directory / "reward", directory / "out")
+    assert not (directory / "out").exists()
+
+
+def test_shards_are_as_small_as_asked(run):
+    directory, _, policy = run
+    models.export_model(directory / "policy", directory / "out", shard_bytes=5000)
+    index = json.loads((directory / "out/model.safetensors.index.json").read_text())
+    sizes = [path.stat().st_size for path in (directory / "out").glob("model-*.safetensors")]
+    assert len(sizes) == len({*index["weight_map"].values()}) > 3
+    assert max(sizes) < 5000 + 2000  # and a header
+    same(models.load_model(directory / "out")[1], policy)
+
+
+def test_like_must_be_of_the_same_architecture(run):
+    directory, _, _ = run
+    other = models.ModelConfig(**{**vars(CONFIG), "num_layers": 3})
+    params = models.init_params(other, jax.random.key(0))
+    with pytest.raises(ValueError, match="num_layers 3 against 2"):
+        models.save_model(directory / "out", other, params, like=directory / "base")
+    with pytest.raises(ValueError, match="give tokenizer or like, not both"):
+        models.save_model(directory / "out", CONFIG, params_of(run), "t", like=directory / "base")
+
+
+def params_of(run):
+    return run[2]
+
+
+def test_a_damaged_delta_is_named(run):
+    directory, _, _ = run
+    models.export_delta(directory / "policy", directory / "base", directory / "out")
+    document = directory / "out/delta.json"
+    document.write_text(json.dumps(json.loads(document.read_text()) | {"format": 9}))
+    with pytest.raises(ValueError, match="format 9, expected 1"):
+        models.load_model(directory / "out")
+
+
+# ------------------------------------------------------------------------------------------------
+# The script.
+# ------------------------------------------------------------------------------------------------
+
+
+def export(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.export_hf", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_script_exports_and_says_what_rounding_did(run):
+    directory, _, policy = run
+    done = export(f"--policy={directory / 'policy'}", f"--base={directory / 'base'}",
+                  f"--output={directory / 'half'}", "--dtype=bfloat16")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--delta" in done.stdout and "of the update" in done.stdout
+    done = export(f"--policy={directory / 'policy'}", f"--base={directory / 'base'}",
+                  f"--output={directory / 'delta'}", "--delta")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "6 of 21 tensors differ" in done.stdout
+    _, restored = models.load_model(directory / "delta")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1.2e-7), restored, policy)
+
+
+def test_the_script_names_what_is_missing(run):
+    directory, _, _ = run
+    done = export(f"--policy={directory / 'policy'}", f"--output={directory / 'out'}", "--delta")
+    assert done.returncode == 1 and "--base" in done.stderr and "Traceback" not in done.stderr
+    assert "export_hf.run_script" not in done.stderr and callable(export_hf.main)
+
+
+# ------------------------------------------------------------------------------------------------
+# Memory.
+# ------------------------------------------------------------------------------------------------
+
+PEAK = """
+import pathlib, sys, threading, time
+import jax
+from nspo_jax import models
+from nspo_jax.models import hf
+
+def used():  # the process's own memory, without the pages of mapped files
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+directory = sys.argv[1]
+jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(3))())
+fields = hf.read_json(pathlib.Path(directory) / "config.json")
+models.abstract_params(models.read_config(fields))
+before, peak, done = used(), [0], threading.Event()
+
+def watch():
+    while not done.is_set():
+        peak[0] = max(peak[0], used())
+        time.sleep(0.002)
+
+thread = threading.Thread(target=watch)
+thread.start()
+config, params = models.load_model(directory)
+jax.block_until_ready(params)
+done.set()
+thread.join()
+everything = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+shapes = [shape for _, _, shape in hf.expected_tensors(config).values()]
+print(peak[0] - before, everything, max(4 * rows * sum(rest) for rows, *rest in shapes))
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="measured with /proc")
+def test_loading_needs_the_parameters_and_one_tensor(tmp_path):
+    config = models.ModelConfig(**{
+        **vars(CONFIG), "hidden_size": 1024, "intermediate_size": 4096, "num_layers": 6,
+        "vocab_size": 2000,
+    })  # fmt: skip
+    models.save_model(
+        tmp_path / "model", config, models.init_params(config, jax.random.key(0)), dtype="bfloat16"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "model")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        # large blocks go back to the system when they are freed, so that what is counted is in use
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+    )  # fmt: skip
+    peak, everything, largest = map(int, done.stdout.split())
+    assert everything > 300e6
+    # A tensor is 17 MB, a stack of layers 100 MB. On CPU the layer that is on its way into its
+    # stack is in the same memory, hence the second tensor; compiling takes about 30 MB.
+    assert peak < everything + 2 * largest + 45e6, (peak, everything, largest)
