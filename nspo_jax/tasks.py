@@ -40,7 +40,10 @@ class Task:
 
 
 def from_config(
-    config: ml_collections.ConfigDict, model_config: models.ModelConfig, base: Any, tokenizer: Any
+    config: ml_collections.ConfigDict,
+    model_config: models.ModelConfig,
+    base: Any,
+    chat_format: chat.ChatFormat,
 ) -> Task:
     """The task that `config.task` names, for a base model.
 
@@ -50,7 +53,7 @@ def from_config(
     if config.task == "chat_world":
         return chat_world(config)
     if config.task == "stories":
-        return story_world(config, model_config, base, tokenizer)
+        return story_world(config, model_config, base, chat_format)
     raise ValueError(f"config.task is {config.task!r}; expected chat_world or stories.")
 
 
@@ -116,7 +119,10 @@ def _score_chat_world(completed: Completed, drift: dict[str, float]) -> Scores:
 
 
 def story_world(
-    config: ml_collections.ConfigDict, model_config: models.ModelConfig, base: Any, tokenizer: Any
+    config: ml_collections.ConfigDict,
+    model_config: models.ModelConfig,
+    base: Any,
+    chat_format: chat.ChatFormat,
 ) -> Task:
     """Gentle stories from a story model; what to preserve is its own text on neutral openings.
 
@@ -124,28 +130,27 @@ def story_world(
     text is its greedy continuation of other openings, with other names.
     """
 
+    text = dataclasses.replace(chat_format, chat=False)
+
     def continued(rows: list[world.Conversation], temperature: float) -> list[world.Conversation]:
-        encoded = chat.encode_prompts(
-            tokenizer, [row.prompt for row in rows], config.data.prompt_length, chat=False
-        )
+        encoded = text.encode_prompts([row.prompt for row in rows], config.data.prompt_length)
         done = rollout.rollout(
             model_config,
             base,
             *encoded,
             jax.random.key(config.seed),
             max_new_tokens=config.data.completion_length,
-            stop_ids=chat.stop_ids(tokenizer),
+            stop_ids=text.stop_ids,
             temperature=temperature,
         )
         # decoded together with the prompt: alone, a completion would lose its leading space
-        texts = chat.decode(
-            tokenizer,
+        whole = text.decode(
             np.concatenate([encoded.tokens, done.tokens], axis=1),
             np.concatenate([encoded.mask, done.mask], axis=1),
         )
         return [
-            dataclasses.replace(row, answer=text.removeprefix(row.prompt))
-            for row, text in zip(rows, texts, strict=True)
+            dataclasses.replace(row, answer=story.removeprefix(row.prompt))
+            for row, story in zip(rows, whole, strict=True)
         ]
 
     def suite(templates: tuple[str, ...], names: tuple[str, ...]) -> list[world.Conversation]:

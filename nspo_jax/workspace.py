@@ -35,7 +35,7 @@ class Workspace:
       config: the model's configuration.
       path: the base model's directory.
       base: its parameters, float32, sharded over the mesh.
-      tokenizer: a transformers tokenizer.
+      format: how its conversations become tokens, and tokens text.
       task: prompts, suites, reward.
       calibration: the task's general conversations, encoded: see `data.chat`.
       held_out: general conversations disjoint from those, encoded.
@@ -45,7 +45,7 @@ class Workspace:
     config: models.ModelConfig
     path: pathlib.Path
     base: Any
-    tokenizer: Any
+    format: chat.ChatFormat
     task: tasks.Task
     calibration: Batch
     held_out: Batch
@@ -69,22 +69,27 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
         sharding.check_rules(params)
         return sharding.shardings(mesh, params)
 
-    model_config, base = models.load_model(path, shardings=place)
     if config.model.preset:
-        models.check_preset(config.model.preset, model_config, path)
+        models.check_preset(config.model.preset, models.load_config(path), path)
+    model_config, base = models.load_model(path, shardings=place)
     model_config = dataclasses.replace(
         model_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
     )
-    tokenizer = chat.load_tokenizer(path)
-    task = tasks.from_config(config, model_config, base, tokenizer)
+    chat_format = chat.load_format(
+        path,
+        chat=config.data.chat,
+        system=config.data.system_prompt or None,
+        thinking=config.data.thinking,
+    )
+    task = tasks.from_config(config, model_config, base, chat_format)
     return Workspace(
         config=model_config,
         path=path,
         base=base,
-        tokenizer=tokenizer,
+        format=chat_format,
         task=task,
-        calibration=_encode(config, tokenizer, task.calibration),
-        held_out=_encode(config, tokenizer, task.held_out),
+        calibration=_encode(config, chat_format, task.calibration),
+        held_out=_encode(config, chat_format, task.held_out),
         mesh=mesh,
     )
 
@@ -94,6 +99,9 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
     _log.info("pretraining the base model for seed %d into %s", config.seed, path)
     vocabulary = world.World(config.seed).words()
     tokenizer = chat.build_tokenizer(vocabulary)
+    chat_format = chat.ChatFormat(
+        tokenizer, chat=config.data.chat, system=config.data.system_prompt or None
+    )
     rows = builders.load_split(tasks.data_directory(config), config.seed, "pretrain")
     model_config = models.ModelConfig(
         vocab_size=len(tokenizer),
@@ -110,7 +118,7 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
     )
     params = pretraining.pretrain(
         model_config,
-        _encode(config, tokenizer, rows),
+        _encode(config, chat_format, rows),
         prompt_length=config.data.prompt_length,
         steps=config.pretraining.steps,
         batch_size=config.pretraining.batch_size,
@@ -202,13 +210,13 @@ def _check_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
         )
 
 
-def _encode(config: ml_collections.ConfigDict, tokenizer, rows: list[world.Conversation]) -> Batch:
-    tokens, mask, answer_mask = chat.encode_conversations(
-        tokenizer,
+def _encode(
+    config: ml_collections.ConfigDict, chat_format: chat.ChatFormat, rows: list[world.Conversation]
+) -> Batch:
+    tokens, mask, answer_mask = chat_format.encode_conversations(
         [row.prompt for row in rows],
         [row.answer for row in rows],
         config.data.prompt_length,
         config.data.completion_length,
-        chat=config.data.chat,
     )
     return {"tokens": tokens, "mask": mask, "answer_mask": answer_mask}

@@ -5,9 +5,13 @@ Rollouts have the same layout, so that training sees what sampling saw.
 """
 
 from collections.abc import Sequence
+import dataclasses
+import functools
+import json
 import pathlib
 from typing import NamedTuple
 
+import jinja2
 import numpy as np
 import tokenizers
 import transformers
@@ -75,120 +79,233 @@ def load_tokenizer(directory: str | pathlib.Path) -> transformers.PreTrainedToke
         ) from error
 
 
-def stop_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end an answer.
+@dataclasses.dataclass(frozen=True)
+class ChatFormat:
+    """How conversations become tokens for one model, and tokens text.
 
-    Raises:
-      ValueError: if the tokenizer has no end-of-sequence token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no eos_token: answers would never end. Set one.")
-    return (tokenizer.eos_token_id,)
-
-
-def encode_prompts(
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    length: int,
-    *,
-    chat: bool = True,
-) -> Encoded:
-    """Renders and tokenizes prompts up to where the answer starts.
-
-    Args:
+    Attributes:
       tokenizer: any transformers tokenizer.
-      prompts: requests as a user writes them.
-      length: columns of the result.
-      chat: apply the chat template with its generation prompt; False takes the text as it is, with
-        the tokens that the tokenizer adds (BOS).
-
-    Raises:
-      ValueError: for no prompts, a prompt that is too long, or a missing chat template.
+      chat: apply the chat template; False takes texts as they are, with the tokens that the
+        tokenizer adds (BOS).
+      system: system message of every conversation; None leaves it to the template (some insert one
+        of their own), "" is an empty one. Plain text has none.
+      thinking: given to the template as enable_thinking.
+      extra_stop_ids: further ids that end a completion.
     """
-    ids = _prompt_ids(tokenizer, prompts, chat)
-    _check_lengths(ids, length, prompts, "prompt")
-    tokens = np.full((len(ids), length), _pad_id(tokenizer), np.int32)
-    mask = np.zeros((len(ids), length), bool)
-    for row, sequence in enumerate(ids):
-        tokens[row, length - len(sequence) :] = sequence
-        mask[row, length - len(sequence) :] = True
-    return Encoded(tokens, mask)
 
+    tokenizer: transformers.PreTrainedTokenizerBase
+    chat: bool = True
+    system: str | None = None
+    thinking: bool = False
+    extra_stop_ids: tuple[int, ...] = ()
 
-def encode_conversations(
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    prompt_length: int,
-    answer_length: int,
-    *,
-    chat: bool = True,
-) -> EncodedConversations:
-    """Tokenizes prompts with their answers; the end token follows each answer that has room.
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer: what the template writes after one, or else eos.
 
-    Args:
-      tokenizer: any transformers tokenizer.
-      prompts: requests.
-      answers: one for each prompt.
-      prompt_length: columns of the prompt block.
-      answer_length: columns of the answer block.
-      chat: see `encode_prompts`. With False, prompt and answer are tokenized as one text, and an
-        answer is cut where the block ends: text goes on, an answer in a chat ends.
+        Raises:
+          ValueError: if neither exists, or the template does not write answers.
+        """
+        written = self._written_end() if self.chat else None
+        end = self.tokenizer.eos_token_id if written is None else written
+        if end is None:
+            raise ValueError(
+                "Nothing ends an answer: the tokenizer has no eos_token and its chat template "
+                "writes no special token after an answer. Set eos_token in tokenizer_config.json."
+            )
+        return end
 
-    Raises:
-      ValueError: as `encode_prompts`, for unequal numbers, and for a chat answer that is too long.
-    """
-    if len(prompts) != len(answers):
-        raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers.")
-    encoded = encode_prompts(tokenizer, prompts, prompt_length, chat=chat)
-    end = tokenizer.eos_token_id
-    if chat:
-        ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-        ids = [[*sequence, end] for sequence in ids]
-        _check_lengths(ids, answer_length, answers, "completion")
-    else:
-        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        starts = encoded.mask.sum(axis=1)
-        whole = tokenizer(texts)["input_ids"]
-        ids = [s[start:][:answer_length] for s, start in zip(whole, starts, strict=True)]
-    tokens = np.full((len(ids), answer_length), _pad_id(tokenizer), np.int32)
-    mask = np.zeros((len(ids), answer_length), bool)
-    for row, sequence in enumerate(ids):
-        tokens[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = True
-    return EncodedConversations(
-        np.concatenate([encoded.tokens, tokens], axis=1),
-        np.concatenate([encoded.mask, mask], axis=1),
-        np.concatenate([np.zeros_like(encoded.mask), mask], axis=1),
-    )
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every id that ends a completion, sorted: end_id, eos and extra_stop_ids."""
+        ids = {self.end_id, self.tokenizer.eos_token_id, *self.extra_stop_ids}
+        return tuple(sorted(ids - {None}))
 
+    def encode_prompts(self, prompts: Sequence[str], length: int) -> Encoded:
+        """Renders and tokenizes prompts up to where the answer starts.
 
-def decode(
-    tokenizer: transformers.PreTrainedTokenizerBase, tokens: np.ndarray, mask: np.ndarray
-) -> list[str]:
-    """Texts of the real tokens of each row [rows, length], special tokens left out."""
-    rows = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+        Args:
+          prompts: requests as a user writes them.
+          length: columns of the result.
 
+        Raises:
+          ValueError: for no prompts, a prompt that is too long, a missing chat template, or one
+            that has no system role where there is a system message.
+        """
+        ids = self._prompt_ids(prompts)
+        _check_lengths(ids, length, prompts, "prompt")
+        tokens = np.full((len(ids), length), self._pad_id, np.int32)
+        mask = np.zeros((len(ids), length), bool)
+        for row, sequence in enumerate(ids):
+            tokens[row, length - len(sequence) :] = sequence
+            mask[row, length - len(sequence) :] = True
+        return Encoded(tokens, mask)
 
-def _prompt_ids(tokenizer, prompts: Sequence[str], chat: bool) -> list[list[int]]:
-    if not len(prompts):
-        raise ValueError("The set of prompts is empty: there is nothing to encode.")
-    if not chat:
-        return tokenizer(list(prompts))["input_ids"]
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "The tokenizer has no chat template. Put one in its tokenizer_config.json or "
-            "chat_template.jinja, or, for a base model that continues text, set "
-            "--config.data.chat=False."
+    def encode_conversations(
+        self, prompts: Sequence[str], answers: Sequence[str], prompt_length: int, answer_length: int
+    ) -> EncodedConversations:
+        """Tokenizes prompts with their answers; in a chat, the end token follows each answer.
+
+        Without a chat, prompt and answer are tokenized as one text, and an answer is cut where the
+        block ends: text goes on, an answer in a chat ends.
+
+        Args:
+          prompts: requests.
+          answers: one for each prompt.
+          prompt_length: columns of the prompt block.
+          answer_length: columns of the answer block.
+
+        Raises:
+          ValueError: as `encode_prompts`, for unequal numbers, and for a chat answer that is too
+            long.
+        """
+        if len(prompts) != len(answers):
+            raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers.")
+        encoded = self.encode_prompts(prompts, prompt_length)
+        if self.chat:
+            ids = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+            ids = [[*sequence, self.end_id] for sequence in ids]
+            _check_lengths(ids, answer_length, answers, "completion")
+        else:
+            texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+            starts = encoded.mask.sum(axis=1)
+            whole = self._text_ids(texts)
+            ids = [s[start:][:answer_length] for s, start in zip(whole, starts, strict=True)]
+        tokens = np.full((len(ids), answer_length), self._pad_id, np.int32)
+        mask = np.zeros((len(ids), answer_length), bool)
+        for row, sequence in enumerate(ids):
+            tokens[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = True
+        return EncodedConversations(
+            np.concatenate([encoded.tokens, tokens], axis=1),
+            np.concatenate([encoded.mask, mask], axis=1),
+            np.concatenate([np.zeros_like(encoded.mask), mask], axis=1),
         )
-    texts = tokenizer.apply_chat_template(
-        [[{"role": "user", "content": prompt}] for prompt in prompts],
-        tokenize=False,
-        add_generation_prompt=True,
+
+    def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Texts of the real tokens of each row [rows, length], special tokens left out."""
+        rows = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    @property
+    def _pad_id(self) -> int:
+        """Any id will do where there is no pad token: the mask is False there."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_id if pad is None else pad
+
+    def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        if not len(prompts):
+            raise ValueError("The set of prompts is empty: there is nothing to encode.")
+        if not self.chat:
+            return self._text_ids(prompts)
+        texts = self._render([[("user", prompt)] for prompt in prompts], add_generation_prompt=True)
+        # the template writes BOS itself where the model wants it: special tokens would double it
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer(list(texts))["input_ids"]
+        # a text that has BOS written at its start gets another from the tokenizer
+        twice = [bos is not None and sequence[:2] == [bos, bos] for sequence in ids]
+        return [sequence[double:] for sequence, double in zip(ids, twice, strict=True)]
+
+    def _render(
+        self, conversations: Sequence[Sequence[tuple[str, str]]], *, add_generation_prompt: bool
+    ) -> list[str]:
+        """The template's text of conversations of (role, content), each after the system message.
+
+        Raises:
+          ValueError: if there is no template, or it refuses or ignores the system message.
+        """
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                "The tokenizer has no chat template. Put one in its tokenizer_config.json or "
+                "chat_template.jinja, or, for a base model that continues text, set "
+                "--config.data.chat=False."
+            )
+        system = [] if self.system is None else [("system", self.system)]
+        messages = [
+            [{"role": role, "content": content} for role, content in [*system, *turns]]
+            for turns in conversations
+        ]
+        try:
+            texts = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=self.thinking,
+            )
+        except jinja2.TemplateError as error:
+            if self.system is None:
+                raise ValueError(
+                    f"The chat template refuses a conversation of user and assistant: {error}. "
+                    "Correct it in the model's tokenizer_config.json or chat_template.jinja."
+                ) from error
+            plain = dataclasses.replace(self, system=None)
+            plain._render(conversations, add_generation_prompt=add_generation_prompt)  # to blame it
+            raise ValueError(
+                f"The chat template has no system role: {error}. Unset config.data.system_prompt "
+                f"(now {self.system[:80]!r})."
+            ) from error
+        if self.system and self.system.strip() not in texts[0]:
+            raise ValueError(
+                "The chat template has no system role: it leaves out the message "
+                f"{self.system[:80]!r}. Unset config.data.system_prompt."
+            )
+        return texts
+
+    def _written_end(self) -> int | None:
+        """The first special or added token that the template writes after an answer."""
+        answer = "the-answer-itself"
+        turns = [("user", "a"), ("assistant", answer)]
+        (text,) = self._render([turns], add_generation_prompt=False)
+        _, found, after = text.rpartition(answer)
+        if not found:
+            raise ValueError(
+                f"The chat template does not write what the assistant says: {text[-80:]!r}. "
+                "Correct it in the model's tokenizer_config.json or chat_template.jinja."
+            )
+        # added tokens need not be declared special, but runs of blanks that are added end nothing
+        marks = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.content.strip()}
+        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        return next((token for token in ids if token in marks), None)
+
+
+def load_format(
+    directory: str | pathlib.Path,
+    *,
+    chat: bool = True,
+    system: str | None = None,
+    thinking: bool = False,
+) -> ChatFormat:
+    """The format of a model's directory: its tokenizer, and generation_config.json's stop ids.
+
+    Raises:
+      FileNotFoundError: as `load_tokenizer`.
+      ValueError: if eos_token_id of generation_config.json is neither an id nor a list of ids.
+    """
+    return ChatFormat(
+        load_tokenizer(directory),
+        chat=chat,
+        system=system,
+        thinking=thinking,
+        extra_stop_ids=_generation_stops(pathlib.Path(directory) / "generation_config.json"),
     )
-    # the template writes BOS itself where the model wants it: adding special tokens would double it
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _generation_stops(path: pathlib.Path) -> tuple[int, ...]:
+    if not path.exists():
+        return ()
+    try:
+        stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a JSON object ({error}): fetch it again.") from error
+    ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if not all(type(stop) is int for stop in ids):
+        raise ValueError(
+            f"eos_token_id in {path} is {stops!r}; expected a token's id or a list of them."
+        )
+    return tuple(ids)
 
 
 def _check_lengths(ids, length: int, texts: Sequence[str], block: str) -> None:
@@ -200,8 +317,3 @@ def _check_lengths(ids, length: int, texts: Sequence[str], block: str) -> None:
             f"longest has {len(ids[row])}: {texts[row][:80]!r}. Raise it to {len(ids[row])} with "
             f"--config.data.{block}_length={len(ids[row])}, or leave such texts out."
         )
-
-
-def _pad_id(tokenizer) -> int:
-    """Any id will do where there is no pad token: the mask is False there."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -5,7 +5,6 @@ import ml_collections
 import numpy as np
 
 from nspo_jax import nullspace, sharding, tasks, workspace
-from nspo_jax.data import chat
 from nspo_jax.rl import rollout
 
 
@@ -17,9 +16,7 @@ class Evaluator:
 
     def __init__(self, config: ml_collections.ConfigDict, work: workspace.Workspace):
         prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
-        encoded = chat.encode_prompts(
-            work.tokenizer, prompts, config.data.prompt_length, chat=config.data.chat
-        )
+        encoded = work.format.encode_prompts(prompts, config.data.prompt_length)
         extra = -len(prompts) % work.mesh.size
         self._prompts = sharding.shard_batch(
             work.mesh,
@@ -29,7 +26,7 @@ class Evaluator:
         self._work = work
         self._options = {
             "max_new_tokens": config.data.completion_length,
-            "stop_ids": chat.stop_ids(work.tokenizer),
+            "stop_ids": work.format.stop_ids,
             "temperature": config.evaluation.temperature,
         }
 
@@ -39,7 +36,7 @@ class Evaluator:
         done = jax.device_get(
             rollout.rollout(work.config, params, *self._prompts, key, **self._options)
         )
-        texts = chat.decode(work.tokenizer, done.tokens, done.mask)
+        texts = work.format.decode(done.tokens, done.mask)
         completed, start = {}, 0
         for name, rows in work.task.suites.items():
             completed[name] = (rows, texts[start : start + len(rows)])

@@ -63,7 +63,7 @@ def load_model(
         of another shape or dtype than the config says (all of them listed in one message).
     """
     directory = pathlib.Path(directory)
-    config = hf_config.read_config(read_json(directory / CONFIG))
+    config = load_config(directory)
     tensors = Tensors(directory)
     check_tensors(config, tensors)
     abstract = transformer.abstract_params(config)
@@ -78,6 +78,11 @@ def load_model(
         for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
     }
     return config, traverse_util.unflatten_dict(params, sep="/")
+
+
+def load_config(directory: str | os.PathLike) -> config_lib.ModelConfig:
+    """What a checkpoint is, from its config.json alone; errors as for `load_model`."""
+    return hf_config.read_config(read_json(pathlib.Path(directory) / CONFIG))
 
 
 def fingerprint(params: transformer.Params) -> str:

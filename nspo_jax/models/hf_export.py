@@ -264,7 +264,7 @@ def _stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
 
 
 def _open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:
-    config = hf_config.read_config(hf.read_json(directory / hf.CONFIG))
+    config = hf.load_config(directory)
     tensors = hf.Tensors(directory)
     hf.check_tensors(config, tensors)
     return config, tensors

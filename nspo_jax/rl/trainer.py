@@ -20,7 +20,7 @@ import tqdm
 from nspo_jax import checkpoint, evaluation, metrics, models, nullspace, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.data import chat, iterator
+from nspo_jax.data import iterator
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
 from nspo_jax.rl import advantages, rollout, train_step
@@ -166,12 +166,8 @@ class Rollouts:
         self._rows = [row for rows, _ in work.task.parts for row in rows]
         parts, start = [], 0
         for rows, count in work.task.parts:
-            encoded = chat.encode_prompts(
-                work.tokenizer,
-                [row.prompt for row in rows],
-                config.data.prompt_length,
-                chat=config.data.chat,
-            )
+            prompts = [row.prompt for row in rows]
+            encoded = work.format.encode_prompts(prompts, config.data.prompt_length)
             index = np.arange(start, start + len(rows), dtype=np.int32)
             parts.append(({"tokens": encoded.tokens, "mask": encoded.mask, "row": index}, count))
             start += len(rows)
@@ -179,7 +175,7 @@ class Rollouts:
         self._options = {
             "samples": config.rl.samples,
             "max_new_tokens": config.data.completion_length,
-            "stop_ids": chat.stop_ids(work.tokenizer),
+            "stop_ids": work.format.stop_ids,
             "temperature": config.rl.temperature,
         }
 
@@ -199,7 +195,7 @@ class Rollouts:
         done = jax.device_get(done)
         samples = self._config.rl.samples
         rows = [self._rows[index] for index in np.repeat(batch["row"], samples)]
-        texts = chat.decode(self._work.tokenizer, done.tokens, done.mask)
+        texts = self._work.format.decode(done.tokens, done.mask)
         rewards, details = self._work.task.reward(rows, texts)
         advantage = advantages.group_advantages(rewards, samples)
         logged = {

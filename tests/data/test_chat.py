@@ -1,5 +1,6 @@
 """Tokenizers and encoding: the world's own tokenizer, and a real one without a chat template."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -18,8 +19,13 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
+def world_format(tokenizer):
+    return chat.ChatFormat(tokenizer)
+
+
+@pytest.fixture(scope="module")
 def stories(shared_data):
-    return chat.load_tokenizer(shared_data / "checkpoints" / "tinystories-260k")
+    return chat.load_format(shared_data / "checkpoints" / "tinystories-260k", chat=False)
 
 
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
@@ -30,7 +36,8 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     for again in (transformers.AutoTokenizer.from_pretrained(tmp_path),
                   chat.load_tokenizer(tmp_path)):  # fmt: skip
         assert again.get_vocab() == tokenizer.get_vocab()
-        assert chat.stop_ids(again) == chat.stop_ids(tokenizer) == (tokenizer.eos_token_id,)
+        made = chat.ChatFormat(again)
+        assert made.stop_ids == (made.end_id,) == (tokenizer.eos_token_id,)
         text = again.apply_chat_template(messages, tokenize=False)
         assert text.split() == f"<user> {PROMPTS[0]} <assistant> {ANSWERS[0]} <end>".split()
         prompt = again.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
@@ -42,8 +49,8 @@ def test_another_role_is_refused(tokenizer):
         tokenizer.apply_chat_template([{"role": "system", "content": "a"}], tokenize=False)
 
 
-def test_prompts_are_padded_on_the_left(tokenizer):
-    tokens, mask = chat.encode_prompts(tokenizer, PROMPTS, 14)
+def test_prompts_are_padded_on_the_left(tokenizer, world_format):
+    tokens, mask = world_format.encode_prompts(PROMPTS, 14)
     assert tokens.shape == mask.shape == (3, 14)
     assert tokens.dtype == np.int32 and mask.dtype == bool
     assert (np.diff(mask.astype(int), axis=1) >= 0).all()
@@ -51,11 +58,11 @@ def test_prompts_are_padded_on_the_left(tokenizer):
     for row, prompt in enumerate(PROMPTS):
         words = tokenizer.convert_ids_to_tokens(tokens[row][mask[row]].tolist())
         assert words == ["<user>", *prompt.split(), "<assistant>"]
-    assert chat.decode(tokenizer, tokens, mask) == PROMPTS
+    assert world_format.decode(tokens, mask) == PROMPTS
 
 
-def test_conversations_are_the_template(tokenizer):
-    encoded = chat.encode_conversations(tokenizer, PROMPTS, ANSWERS, 14, 9)
+def test_conversations_are_the_template(tokenizer, world_format):
+    encoded = world_format.encode_conversations(PROMPTS, ANSWERS, 14, 9)
     tokens, mask, answer_mask = encoded
     assert tokens.shape == mask.shape == answer_mask.shape == (3, 23)
     assert not answer_mask[:, :14].any() and (mask[:, 14:] == answer_mask[:, 14:]).all()
@@ -67,20 +74,20 @@ def test_conversations_are_the_template(tokenizer):
         )
         assert tokens[row][mask[row]].tolist() == tokenizer(text)["input_ids"]
         assert tokens[row][answer_mask[row]][-1] == tokenizer.eos_token_id
-    prompts = chat.encode_prompts(tokenizer, PROMPTS, 14)
+    prompts = world_format.encode_prompts(PROMPTS, 14)
     np.testing.assert_array_equal(tokens[:, :14], prompts.tokens)
-    assert chat.decode(tokenizer, tokens, answer_mask) == ANSWERS
+    assert world_format.decode(tokens, answer_mask) == ANSWERS
 
 
-def test_bad_input(tokenizer):
+def test_bad_input(world_format):
     with pytest.raises(ValueError, match=r"prompt_length=8.*has 9.*make a cake.*prompt_length=9"):
-        chat.encode_prompts(tokenizer, PROMPTS, 8)
+        world_format.encode_prompts(PROMPTS, 8)
     with pytest.raises(ValueError, match=r"completion_length=7.*has 8: 'to make a cake"):
-        chat.encode_conversations(tokenizer, PROMPTS, ANSWERS, 14, 7)
+        world_format.encode_conversations(PROMPTS, ANSWERS, 14, 7)
     with pytest.raises(ValueError, match="empty"):
-        chat.encode_prompts(tokenizer, [], 14)
+        world_format.encode_prompts([], 14)
     with pytest.raises(ValueError, match="3 prompts but 1 answers"):
-        chat.encode_conversations(tokenizer, PROMPTS, ANSWERS[:1], 14, 9)
+        world_format.encode_conversations(PROMPTS, ANSWERS[:1], 14, 9)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):
@@ -88,39 +95,41 @@ def test_a_missing_tokenizer_is_named(tmp_path):
         chat.load_tokenizer(tmp_path)
 
 
-def test_encoding_is_quick(tokenizer):
+def test_encoding_is_quick(world_format):
     rows = world.World(0).split("pretrain")
     start = time.perf_counter()
-    chat.encode_conversations(
-        tokenizer, [row.prompt for row in rows], [row.answer for row in rows], 14, 9
+    world_format.encode_conversations(
+        [row.prompt for row in rows], [row.answer for row in rows], 14, 9
     )
     assert time.perf_counter() - start < 10.0  # about 1.3 s on an idle core
 
 
 def test_a_base_model_needs_chat_false(stories):
+    chatting = dataclasses.replace(stories, chat=True)
     with pytest.raises(ValueError, match="no chat template.*config.data.chat=False"):
-        chat.encode_prompts(stories, ["Tom"], 10)
+        chatting.encode_prompts(["Tom"], 10)
+    with pytest.raises(ValueError, match="no chat template.*config.data.chat=False"):
+        chatting.stop_ids  # noqa: B018
 
 
 def test_a_real_tokenizer_without_padding(stories):
-    assert stories.pad_token_id is None and stories.chat_template is None
+    tokenizer = stories.tokenizer
+    assert tokenizer.pad_token_id is None and tokenizer.chat_template is None
     prompts = ["Once upon a time", "Tom and Lily went to the park."]
-    tokens, mask = chat.encode_prompts(stories, prompts, 16, chat=False)
+    tokens, mask = stories.encode_prompts(prompts, 16)
     for row, prompt in enumerate(prompts):
-        assert tokens[row][mask[row]].tolist() == stories(prompt)["input_ids"]
-        assert tokens[row][mask[row]][0] == stories.bos_token_id
-        assert (tokens[row] == stories.bos_token_id).sum() == 1
-    assert chat.decode(stories, tokens, mask) == prompts
+        assert tokens[row][mask[row]].tolist() == tokenizer(prompt)["input_ids"]
+        assert tokens[row][mask[row]][0] == tokenizer.bos_token_id
+        assert (tokens[row] == tokenizer.bos_token_id).sum() == 1
+    assert stories.decode(tokens, mask) == prompts
     with pytest.raises(ValueError, match="prompt_length=4"):
-        chat.encode_prompts(stories, prompts, 4, chat=False)
+        stories.encode_prompts(prompts, 4)
 
 
 def test_a_continuation_joins_its_opening(stories):
     opening, rest = "Once upon a time", ", there was a dog. The dog ran."
-    tokens, mask, answer_mask = chat.encode_conversations(
-        stories, [opening], [rest], 8, 30, chat=False
-    )
-    assert tokens[0][mask[0]].tolist() == stories(opening + rest)["input_ids"]
+    tokens, mask, answer_mask = stories.encode_conversations([opening], [rest], 8, 30)
+    assert tokens[0][mask[0]].tolist() == stories.tokenizer(opening + rest)["input_ids"]
     assert answer_mask[:, :8].sum() == 0 and answer_mask[:, 8:].any()
-    cut = chat.encode_conversations(stories, [opening], [rest], 8, 3, chat=False)
+    cut = stories.encode_conversations([opening], [rest], 8, 3)
     assert cut.answer_mask.sum() == 3

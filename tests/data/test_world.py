@@ -145,8 +145,8 @@ def test_lengths_and_vocabulary(made, splits):
         used = {word for row in rows for word in f"{row.prompt} {row.answer}".split()}
         assert used <= set(words), name
         distinct = list({row.prompt: row for row in rows}.values())
-        encoded = chat.encode_conversations(
-            tokenizer, [row.prompt for row in distinct], [row.answer for row in distinct], 14, 9
+        encoded = chat.ChatFormat(tokenizer).encode_conversations(
+            [row.prompt for row in distinct], [row.answer for row in distinct], 14, 9
         )
         assert not (encoded.tokens[encoded.mask] == tokenizer.unk_token_id).any()
 
