@@ -5,9 +5,8 @@
 
 SIZE is a name of `nspo_jax.models.PRESETS`; PATH a Hugging Face directory of that model, base or
 instruct, with a chat template. The prompts are still the chat world's: public safety datasets are
-not built in yet. Batch, lengths, learning rate and threshold are the paper's (arXiv 2512.11391,
-section 4: 320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512 tokens, lr 1e-6,
-alpha 5e-4).
+not built in yet. Batch, lengths, learning rate and threshold are the paper's (arXiv 2512.11391):
+320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512 tokens, lr 1e-6, alpha 5e-4.
 """
 
 import ml_collections
