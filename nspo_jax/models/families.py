@@ -62,6 +62,8 @@ class Family:
       rope_thetas: bases of the rotary frequencies when absent: (full, windowed layers).
       is_windowed: (config.json's fields, layer) -> whether the layer has windowed attention, where
         config.json has no `layer_types`; None: the family has no windows.
+      window_switch: the field of config.json without which no window is used; "" where there is
+        none.
       tensors: names that differ from `TENSORS`.
     """
 
@@ -73,6 +75,7 @@ class Family:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rope_thetas: tuple[float, float | None] = (10000.0, None)
     is_windowed: Callable[[Mapping[str, Any], int], bool] | None = None
+    window_switch: str = ""
     tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def tensor(self, path: str) -> str:
@@ -124,6 +127,7 @@ FAMILIES: dict[str, Family] = {
             traits={"qkv_bias": True},
             fixed={"hidden_act": "silu", "use_mrope": False},
             is_windowed=_qwen_is_windowed,
+            window_switch="use_sliding_window",
         ),
         Family(
             model_type="qwen3",
@@ -133,6 +137,7 @@ FAMILIES: dict[str, Family] = {
             fields={"head_dim": ("head_dim", 128)},
             fixed={"hidden_act": "silu", "attention_bias": False},
             is_windowed=_qwen_is_windowed,
+            window_switch="use_sliding_window",
         ),
         Family(
             model_type="gemma2",

@@ -17,7 +17,7 @@ _IGNORED = frozenset(
 )
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
 _WINDOWS = (
-    "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "sliding_window", "max_window_layers", "layer_types",
     "sliding_window_pattern", "_sliding_window_pattern",
 )  # fmt: skip
 _LINEAR = ("factor",)
@@ -58,7 +58,7 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
     known = {
         *required, *family.fixed, *family.fields, *_ROPE, *_IGNORED,
         "num_key_value_heads", "head_dim", "tie_word_embeddings",
-        *(_WINDOWS if family.is_windowed else ()),
+        *((*_WINDOWS, family.window_switch) if family.is_windowed else ()),
     }  # fmt: skip
     for name, value in fields.items():
         if name not in known and value is not None:
@@ -124,8 +124,8 @@ def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
                 for i in range(config.num_layers)
             ],
         }
-        if family.model_type.startswith("qwen"):
-            fields["use_sliding_window"] = window is not None
+        if family.window_switch:
+            fields[family.window_switch] = window is not None
     return fields
 
 
@@ -157,12 +157,12 @@ def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, .
             f"layer_types is {kinds!r}: supported are {_FULL!r} and {_WINDOWED!r}, one for each of "
             f"num_hidden_layers = {layers}."
         )
-    if family.model_type.startswith("qwen") and not fields.get("use_sliding_window"):
+    switch = family.window_switch
+    if switch and not fields.get(switch):
         if kinds and _WINDOWED in kinds:
             raise ValueError(
-                f"layer_types is {kinds!r} and use_sliding_window is "
-                f"{fields.get('use_sliding_window')!r}: supported are windowed layers only with "
-                "use_sliding_window true."
+                f"layer_types is {kinds!r} and {switch} is {fields.get(switch)!r}: windowed layers "
+                "are supported only where it is true."
             )
         return ()
     if kinds is None:
