@@ -200,7 +200,8 @@ class ChatFormat:
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Texts of the real tokens of each row [rows, length], special tokens left out."""
-        rows = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
+        # the end of a turn may be an added token that its tokenizer does not call special
+        rows = [row[keep] for row, keep in zip(tokens, mask & (tokens != self.end_id), strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     @property

@@ -312,6 +312,16 @@ def test_without_a_written_end_eos_is_the_end(smollm):
         endless.end_id  # noqa: B018
 
 
+def test_an_end_that_is_not_special(smollm):
+    made = with_template(smollm, "{% for m in messages %}{{ m['content'] }}<|done|>{% endfor %}")
+    made.tokenizer.add_tokens(["<|done|>"])
+    assert made.tokenizer.convert_ids_to_tokens(made.end_id) == "<|done|>"
+    assert "<|done|>" not in made.tokenizer.all_special_tokens
+    encoded = made.encode_conversations(["Hi"], ["Sure."], 8, 8)
+    assert encoded.tokens[0, encoded.answer_mask[0]][-1] == made.end_id
+    assert made.decode(encoded.tokens, encoded.answer_mask) == ["Sure."]
+
+
 # ------------------------------------------------------------------- generation_config.json
 
 
