@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.chat = True  # render prompts with the tokenizer's chat template
-    config.data.system_prompt = ""  # of every conversation; "" leaves it to the chat template
+    config.data.system_prompt = ""  # system message of each chat; "" leaves it to the chat template
     config.data.thinking = False  # for chat templates that know enable_thinking (Qwen3)
     config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error
     config.data.completion_length = 9  # tokens; rollouts are cut off here

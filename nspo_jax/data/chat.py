@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -63,19 +63,35 @@ def build_tokenizer(words: Sequence[str]) -> transformers.PreTrainedTokenizerFas
 def load_tokenizer(directory: str | pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     """Loads a tokenizer from local files.
 
+    tokenizer.json and SentencePiece's tokenizer.model are taken as they are written. Only without
+    them is the class that tokenizer_config.json names used: in transformers 5, GPT2Tokenizer and
+    its like replace the pre-tokenizer of tokenizer.json by their own (the ids of digits after
+    blanks change), and LlamaTokenizer merges a tokenizer.model's pieces in another order than their
+    scores say (the ids of repeated blanks change).
+
     Raises:
       FileNotFoundError: if the directory is absent or has no tokenizer in it.
     """
     directory = pathlib.Path(directory)
+    load = transformers.AutoTokenizer.from_pretrained
+    options = {}
+    if (directory / "tokenizer.json").exists():
+        load = transformers.PreTrainedTokenizerFast.from_pretrained
+    elif (directory / "tokenizer.model").exists():
+        load = transformers.PreTrainedTokenizerFast.from_pretrained
+        # legacy: blanks at the start of a text stay, as in SentencePiece
+        given = _read_json(directory / "tokenizer_config.json").get("add_bos_token", True)
+        options = {"legacy": True, "add_bos_token": given}
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        loaded = load(directory, local_files_only=True, **options)
         if loaded.get_vocab().keys() <= loaded.added_tokens_encoder.keys():
             raise ValueError("it has special tokens alone")  # what no tokenizer.json is made up to
         return loaded
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"No tokenizer can be loaded from {directory} ({str(error).splitlines()[0]}). Copy "
-            "tokenizer.json and tokenizer_config.json into the model's directory."
+            "tokenizer.json and tokenizer_config.json into the model's directory; to read a "
+            "SentencePiece tokenizer.model instead, pip install sentencepiece protobuf."
         ) from error
 
 
@@ -184,7 +200,8 @@ class ChatFormat:
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Texts of the real tokens of each row [rows, length], special tokens left out."""
-        rows = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
+        # the end of a turn may be an added token that its tokenizer does not call special
+        rows = [row[keep] for row, keep in zip(tokens, mask & (tokens != self.end_id), strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     @property
@@ -282,7 +299,8 @@ def load_format(
 
     Raises:
       FileNotFoundError: as `load_tokenizer`.
-      ValueError: if eos_token_id of generation_config.json is neither an id nor a list of ids.
+      ValueError: if eos_token_id of generation_config.json is neither an id nor a list of ids, or
+        a file is not JSON.
     """
     return ChatFormat(
         load_tokenizer(directory),
@@ -294,18 +312,26 @@ def load_format(
 
 
 def _generation_stops(path: pathlib.Path) -> tuple[int, ...]:
-    if not path.exists():
-        return ()
-    try:
-        stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a JSON object ({error}): fetch it again.") from error
+    stops = _read_json(path).get("eos_token_id")
     ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
     if not all(type(stop) is int for stop in ids):
         raise ValueError(
             f"eos_token_id in {path} is {stops!r}; expected a token's id or a list of them."
         )
     return tuple(ids)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """An optional file's object: empty where there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
 
 
 def _check_lengths(ids, length: int, texts: Sequence[str], block: str) -> None:

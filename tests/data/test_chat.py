@@ -49,6 +49,12 @@ def test_another_role_is_refused(tokenizer):
         tokenizer.apply_chat_template([{"role": "system", "content": "a"}], tokenize=False)
 
 
+def test_the_world_has_no_system_messages(world_format):
+    asked = dataclasses.replace(world_format, system="be brief")
+    with pytest.raises(ValueError, match="no system role.*be brief"):
+        asked.encode_prompts(PROMPTS, 14)
+
+
 def test_prompts_are_padded_on_the_left(tokenizer, world_format):
     tokens, mask = world_format.encode_prompts(PROMPTS, 14)
     assert tokens.shape == mask.shape == (3, 14)
@@ -122,6 +128,8 @@ def test_a_real_tokenizer_without_padding(stories):
         assert tokens[row][mask[row]][0] == tokenizer.bos_token_id
         assert (tokens[row] == tokenizer.bos_token_id).sum() == 1
     assert stories.decode(tokens, mask) == prompts
+    marked = stories.encode_prompts([tokenizer.bos_token + prompt for prompt in prompts], 16)
+    assert marked.tokens.tolist() == tokens.tolist()  # BOS in the text is not doubled
     with pytest.raises(ValueError, match="prompt_length=4"):
         stories.encode_prompts(prompts, 4)
 
