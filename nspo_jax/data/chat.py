@@ -137,18 +137,20 @@ class ChatFormat:
         ids = {self.end_id, self.tokenizer.eos_token_id, *self.extra_stop_ids}
         return tuple(sorted(ids - {None}))
 
-    def encode_prompts(self, prompts: Sequence[str], length: int) -> Encoded:
+    def encode_prompts(self, prompts: Sequence[str], length: int | None = None) -> Encoded:
         """Renders and tokenizes prompts up to where the answer starts.
 
         Args:
           prompts: requests as a user writes them.
-          length: columns of the result.
+          length: columns of the result; None: as many as the longest prompt needs.
 
         Raises:
           ValueError: for no prompts, a prompt that is too long, a missing chat template, or one
             that has no system role where there is a system message.
         """
         ids = self._prompt_ids(prompts)
+        if length is None:
+            length = max(map(len, ids))
         _check_lengths(ids, length, prompts, "prompt")
         tokens = np.full((len(ids), length), self._pad_id, np.int32)
         mask = np.zeros((len(ids), length), bool)

@@ -1,12 +1,20 @@
-"""Sampling completions: one prefill per prompt, then a compiled decode loop with a KV cache."""
+"""Sampling completions: one prefill per prompt, then decode steps with a KV cache.
 
+`rollout` runs the steps in a compiled loop, for RL and evaluation; `stream` runs them one at a time
+from the host, for a terminal. A row's completion depends on its own prompt and key, not on its
+neighbours or its place in the batch.
+"""
+
+from collections.abc import Iterator
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nspo_jax import models
+from nspo_jax.models import sampling
 
 
 class Completions(NamedTuple):
@@ -22,7 +30,72 @@ class Completions(NamedTuple):
     mask: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "samples", "max_new_tokens", "stop_ids"))
+class Decoding(NamedTuple):
+    """Where rows stand between two tokens.
+
+    hidden: [rows, d], final hidden state of each row's last token; cache: of all tokens so far;
+    done: bool [rows], a stop token was drawn; step: int32 scalar, tokens drawn.
+    """
+
+    hidden: jax.Array
+    cache: models.Cache
+    done: jax.Array
+    step: jax.Array
+
+
+def prefill(
+    config: models.ModelConfig,
+    params,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    *,
+    samples: int,
+    max_new_tokens: int,
+) -> Decoding:
+    """Runs the prompts; each is repeated `samples` times afterwards."""
+    count, length = prompts.shape
+    # the barrier keeps XLA from folding the attention to empty slots at compile time, for seconds
+    cache = jax.lax.optimization_barrier(models.empty_cache(config, count, length + max_new_tokens))
+    out = models.forward(config, params, prompts, prompt_mask, cache)
+    return Decoding(
+        hidden=jnp.repeat(out.hidden[:, -1], samples, axis=0),
+        cache=models.repeat_cache(out.cache, samples),
+        done=jnp.zeros((count * samples,), bool),
+        step=jnp.int32(0),
+    )
+
+
+def decode(
+    config: models.ModelConfig,
+    params,
+    state: Decoding,
+    keys: jax.Array,
+    *,
+    stop_ids: tuple[int, ...],
+    temperature: float | jax.Array,
+    top_k: int,
+    top_p: float,
+) -> tuple[Decoding, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Draws one token a row; returns the state after it and (token, logprob, live), each [rows]."""
+    logits = models.logits(config, params, state.hidden)  # [rows, vocab]
+    token, logprob = sampling.sample_token(
+        logits,
+        jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    live = ~state.done
+    done = state.done | jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=-1)
+    out = models.forward(config, params, token[:, None], live[:, None], state.cache)
+    after = Decoding(out.hidden[:, 0], out.cache, done, state.step + 1)
+    return after, (jnp.where(live, token, 0), jnp.where(live, logprob, 0.0), live)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "samples", "max_new_tokens", "stop_ids", "top_k", "top_p"),
+)
 def rollout(
     config: models.ModelConfig,
     params,
@@ -34,6 +107,8 @@ def rollout(
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     temperature: float | jax.Array = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Completions:
     """Samples `samples` completions for every prompt.
 
@@ -42,47 +117,83 @@ def rollout(
       params: the policy.
       prompts: int32 [prompts, prompt_length], left-padded: the last column is the last token.
       prompt_mask: bool, same shape.
-      key: PRNG key; the same key gives the same completions.
+      key: PRNG key, or one a row [prompts * samples]; the same key gives the same completions.
       samples: completions per prompt; the prompt is prefilled once.
       max_new_tokens: completions are cut off here.
       stop_ids: a completion ends with the first of these, which belongs to it.
       temperature: logits are divided by it; 0 takes the most likely token.
+      top_k: see `models.sampling`, like the next. A policy that is trained on what it samples is
+        sampled without both: its gradient knows the whole distribution.
+      top_p: 1 is off.
     """
-    count, length = prompts.shape
-    # the barrier keeps XLA from folding the attention to empty slots at compile time, for seconds
-    cache = jax.lax.optimization_barrier(models.empty_cache(config, count, length + max_new_tokens))
-    prefill = models.forward(config, params, prompts, prompt_mask, cache)
-    rows = count * samples
-    cache = models.repeat_cache(prefill.cache, samples)
-    hidden = jnp.repeat(prefill.hidden[:, -1], samples, axis=0)  # [rows, d]
-    temperature = jnp.asarray(temperature, jnp.float32)
-    stop = jnp.asarray(stop_ids, jnp.int32)
+    rows = len(prompts) * samples
+    keys = jax.random.split(key, rows) if key.ndim == 0 else key
+    state = prefill(
+        config, params, prompts, prompt_mask, samples=samples, max_new_tokens=max_new_tokens
+    )
 
     def running(carry):
-        step, _, _, done, _ = carry
-        return (step < max_new_tokens) & ~jnp.all(done)
+        state, _ = carry
+        return (state.step < max_new_tokens) & ~jnp.all(state.done)
 
-    def decode(carry):
-        step, hidden, cache, done, (tokens, logprobs, mask) = carry
-        logits = models.logits(config, params, hidden)  # [rows, vocab]
-        logits = logits / jnp.where(temperature > 0, temperature, 1.0)
-        sampled = jax.random.categorical(jax.random.fold_in(key, step), logits)
-        token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
-        live = ~done
-        output = (
-            tokens.at[:, step].set(jnp.where(live, token, 0)),
-            logprobs.at[:, step].set(jnp.where(live, logprob, 0.0)),
-            mask.at[:, step].set(live),
-        )
-        done = done | jnp.any(token[:, None] == stop, axis=-1)
-        out = models.forward(config, params, token[:, None], live[:, None], cache)
-        return step + 1, out.hidden[:, 0], out.cache, done, output
+    def step(carry):
+        state, output = carry
+        after, drawn = decode(
+            config, params, state, keys,
+            stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        columns = zip(output, drawn, strict=True)
+        return after, Completions(*(all_.at[:, state.step].set(one) for all_, one in columns))
 
-    empty = (
+    empty = Completions(
         jnp.zeros((rows, max_new_tokens), jnp.int32),
         jnp.zeros((rows, max_new_tokens), jnp.float32),
         jnp.zeros((rows, max_new_tokens), bool),
     )
-    carry = (jnp.int32(0), hidden, cache, jnp.zeros((rows,), bool), empty)
-    return Completions(*jax.lax.while_loop(running, decode, carry)[-1])
+    return jax.lax.while_loop(running, step, (state, empty))[1]
+
+
+_prefill = jax.jit(prefill, static_argnames=("config", "samples", "max_new_tokens"))
+_decode = jax.jit(
+    decode, static_argnames=("config", "stop_ids", "top_k", "top_p"), donate_argnames="state"
+)
+
+
+def stream(
+    config: models.ModelConfig,
+    params,
+    prompt: np.ndarray,
+    prompt_mask: np.ndarray,
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Iterator[int]:
+    """Yields the tokens of one completion as they are drawn: those of `rollout` with this row key.
+
+    Args:
+      config: the model's configuration.
+      params: the model.
+      prompt: int32 [prompt_length], left-padded.
+      prompt_mask: bool, same shape.
+      key: the row's PRNG key.
+      max_new_tokens: the completion is cut off here.
+      stop_ids: it ends with the first of these.
+      temperature: see `rollout`, like the rest.
+      top_k: 0 is off.
+      top_p: 1 is off.
+    """
+    state = _prefill(
+        config, params, prompt[None], prompt_mask[None], samples=1, max_new_tokens=max_new_tokens
+    )
+    for _ in range(max_new_tokens):
+        state, (token, _, _) = _decode(
+            config, params, state, key[None],
+            stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        yield int(token[0])
+        if state.done[0]:
+            return

@@ -1,5 +1,7 @@
 """Rollouts: the sampler against a full forward pass, stopping, groups, randomness."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,15 +69,46 @@ def test_randomness_follows_the_key_and_differs_between_samples(params):
     assert len(np.unique(np.asarray(first.tokens)[:4], axis=0)) > 1
 
 
-def test_greedy_rows_do_not_depend_on_their_neighbours(params):
-    together = sample(params, samples=1, temperature=0.0)
-    tokens, mask = prompts()
-    for row in range(3):
-        alone = rollout.rollout(
-            CONFIG, params, tokens[row : row + 1], mask[row : row + 1], jax.random.key(0),
-            max_new_tokens=10, stop_ids=STOP, temperature=0.0,
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+    ],
+    ids=["greedy", "sampled", "top-k and top-p"],
+)
+def test_a_row_gets_what_it_gets_alone(shared_data, options):
+    """Prompts of four lengths in one batch of a trained model, against each without padding."""
+    directory = shared_data / "checkpoints" / "tinystories-260k"
+    config, params = models.load_model(directory)
+    rows = [
+        p["input_ids"] for p in json.loads((directory / "expected.json").read_text())["prompts"]
+    ]
+    assert len({len(row) for row in rows}) > 2
+    longest = max(map(len, rows))
+    tokens = np.array([[0] * (longest - len(row)) + row for row in rows], np.int32)
+    mask = np.array([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+    keys = jax.random.split(jax.random.key(7), 2 * len(rows))
+    options = {"samples": 2, "max_new_tokens": 40, "stop_ids": (2,), **options}
+    together = rollout.rollout(config, params, tokens, mask, keys, **options)
+    again = rollout.rollout(config, params, tokens, mask, jax.random.key(7), **options)
+    np.testing.assert_array_equal(together.tokens, again.tokens)  # one key is split into these
+    for index, row in enumerate(rows):
+        place = slice(2 * index, 2 * index + 2)
+        row = np.array([row], np.int32)
+        ones = np.ones(row.shape, bool)
+        alone = rollout.rollout(config, params, row, ones, keys[place], **options)
+        np.testing.assert_array_equal(alone.tokens, together.tokens[place])
+        np.testing.assert_array_equal(alone.mask, together.mask[place])
+        np.testing.assert_allclose(alone.logprobs, together.logprobs[place], atol=1e-4)
+        streamed = list(
+            rollout.stream(
+                config, params, row[0], ones[0], keys[2 * index],
+                **{name: value for name, value in options.items() if name != "samples"},
+            )
         )  # fmt: skip
-        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+        np.testing.assert_array_equal(streamed, alone.tokens[0][alone.mask[0]])
 
 
 def test_samples_follow_the_models_distribution(params):

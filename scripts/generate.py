@@ -1,0 +1,159 @@
+"""Lets a model speak: any checkpoint of a supported family, its answer streamed to the terminal.
+
+    python -m scripts.generate --model=PATH --prompt="How do I bake bread?"
+    python -m scripts.generate --model=runs/tiny/nspo/policy --prompt="how to make a cake ?"
+    python -m scripts.generate --model=PATH --prompt="Once upon" --temperature=0.8 --top_p=0.9
+    echo "Once upon a time" | python -m scripts.generate --model=PATH --nochat
+
+PATH is a Hugging Face directory, or what `python -m scripts.export_hf --delta` wrote. --prompt may
+be given several times; without it every line of standard input is a prompt. Prompts are rendered
+with the tokenizer's chat template where it has one; --nochat continues plain text. Greedy unless
+--temperature says otherwise. Only the answers go to standard output.
+"""
+
+import dataclasses
+import sys
+import time
+
+from absl import flags
+import jax
+import numpy as np
+
+from nspo_jax import models
+from nspo_jax.data import chat
+from nspo_jax.models import sampling
+from nspo_jax.rl import rollout
+from scripts import launch
+
+MODEL = flags.DEFINE_string("model", None, "The model's directory.", required=True)
+PROMPT = flags.DEFINE_multi_string("prompt", None, "What to answer; default: lines of stdin.")
+CHAT = flags.DEFINE_bool("chat", None, "Apply the chat template; default: if there is one.")
+SYSTEM = flags.DEFINE_string("system", None, "System message; default: the template's own.")
+THINKING = flags.DEFINE_bool("thinking", False, "For templates with enable_thinking (Qwen3).")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0: from all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most likely tokens of this probability.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Cut the answer here.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
+)
+# Prompts are padded to a multiple of this, so that few lengths are compiled.
+LENGTH_STEP = 32
+
+
+class TextStream:
+    """Turns tokens into pieces of text that add up to the decoded whole.
+
+    A piece is held back while the text ends in an incomplete character, or while decoding more
+    tokens may still change it.
+    """
+
+    def __init__(self, form: chat.ChatFormat, prompt: np.ndarray):
+        # plain text is decoded behind its prompt: alone, it would lose a leading blank
+        self._ids = [] if form.chat else list(prompt)
+        self._form = form
+        self._shown = self._decode()
+
+    def add(self, token: int) -> str:
+        """The text that this token completes."""
+        self._ids.append(token)
+        text = self._decode()
+        if text.endswith("\ufffd") or not text.startswith(self._shown):
+            return ""
+        return self._advance(text)
+
+    def end(self) -> str:
+        """What was held back."""
+        return self._advance(self._decode())
+
+    def _advance(self, text: str) -> str:
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
+
+    def _decode(self) -> str:
+        tokens = np.asarray([self._ids], np.int32)
+        return self._form.decode(tokens, np.ones(tokens.shape, bool))[0] if self._ids else ""
+
+
+def main() -> None:
+    """Answers every prompt."""
+    sampling.check_options(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+    config = models.load_config(MODEL.value)  # before the weights: mistakes are cheap here
+    form = chat.load_format(MODEL.value, system=SYSTEM.value, thinking=THINKING.value)
+    use_chat = bool(form.tokenizer.chat_template) if CHAT.value is None else CHAT.value
+    form = dataclasses.replace(form, chat=use_chat)
+    if SYSTEM.value is not None and not use_chat:
+        raise ValueError("--system needs a chat template, and plain text is continued here.")
+    if config.head != "logits":
+        raise ValueError(f"{MODEL.value} is a classifier: it gives a score and cannot generate.")
+    given = PROMPT.value or [line.rstrip("\n") for line in sys.stdin]
+    how = "with the chat template" if use_chat else "as plain text (no chat template)"
+    print(f"[{len(given)} prompt{'s' * (len(given) > 1)}, {how}]", file=sys.stderr)
+    prompts = [encode(config, form, prompt) for prompt in given]
+    config, params = models.load_model(MODEL.value, dtype=np.dtype(DTYPE.value))
+    config = dataclasses.replace(config, compute_dtype=DTYPE.value)
+    for number, (text, encoded) in enumerate(zip(given, prompts, strict=True)):
+        if len(given) > 1:
+            print(f"[{text}]", file=sys.stderr)
+        answer(
+            config, params, form, encoded, jax.random.fold_in(jax.random.key(SEED.value), number)
+        )
+
+
+def encode(config: models.ModelConfig, form: chat.ChatFormat, prompt: str) -> chat.Encoded:
+    """A prompt [1, length], the length a multiple of LENGTH_STEP where the model allows it.
+
+    Raises:
+      ValueError: it leaves no room for an answer, or not for --max_new_tokens.
+    """
+    room = config.max_length - MAX_NEW_TOKENS.value
+    if room < 1:
+        raise ValueError(
+            f"--max_new_tokens is {MAX_NEW_TOKENS.value}, but the model has {config.max_length} "
+            "positions for prompt and answer together: give fewer."
+        )
+    tokens, mask = form.encode_prompts([prompt])
+    length = tokens.shape[1]
+    if not length:
+        raise ValueError("The prompt is empty: there is nothing to continue.")
+    if length > room:
+        raise ValueError(
+            f"The prompt has {length} tokens and --max_new_tokens is {MAX_NEW_TOKENS.value}, "
+            f"together more than the model's {config.max_length} positions: give at most "
+            f"{max(0, config.max_length - length)}, or a shorter prompt."
+        )
+    missing = min(-length % LENGTH_STEP, room - length)
+    return chat.Encoded(*(np.pad(array, ((0, 0), (missing, 0))) for array in (tokens, mask)))
+
+
+def answer(
+    config: models.ModelConfig,
+    params,
+    form: chat.ChatFormat,
+    encoded: chat.Encoded,
+    key: jax.Array,
+) -> None:
+    """Streams one answer to standard output and a summary to standard error."""
+    tokens, mask = encoded.tokens[0], encoded.mask[0]
+    text, count, token, started = TextStream(form, tokens[mask]), 0, None, None
+    try:
+        for token in rollout.stream(
+            config, params, tokens, mask, key,
+            max_new_tokens=MAX_NEW_TOKENS.value, stop_ids=form.stop_ids,
+            temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value,
+        ):  # fmt: skip
+            started = started or time.perf_counter()  # the first token compiles
+            count += 1
+            print(text.add(token), end="", flush=True)
+        reason = "a stop token" if token in form.stop_ids else "--max_new_tokens"
+    except KeyboardInterrupt:
+        reason = "Ctrl-C"
+    print(text.end())
+    seconds = time.perf_counter() - started if started else 0.0
+    speed = f", {(count - 1) / seconds:.1f} tokens/s" if count > 1 else ""
+    print(f"[{count} tokens{speed}; ended by {reason}]", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    launch.run(main)
