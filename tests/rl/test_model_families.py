@@ -1,0 +1,72 @@
+"""The whole run on models of other families than Llama: random, small, from their directories."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from nspo_jax import models, rewards
+from nspo_jax.data import chat, world
+from nspo_jax.rl import trainer
+from tests.rl import test_trainer
+
+LLAMA = models.ModelConfig(
+    vocab_size=1, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2,
+    num_kv_heads=1, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False,
+    max_length=64,
+)  # fmt: skip
+FAMILIES = {
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True, "tie_embeddings": True},
+    "gemma2": {
+        **models.FAMILIES["gemma2"].traits, "tie_embeddings": True, "windows": (4, 0),
+        "query_scale": 8.0, "attention_softcap": 5.0, "logits_softcap": 3.0,
+    },
+    "gemma3_text": {
+        **models.FAMILIES["gemma3_text"].traits, "tie_embeddings": True, "windows": (4, 0),
+        "query_scale": 8.0, "local_rope_theta": 1e3,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_mode_keeps_every_family_where_it_was(family, tmp_path, monkeypatch):
+    """Biases, norms and embedding frozen, all kernels projected: protected logits do not move."""
+    monkeypatch.setattr(rewards.WorldJudge, "__call__", test_trainer.judge)
+    tokenizer = chat.build_tokenizer(world.World(0).words())
+    config = dataclasses.replace(
+        LLAMA, family=family, vocab_size=len(tokenizer), **FAMILIES[family]
+    )
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape),  # no bias is zero
+        models.init_params(config, jax.random.key(0)),
+    )
+    models.save_model(tmp_path / "base", config, params, tokenizer)
+
+    run = default.get_config()
+    targets = "mlp+attention" if config.tie_embeddings else "mlp+attention+head"
+    run.update_from_flattened_dict({
+        **test_trainer.MICRO, "workspace": str(tmp_path / "workspace"),
+        "model.path": str(tmp_path / "base"), "calibration.rows": 1,
+        "calibration.rank_rule": "relative_max(1e-6)", "projection.targets": targets,
+    })  # fmt: skip
+    trainer.train(run, tmp_path / "run")
+    certificate = json.loads((tmp_path / "run/certificate.json").read_text())
+    assert certificate["calibration"]["max_logit_change"] < 1e-3
+    assert certificate["held_out"]["max_logit_change"] > 0.05  # the policy did move
+    assert certificate["protected_share"] < 1e-5 and not certificate["unprotected"]
+
+    policy_config, policy = models.load_model(tmp_path / "run/policy")
+    assert policy_config == config
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), policy, params)
+    assert all(
+        moved["layers"][block][name]["kernel"]
+        for block, names in (("attention", "qkvo"), ("mlp", ("gate", "up", "down")))
+        for name in names
+    )
+    if config.qkv_bias:
+        assert not moved["layers"]["attention"]["q"]["bias"]
+    assert not moved["embed"]["embedding"] and not moved["norm"]["scale"]
