@@ -343,3 +343,15 @@ def test_the_stops_of_generation_config(folder, tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=reason):
             chat.load_format(tmp_path)
+
+
+def test_the_story_models_tokenizer_cases(shared_data):
+    """Ids recorded with the checkpoint, with BOS, and the text back."""
+    directory = shared_data / "checkpoints" / "tinystories-260k"
+    form = chat.load_format(directory, chat=False)
+    cases = json.loads((directory / "expected.json").read_text())["tokenizer_cases"]
+    assert len(cases) > 5
+    for case in cases:
+        tokens, mask = form.encode_prompts([case["text"]])
+        assert tokens[0][mask[0]].tolist() == case["input_ids"]
+        assert form.decode(tokens, mask) == [case["text"]]
