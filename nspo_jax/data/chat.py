@@ -290,6 +290,44 @@ class ChatFormat:
         return next((token for token in ids if token in marks), None)
 
 
+class TextStream:
+    """Turns tokens into pieces of text that add up to the decoded whole.
+
+    A piece is held back while the text ends in an incomplete character, or while decoding more
+    tokens may still change it.
+
+    Args:
+      form: of the model that speaks.
+      prompt: int32 [tokens], what it answers.
+    """
+
+    def __init__(self, form: ChatFormat, prompt: np.ndarray):
+        # plain text is decoded behind its prompt: alone, it would lose a leading blank
+        self._ids = [] if form.chat else list(prompt)
+        self._form = form
+        self._shown = self._decode()
+
+    def add(self, token: int) -> str:
+        """The text that this token completes."""
+        self._ids.append(token)
+        text = self._decode()
+        if text.endswith("\ufffd") or not text.startswith(self._shown):
+            return ""
+        return self._advance(text)
+
+    def end(self) -> str:
+        """What was held back."""
+        return self._advance(self._decode())
+
+    def _advance(self, text: str) -> str:
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
+
+    def _decode(self) -> str:
+        tokens = np.asarray([self._ids], np.int32)
+        return self._form.decode(tokens, np.ones(tokens.shape, bool))[0] if self._ids else ""
+
+
 def load_format(
     directory: str | pathlib.Path,
     *,
