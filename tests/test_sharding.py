@@ -1,11 +1,14 @@
 """The mesh and its rules, and that eight devices compute what one does."""
 
+import filecmp
+import functools
 import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 from nspo_jax import models, nullspace, sharding
 from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.models import hf
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import train_step
 
@@ -136,10 +140,36 @@ def compare():
         weights, shards, _ = trained(sharding.make_mesh(**sizes))
         difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, single)
         report[name] = [float(max(jax.tree.leaves(difference))), shards]
+    report["checkpoints"] = {name: reloaded(**sizes) for name, sizes in MESHES.items()}
     print(json.dumps(report))
 
 
-def test_the_update_on_eight_devices_is_the_update_on_one():
+def reloaded(**sizes):
+    """Whether checkpoints are read into a mesh, whole stacks and layer by layer, and written from
+    it, bit for bit and in the sharding that the rules say."""
+    mesh = sharding.make_mesh(**sizes)
+    config = models.ModelConfig(**{**vars(CONFIG), "family": "qwen2", "qkv_bias": True})
+    params = models.init_params(config, jax.random.key(0))
+    same = []
+    with tempfile.TemporaryDirectory() as folder:
+        models.save_model(f"{folder}/model", config, params)
+        for size in (hf._STACK_BYTES, 0):
+            hf._STACK_BYTES = size
+            _, loaded = models.load_model(
+                f"{folder}/model", shardings=functools.partial(sharding.shardings, mesh)
+            )
+            wanted = sharding.shardings(mesh, params)
+            same += jax.tree.leaves(jax.tree.map(np.array_equal, loaded, params))
+            same += jax.tree.leaves(jax.tree.map(lambda a, s: a.sharding == s, loaded, wanted))
+            models.save_model(f"{folder}/again", config, loaded)
+            files = [f"{folder}/{name}/model.safetensors" for name in ("model", "again")]
+            same.append(filecmp.cmp(*files, shallow=False))
+    return all(same) and len(same) > 50
+
+
+@pytest.fixture(scope="module")
+def eight_devices():
+    """What `compare` reports."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -152,7 +182,15 @@ def test_the_update_on_eight_devices_is_the_update_on_one():
         [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_checkpoints_go_into_a_mesh_and_out_of_it(eight_devices):
+    assert eight_devices["checkpoints"] == dict.fromkeys(MESHES, True)
+
+
+def test_the_update_on_eight_devices_is_the_update_on_one(eight_devices):
+    report = eight_devices
     assert report["devices"] == 8 and report["norm"] > 1e-2
     assert [report[name][1] for name in MESHES] == [1, 8, 4]
     for name in MESHES:
