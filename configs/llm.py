@@ -1,7 +1,7 @@
 """A run on an open language model: `--config=configs/llm.py:SIZE`, NSPO at the paper's setting.
 
     python -m scripts.train --config=configs/llm.py:qwen2_5_7b --config.model.path=PATH \
-        --workdir=gs://bucket/run
+        --workdir=runs/qwen2_5_7b/nspo
 
 SIZE is a name of `nspo_jax.models.PRESETS`; PATH a Hugging Face directory of that model, base or
 instruct, with a chat template. The prompts are still the chat world's: public safety datasets are

@@ -34,8 +34,11 @@ def main() -> None:
     """Exports, and says what rounding did to the update."""
     output = pathlib.Path(OUTPUT.value)
     if DELTA.value:
-        if not BASE.value:
-            raise ValueError("--delta needs --base, the model that the policy was trained from.")
+        if not BASE.value or DTYPE.value != "float32":
+            raise ValueError(
+                f"--delta with --base={BASE.value} and --dtype={DTYPE.value}: it needs --base, the "
+                "model that the policy was trained from, and is always float32."
+            )
         report = models.export_delta(POLICY.value, BASE.value, output)
         total = len(hf.Tensors(output).names())
         print(
@@ -44,13 +47,19 @@ def main() -> None:
             "bit, the others to the neighbouring float32."
         )
     else:
+        if BASE.value and models.load_config(BASE.value) != models.load_config(POLICY.value):
+            raise ValueError(
+                f"--base={BASE.value} is not of the architecture of {POLICY.value}: give the model "
+                "that the policy was trained from."
+            )
         models.export_model(
             POLICY.value, output, dtype=DTYPE.value, shard_bytes=int(SHARD_GB.value * 1e9)
         )
         if BASE.value:
             update, lost = rounding(BASE.value, POLICY.value, output)
+            share = f"{lost / update:.1%} of the update" if update else "and there is no update"
             print(f"The update is {update:.3e}; rounding to {DTYPE.value} moved weights by "
-                  f"{lost:.3e}, {lost / max(update, 1e-30):.1%} of the update.")  # fmt: skip
+                  f"{lost:.3e}, {share}.")  # fmt: skip
             if lost > 0.01 * update:
                 print("That part is not inside the null space. --delta or --dtype=float32 keep it.")
     print(f"The model is in {output}.")

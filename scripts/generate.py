@@ -54,8 +54,10 @@ def main() -> None:
     if config.head != "logits":
         raise ValueError(f"{MODEL.value} is a classifier: it gives a score and cannot generate.")
     given = PROMPT.value or [line.rstrip("\n") for line in sys.stdin]
+    if not given:
+        raise ValueError("There is no prompt: give --prompt, or lines on standard input.")
     how = "with the chat template" if use_chat else "as plain text (no chat template)"
-    print(f"[{len(given)} prompt{'s' * (len(given) > 1)}, {how}]", file=sys.stderr)
+    print(f"[{len(given)} prompt{'s' * (len(given) != 1)}, {how}]", file=sys.stderr)
     prompts = [encode(config, form, prompt) for prompt in given]
     config, params = models.load_model(MODEL.value, dtype=np.dtype(DTYPE.value))
     config = dataclasses.replace(config, compute_dtype=DTYPE.value)
@@ -119,7 +121,9 @@ def answer(
     seconds = time.perf_counter() - started if started else 0.0
     speed = f", {(count - 1) / seconds:.1f} tokens/s" if count > 1 else ""
     print(f"[{count} tokens{speed}; ended by {reason}]", file=sys.stderr)
+    if reason == "Ctrl-C":  # it ends the command, not this answer alone
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, interrupted="stopped")

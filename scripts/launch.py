@@ -27,8 +27,16 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a script's main under absl, with a persistent compile cache."""
+def run(
+    main: Callable[[], None],
+    interrupted: str = "stopped; the same command continues from the last checkpoint",
+) -> None:
+    """Runs a script's main under absl, with a persistent compile cache.
+
+    Args:
+      main: the script.
+      interrupted: what is said upon Ctrl-C.
+    """
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -45,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
             print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+            print(f"\n{interrupted}", file=sys.stderr)
             sys.exit(130)
 
     # libraries log through absl, a page a checkpoint: errors are enough of that

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -93,6 +94,24 @@ def test_a_mistake_is_explained(tinystories, flags, words):
     assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr, done.stderr
+
+
+def test_without_a_prompt_it_says_so(tinystories):
+    done = run(f"--model={tinystories}")
+    assert done.returncode == 1 and "There is no prompt" in done.stderr
+
+
+def test_ctrl_c_ends_the_command_not_one_answer(tinystories):
+    flags = ["--prompt=Once upon", "--prompt=One day", "--max_new_tokens=480", "--temperature=1"]
+    command = [sys.executable, "-m", "scripts.generate", f"--model={tinystories}", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.read(1)  # it speaks
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 130, error
+    assert "ended by Ctrl-C" in error and "[One day]" not in error
+    assert "checkpoint" not in error and "Traceback" not in error
 
 
 def test_a_classifier_does_not_speak(tinystories, tmp_path):

@@ -293,39 +293,38 @@ class ChatFormat:
 class TextStream:
     """Turns tokens into pieces of text that add up to the decoded whole.
 
-    A piece is held back while the text ends in an incomplete character, or while decoding more
-    tokens may still change it.
+    A piece is held back while the text ends in an incomplete character. Only the last few tokens
+    are decoded at a time: those of the last piece, for what depends on a neighbour (a blank between
+    words), and those after it.
 
     Args:
       form: of the model that speaks.
-      prompt: int32 [tokens], what it answers.
+      prompt: int32 [tokens], what it answers. Plain text is decoded behind it: alone, it would lose
+        a leading blank.
     """
 
     def __init__(self, form: ChatFormat, prompt: np.ndarray):
-        # plain text is decoded behind its prompt: alone, it would lose a leading blank
         self._ids = [] if form.chat else list(prompt)
         self._form = form
-        self._shown = self._decode()
+        self._context, self._read = 0, len(self._ids)
 
     def add(self, token: int) -> str:
         """The text that this token completes."""
         self._ids.append(token)
-        text = self._decode()
-        if text.endswith("\ufffd") or not text.startswith(self._shown):
+        piece = self.end()
+        if not piece or piece.endswith("\ufffd"):
             return ""
-        return self._advance(text)
+        self._context, self._read = self._read, len(self._ids)
+        return piece
 
     def end(self) -> str:
         """What was held back."""
-        return self._advance(self._decode())
+        before = self._decode(self._ids[self._context : self._read])
+        return self._decode(self._ids[self._context :])[len(before) :]
 
-    def _advance(self, text: str) -> str:
-        piece, self._shown = text[len(self._shown) :], text
-        return piece
-
-    def _decode(self) -> str:
-        tokens = np.asarray([self._ids], np.int32)
-        return self._form.decode(tokens, np.ones(tokens.shape, bool))[0] if self._ids else ""
+    def _decode(self, ids: list[int]) -> str:
+        tokens = np.asarray([ids], np.int32)
+        return self._form.decode(tokens, np.ones(tokens.shape, bool))[0] if ids else ""
 
 
 def load_format(

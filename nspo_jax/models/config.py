@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("silu", "gelu_tanh")
 HEADS = ("logits", "scalar")
 REMATS = ("layer", "dots", "none")
@@ -34,6 +34,9 @@ class RopeScaling:
             raise ValueError(
                 f"rope scaling is {self.kind!r}: only linear and llama3 are supported."
             )
+        numbers = (self.factor, self.low_factor, self.high_factor, self.original_length)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"The rope scaling's numbers are {numbers!r}: give numbers.")
         if not self.factor >= 1:
             raise ValueError(f"The rope scaling's factor is {self.factor!r}: give at least 1.")
         bands = 0 < self.low_factor < self.high_factor and self.original_length > 0
@@ -54,7 +57,8 @@ class ModelConfig:
 
     Attributes:
       vocab_size: rows of the embedding.
-      hidden_size: width of the residual stream; a multiple of `num_heads`, as transformers asks.
+      hidden_size: width of the residual stream; a multiple of `num_heads`, as transformers asks
+        of all but Qwen3.
       intermediate_size: width of the MLP.
       num_layers: decoder layers.
       num_heads: query heads.
@@ -133,10 +137,10 @@ class ModelConfig:
                 f"num_kv_heads is {self.num_kv_heads}, which does not divide num_heads "
                 f"{self.num_heads}: every key head serves the same number of query heads."
             )
-        if self.hidden_size % self.num_heads:
+        if self.hidden_size % self.num_heads and self.family != "qwen3":
             raise ValueError(
                 f"hidden_size is {self.hidden_size}, not a multiple of num_heads {self.num_heads}: "
-                "transformers refuses such a model; change one of the two."
+                f"transformers refuses such a {self.family} model; change one of the two."
             )
         if self.head_dim % 2:
             raise ValueError(

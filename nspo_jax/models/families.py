@@ -84,13 +84,13 @@ class Family:
 
 
 def _qwen_is_windowed(fields: Mapping[str, Any], layer: int) -> bool:
-    return layer >= fields.get("max_window_layers", 28)
+    first = fields.get("max_window_layers")
+    return layer >= (28 if first is None else first)
 
 
 def _gemma3_is_windowed(fields: Mapping[str, Any], layer: int) -> bool:
-    # saved under either name; every sixth layer sees all unless it says otherwise
-    pattern = fields.get("sliding_window_pattern") or fields.get("_sliding_window_pattern") or 6
-    return bool((layer + 1) % pattern)
+    # every sixth layer sees all unless it says otherwise
+    return bool((layer + 1) % (fields.get("sliding_window_pattern") or 6))
 
 
 _GEMMA_TRAITS = {

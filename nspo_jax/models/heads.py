@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import layers, transformer
 
-# Logits of so many numbers (1 GiB in float32) are in memory at once; a power of two.
+# Logits of so many numbers, 1 GiB in float32, are in memory at once.
 CHUNK_ELEMENTS = 2**28
 
 
@@ -31,8 +31,8 @@ def map_positions(
     """Applies a function of logits to every position without holding all logits at once.
 
     Positions are taken in chunks, one after another, such that [batch, chunk, vocab] stays within
-    `CHUNK_ELEMENTS`; gradients recompute a chunk's logits instead of keeping them. What fits at
-    once is computed at once.
+    `CHUNK_ELEMENTS`, with at least one position of each row; gradients recompute a chunk's logits
+    instead of keeping them. What fits at once is computed at once.
 
     Args:
       config: the model: its vocabulary decides the chunk.

@@ -108,6 +108,7 @@ class Tensors:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
+        self.stored = self  # the tensors as their files have them: of a delta, its base's
         self._delta: dict[str, Any] = {}
         if (directory / DELTA).exists():
             document = read_json(directory / DELTA)
@@ -118,7 +119,9 @@ class Tensors:
                 )
             delta = _open(directory / DELTA_WEIGHTS)
             self._delta = {name: delta for name in delta.keys()}
-            directory = directory / BASE
+            self.stored = Tensors(directory / BASE)
+            self._files = self.stored._files
+            return
         files = [_open(path) for path in _weight_files(directory)]
         self._files = {name: file for file in files for name in file.keys()}
 
@@ -188,7 +191,7 @@ def expected_tensors(config: config_lib.ModelConfig) -> dict[str, tuple[str, int
 def check_tensors(config: config_lib.ModelConfig, tensors: Tensors) -> None:
     """Raises ValueError listing every tensor that is missing, extra, misshaped or oddly typed.
 
-    A tied model may store its head too, as long as it is the embedding.
+    A tied model may store its head too, as long as it is the embedding; it is not read.
     """
     expected, names = expected_tensors(config), tensors.names()
     problems = [f"missing {name} {list(expected[name][2])}" for name in expected.keys() - names]
@@ -197,8 +200,10 @@ def check_tensors(config: config_lib.ModelConfig, tensors: Tensors) -> None:
         if fnmatch.fnmatch(name, _DERIVED):
             continue
         shape = tensors.shape(name)
-        if name == tied_head and _same(tensors, name, families.TENSORS["embed/embedding"]):
-            continue
+        embedding = families.TENSORS["embed/embedding"]
+        if name == tied_head and shape == expected[embedding][2] and embedding in names:
+            if _same(tensors.stored, name, embedding):
+                continue
         if name not in expected:
             problems.append(f"extra {name} {list(shape)}")
         elif shape != expected[name][2]:
@@ -239,7 +244,14 @@ def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Arra
     return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
 
 
-def _load_parameter(config, tensors, path, shape, dtype, sharding):
+def _load_parameter(
+    config: config_lib.ModelConfig,
+    tensors: Tensors,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
     """One parameter, in its sharding."""
     names, transpose = tensor_layers(config, path), is_transposed(path)
 
@@ -251,24 +263,38 @@ def _load_parameter(config, tensors, path, shape, dtype, sharding):
         return np.stack([read(name, index[1:]) for name in names[index[0]]])
 
     if not path.startswith("layers/"):
-        return jax.make_array_from_callback(shape, sharding, lambda index: read(names[0], index))
+        return _make_array(shape, sharding, lambda index: read(names[0], index))
     layer_sharding = sharding
     if isinstance(sharding, jax.sharding.NamedSharding):
         spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
         layer_sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
     if int(np.prod(shape)) * dtype.itemsize <= _STACK_BYTES:
-        return jax.make_array_from_callback(shape, sharding, read_layers)
+        return _make_array(shape, sharding, read_layers)
     stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
     for layer, name in enumerate(names):
-        array = jax.make_array_from_callback(
-            shape[1:], layer_sharding, lambda index, name=name: read(name, index)
-        )
+        array = _make_array(shape[1:], layer_sharding, lambda index, name=name: read(name, index))
         # waiting keeps one layer on the host instead of a queue of them
         stack = jax.block_until_ready(_set_layer(stack, array, jnp.int32(layer)))
     return stack
 
 
-def _same(tensors, name, other):
+def _make_array(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]
+) -> jax.Array:
+    """An array of parts that `read` gives, each read once however many devices hold it."""
+    parts: dict[tuple, np.ndarray] = {}
+
+    def part(index: Index) -> np.ndarray:
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in parts:
+            parts[key] = read(index)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _same(tensors: Tensors, name: str, other: str) -> bool:
+    """Whether two tensors are equal, read a block at a time."""
     rows, *rest = tensors.shape(name)
     step = max(1, _BLOCK_BYTES // (4 * int(np.prod(rest))))
     blocks = [(slice(start, start + step),) for start in range(0, rows, step)]
@@ -278,7 +304,8 @@ def _same(tensors, name, other):
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    if (directory / INDEX).exists():
+    # transformers prefers the single file too where both are there
+    if (directory / INDEX).exists() and not (directory / WEIGHTS).exists():
         index: Mapping[str, Any] = read_json(directory / INDEX)
         if not isinstance(index.get("weight_map"), dict):
             raise ValueError(

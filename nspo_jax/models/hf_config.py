@@ -12,13 +12,15 @@ _IGNORED = frozenset(
     model_type architectures transformers_version _name_or_path torch_dtype dtype use_cache
     pretraining_tp bos_token_id eos_token_id pad_token_id initializer_range attention_dropout
     return_dict output_hidden_states output_attentions chunk_size_feed_forward problem_type
-    is_encoder_decoder id2label label2id num_labels cache_implementation
+    is_encoder_decoder id2label label2id num_labels cache_implementation max_length
+    _attn_implementation _attn_implementation_autoset attn_implementation
     """.split()
 )
-_ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+_LOCAL_THETA = "rope_local_base_freq"
 _WINDOWS = (
     "sliding_window", "max_window_layers", "layer_types",
-    "sliding_window_pattern", "_sliding_window_pattern",
+    "sliding_window_pattern", "_sliding_window_pattern", "sliding_window_size",
 )  # fmt: skip
 _LINEAR = ("factor",)
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -52,6 +54,12 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
     missing = [name for name in required if fields.get(name) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing from the model's config.json: add it.")
+    for name in (*required, "head_dim"):
+        value = fields.get(name)
+        if value is not None and name != "rms_norm_eps" and (type(value) is not int or value < 1):
+            raise ValueError(f"{name} is {value!r}: give a positive integer.")
+    if fields.get("num_key_value_heads", 1) == 0:
+        raise ValueError("num_key_value_heads is 0: give a positive integer.")
     for name, supported in family.fixed.items():
         if fields.get(name) is not None and fields[name] != supported:
             raise ValueError(f"{name} is {fields[name]!r}: only {supported!r} is supported.")
@@ -59,6 +67,7 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
         *required, *family.fixed, *family.fields, *_ROPE, *_IGNORED,
         "num_key_value_heads", "head_dim", "tie_word_embeddings",
         *((*_WINDOWS, family.window_switch) if family.is_windowed else ()),
+        *((_LOCAL_THETA,) if family.rope_thetas[1] else ()),
     }  # fmt: skip
     for name, value in fields.items():
         if name not in known and value is not None:
@@ -69,8 +78,6 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
             )
 
     heads, head_dim = fields["num_attention_heads"], fields.get("head_dim")
-    if type(heads) is not int or heads < 1:
-        raise ValueError(f"num_attention_heads is {heads!r}: give a positive integer.")
     values = {
         "num_kv_heads": fields.get("num_key_value_heads") or heads,
         "head_dim": head_dim or fields["hidden_size"] // heads,
@@ -90,7 +97,7 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
 
 
 def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
-    """The content of a config.json that transformers 4 and 5 both load.
+    """The content of a config.json that transformers 4 (from 4.53 on) and 5 both load.
 
     Special tokens belong to a tokenizer, not to this config, so they are null.
     """
@@ -114,7 +121,7 @@ def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
     if config.head == "scalar":
         fields |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if config.local_rope_theta is not None:
-        fields["rope_local_base_freq"] = config.local_rope_theta
+        fields[_LOCAL_THETA] = config.local_rope_theta
     if family.is_windowed:
         window = max(config.windows, default=0) or None
         fields |= {
@@ -172,30 +179,49 @@ def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, .
     window = fields.get("sliding_window", 4096)  # what all of transformers' configs default to
     if type(window) is not int or window < 1:
         raise ValueError(f"sliding_window is {window!r}: supported is a positive integer.")
+    if fields.get("sliding_window_size") not in (None, window):  # Gemma 2's, never read
+        raise ValueError(
+            f"sliding_window_size is {fields['sliding_window_size']!r} and sliding_window is "
+            f"{window}: supported is the same number in both."
+        )
     return tuple(window if kind == _WINDOWED else 0 for kind in kinds)
 
 
 def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary bases and scaling from either spelling."""
+    """Rotary bases and scaling from either spelling, with transformers' precedence."""
     theta, local = family.rope_thetas
     theta = fields.get("rope_theta") or theta
-    if local is not None:
-        local = fields.get("rope_local_base_freq") or local
     old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
-    scaling = _scaling("rope_scaling", old, fields) if old else None
-    if new and _FULL in new:  # transformers 5 with two kinds of layers
-        if scaling_of_windows := _scaling("rope_parameters", new.get(_WINDOWED) or {}, fields):
+    for name, value in (("rope_scaling", old), ("rope_parameters", new)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {value!r}: supported is a mapping, or null.")
+    old, new = dict(old or {}), dict(new or {})
+    if new and (_FULL in new) != (local is not None):
+        raise ValueError(
+            f"rope_parameters is {new!r}: supported is "
+            + (f"a mapping for each of {_FULL} and {_WINDOWED}." if local else "a single mapping.")
+        )
+    if local is not None:  # two kinds of layers; rope_scaling is of those with full attention
+        windowed = new.get(_WINDOWED) or {}
+        local = windowed.get("rope_theta", fields.get(_LOCAL_THETA) or local)
+        if scaling := _scaling("rope_parameters", windowed, fields):
             raise ValueError(
-                f"rope_parameters scales the windowed layers ({scaling_of_windows}): this is not "
-                "supported."
+                f"rope_parameters is {new!r}: it scales the windowed layers ({scaling}), which is "
+                "not supported."
             )
-        if local is not None:
-            local = (new.get(_WINDOWED) or {}).get("rope_theta", local)
-        new = new[_FULL]
-    if new:
-        theta = new.get("rope_theta", theta)
-        scaling = _scaling("rope_parameters", new, fields)
-    return {"rope_theta": theta, "local_rope_theta": local, "rope_scaling": scaling}
+        new = (new.get(_FULL) or {}) | old
+    elif new and {name: new.get(name) for name in old} != old:
+        raise ValueError(
+            f"rope_scaling is {old!r} and rope_parameters is {new!r}: supported is one of them, or "
+            "the same in both."
+        )
+    new = new or old
+    scaling = _scaling("rope_scaling" if old else "rope_parameters", new, fields)
+    return {
+        "rope_theta": new.get("rope_theta") or theta,
+        "local_rope_theta": local,
+        "rope_scaling": scaling,
+    }
 
 
 def _scaling(

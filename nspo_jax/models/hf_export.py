@@ -70,6 +70,7 @@ def save_model(
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_params(config, flat)
+    target = _check_target(directory, dtype)
     if like is not None and tokenizer is not None:
         raise ValueError("like brings its tokenizer along: give tokenizer or like, not both.")
     expected = hf.expected_tensors(config)
@@ -87,13 +88,15 @@ def save_model(
             fields = hf_config.write_config(config) | {"torch_dtype": dtype}
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-                for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                    fields[name] = getattr(tokenizer, name)
+                names = ("bos_token_id", "eos_token_id", "pad_token_id")
+                special = {name: getattr(tokenizer, name) for name in names}
+                fields |= special
+                _write_json(folder / hf.GENERATION, special)
             _write_json(folder / hf.CONFIG, fields)
         shapes = {name: shape for name, (*_, shape) in expected.items()}
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
-    _write_directory(directory, write)
+    _write_directory(target, write)
 
 
 def export_model(
@@ -111,7 +114,7 @@ def export_model(
       dtype: of the weights in the files.
       shard_bytes: the largest file of weights.
     """
-    source = pathlib.Path(source)
+    source, target = pathlib.Path(source), _check_target(directory, dtype)
     config, tensors = _open_checked(source)
     shapes = {name: shape for name, (*_, shape) in hf.expected_tensors(config).items()}
 
@@ -119,7 +122,7 @@ def export_model(
         _write_like(folder, source, config, dtype)
         _write_weights(folder, shapes, tensors.read, dtype, shard_bytes)
 
-    _write_directory(directory, write)
+    _write_directory(target, write)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,14 +159,19 @@ def export_delta(
 
     Args:
       policy: a saved model, float32.
-      base: the model that it was trained from, of the same architecture.
+      base: the model that it was trained from, of the same architecture; no delta itself.
       directory: where the result goes.
 
     Raises:
       FileExistsError: the directory holds files that are no part of a model.
-      ValueError: the two models differ in their architecture.
+      ValueError: the two models differ in their architecture, or the base is a delta.
     """
     policy, base = pathlib.Path(policy), pathlib.Path(base)
+    target = _check_target(directory)
+    if (base / hf.DELTA).exists():
+        raise ValueError(
+            f"The base {base} is a delta itself: make a plain model of it with export_model first."
+        )
     config, after = _open_checked(policy)
     base_config, before = _open_checked(base)
     if config != base_config:
@@ -189,7 +197,7 @@ def export_delta(
         safetensors.numpy.save_file(delta, folder / hf.DELTA_WEIGHTS, metadata={"format": "pt"})
         _write_json(folder / hf.DELTA, {"format": hf.DELTA_FORMAT, **dataclasses.asdict(report)})
 
-    _write_directory(directory, write)
+    _write_directory(target, write)
     return report
 
 
@@ -248,11 +256,11 @@ def _write_like(
         names = ("architectures", "num_labels", "id2label", "label2id")
         fields = {k: v for k, v in fields.items() if k not in names}
         fields |= {name: written[name] for name in names if name in written}
-    key = "dtype" if "dtype" in fields else "torch_dtype"
-    if fields.get(key) == dtype and theirs.head == ours.head:
+    keys = [name for name in ("dtype", "torch_dtype") if name in fields] or ["torch_dtype"]
+    if all(fields.get(key) == dtype for key in keys) and theirs.head == ours.head:
         shutil.copyfile(like / hf.CONFIG, folder / hf.CONFIG)
     else:
-        _write_json(folder / hf.CONFIG, fields | {key: dtype})
+        _write_json(folder / hf.CONFIG, fields | dict.fromkeys(keys, dtype))
     for file in _matching(like, _COMPANIONS):
         shutil.copyfile(file, folder / file.name)
 
@@ -279,7 +287,7 @@ def _differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
     )
 
 
-def _check_params(config, flat):
+def _check_params(config: config_lib.ModelConfig, flat: dict[str, Any]) -> None:
     abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
     problems = [f"missing {path} {list(abstract[path].shape)}" for path in abstract.keys() - flat]
     for path, value in flat.items():
@@ -319,25 +327,45 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_json(path, content):
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_directory(directory: str | os.PathLike, write: Callable[[pathlib.Path], None]) -> None:
-    """Has `write` fill a temporary folder, and gives it the directory's name."""
-    target = pathlib.Path(os.path.abspath(directory))
-    if target.exists():
-        others = [
-            entry.name
-            for entry in sorted(target.iterdir())
-            if not any(fnmatch.fnmatch(entry.name, p) for p in _MODEL_FILES)
-            or (entry.is_dir() and entry.name != hf.BASE)
-        ]
-        if others:
-            raise FileExistsError(
-                f"{target} holds {', '.join(others)}, which saving a model there would remove: "
-                "choose a new directory for the model."
-            )
+def _check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
+    """Where a directory's name leads, if a model can be written there in that dtype.
+
+    Raises:
+      FileExistsError: something is there that is neither a model nor empty.
+      ValueError: for an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}.")
+    target = pathlib.Path(
+        os.path.realpath(directory)
+    )  # a link stays, and what it names is replaced
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise FileExistsError(f"{target} is a file: choose a directory for the model.")
+    entries = sorted(target.iterdir())
+    others = [
+        entry.name
+        for entry in entries
+        if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in _MODEL_FILES)
+        or (entry.is_dir() and entry.name != hf.BASE)
+    ]
+    if not others and entries and not (target / hf.CONFIG).exists():
+        others = [entry.name for entry in entries]  # such as a tokenizer that is kept there
+    if others:
+        raise FileExistsError(
+            f"{target} holds {', '.join(others)}, which saving a model there would remove: choose "
+            "a new directory for the model."
+        )
+    return target
+
+
+def _write_directory(target: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Has `write` fill a temporary folder, and gives it the target's name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
     try:
@@ -348,7 +376,7 @@ def _write_directory(directory: str | os.PathLike, write: Callable[[pathlib.Path
         shutil.rmtree(partial, ignore_errors=True)  # gone already unless something failed
 
 
-def _swap(partial, target):
+def _swap(partial: pathlib.Path, target: pathlib.Path) -> None:
     """Gives `partial` the name of `target`, removing what was there only afterwards."""
     if not target.exists():
         partial.rename(target)

@@ -8,6 +8,10 @@ def check_options(temperature: float, top_k: int, top_p: float) -> None:
     """Raises ValueError for values that mean nothing; see `sample_token`."""
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}: give 0 (the most likely token) or more.")
+    _check_filters(top_k, top_p)
+
+
+def _check_filters(top_k: int, top_p: float) -> None:
     if top_k < 0:
         raise ValueError(f"top_k is {top_k}: give the number of tokens to draw from, or 0 for all.")
     if not 0 < top_p <= 1:
@@ -38,7 +42,11 @@ def sample_token(
     Returns:
       Tokens int32 [rows], and float32 [rows], the log-probability of each under the distribution
       that it was drawn from (at temperature 0: the model's own).
+
+    Raises:
+      ValueError: while tracing, for a top_k or top_p that means nothing.
     """
+    _check_filters(top_k, top_p)
     temperature = jnp.asarray(temperature, jnp.float32)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
     greedy = jnp.argmax(logits, axis=-1)

@@ -201,6 +201,112 @@ def test_an_unsupported_field_of_another_family_is_named(fields, change):
     assert value is None or repr(value) in str(error.value)
 
 
+def published(**changes):
+    """What all of these say, in transformers 4's spelling."""
+    fields = {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "initializer_range": 0.02, "torch_dtype": "bfloat16", "transformers_version": "4.40.0",
+        "use_cache": True, "hidden_act": "silu", "rope_scaling": None,
+    }  # fmt: skip
+    return fields | changes
+
+
+PUBLISHED = {
+    "Llama-2-7b-hf": published(
+        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=4096,
+        intermediate_size=11008, max_position_embeddings=4096, num_attention_heads=32,
+        num_hidden_layers=32, num_key_value_heads=32, pretraining_tp=1, rms_norm_eps=1e-5,
+        tie_word_embeddings=False, vocab_size=32000, max_length=4096, pad_token_id=0,
+    ),
+    "Llama-3.1-8B-Instruct": published(
+        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=4096,
+        intermediate_size=14336, max_position_embeddings=131072, mlp_bias=False,
+        num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, pretraining_tp=1,
+        rms_norm_eps=1e-5, rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256,
+        eos_token_id=[128001, 128008, 128009],
+        rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                      "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    ),
+    "Qwen3-8B": published(
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=128, hidden_size=4096,
+        intermediate_size=12288, max_position_embeddings=40960, max_window_layers=36,
+        num_attention_heads=32, num_hidden_layers=36, num_key_value_heads=8, rms_norm_eps=1e-6,
+        rope_theta=1000000, sliding_window=None, tie_word_embeddings=False,
+        use_sliding_window=False, vocab_size=151936,
+    ),
+    "gemma-2-2b-it": published(
+        architectures=["Gemma2ForCausalLM"], model_type="gemma2", attn_logit_softcapping=50.0,
+        cache_implementation="hybrid", final_logit_softcapping=30.0, head_dim=256,
+        hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh", hidden_size=2304,
+        intermediate_size=9216, max_position_embeddings=8192, num_attention_heads=8,
+        num_hidden_layers=26, num_key_value_heads=4, query_pre_attn_scalar=256,
+        rms_norm_eps=1e-6, rope_theta=10000.0, sliding_window=4096, vocab_size=256000,
+    ),
+    "gemma-2-9b": published(
+        architectures=["Gemma2ForCausalLM"], model_type="gemma2", attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0, head_dim=256, hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh", hidden_size=3584, intermediate_size=14336,
+        max_position_embeddings=8192, num_attention_heads=16, num_hidden_layers=42,
+        num_key_value_heads=8, query_pre_attn_scalar=256, rms_norm_eps=1e-6, rope_theta=10000.0,
+        sliding_window=4096, sliding_window_size=4096, vocab_size=256000,
+        _attn_implementation_autoset=True,
+    ),
+}  # fmt: skip
+EXPECTED = {
+    "Llama-2-7b-hf": {"num_kv_heads": 32, "head_dim": 128, "rope_scaling": None, "windows": ()},
+    "Llama-3.1-8B-Instruct": {
+        "rope_theta": 5e5, "rope_scaling": config_lib.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+    },
+    "Qwen3-8B": {"qk_norm": True, "qkv_bias": False, "head_dim": 128, "windows": ()},
+    "gemma-2-2b-it": {
+        "windows": (4096, 0) * 13, "query_scale": 256, "attention_softcap": 50.0,
+        "logits_softcap": 30.0, "tie_embeddings": True, "local_rope_theta": None,
+    },
+    "gemma-2-9b": {"windows": (4096, 0) * 21, "activation": "gelu_tanh", "norm_offset": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_mean_what_they_say(name):
+    config = hf_config.read_config(PUBLISHED[name])
+    assert {field: getattr(config, field) for field in EXPECTED[name]} == EXPECTED[name]
+    assert hf_config.read_config(hf_config.write_config(config)) == config
+
+
+def test_a_base_inside_the_scaling_counts():
+    """transformers lets it win over the field beside it."""
+    scaled = OLD | {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e3}}
+    assert hf_config.read_config(scaled).rope_theta == 7e3
+
+
+def test_two_spellings_must_agree():
+    linear = {"rope_type": "linear", "factor": 4.0}
+    with pytest.raises(ValueError, match="supported is one of them, or the same in both"):
+        hf_config.read_config(NEW | {"rope_scaling": linear})
+    both = NEW | {"rope_scaling": linear, "rope_parameters": {"rope_theta": 5e5, **linear}}
+    assert hf_config.read_config(both).rope_scaling == config_lib.RopeScaling("linear", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        (OLD, {"rope_local_base_freq": 1e4}),
+        (OLD, {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
+        (OLD, {"rope_scaling": "linear"}),
+        (OLD, {"hidden_size": "64"}),
+        (OLD, {"num_hidden_layers": 2.0}),
+        (OLD, {"num_key_value_heads": 0}),
+        (GEMMA3, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
+        (PUBLISHED["gemma-2-9b"], {"sliding_window_size": 1024}),
+    ],
+)
+def test_a_field_in_the_wrong_place_or_of_the_wrong_kind_is_named(fields, change):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError) as error:
+        hf_config.read_config(fields | change)
+    assert name in str(error.value) and repr(value) in str(error.value)
+
+
 def test_a_classifier_must_have_one_label():
     fields = OLD | {"architectures": ["LlamaForSequenceClassification"]}
     assert hf_config.read_config(fields | {"num_labels": 1}).head == "scalar"
@@ -227,7 +333,14 @@ def test_a_bad_switch_is_named_with_the_fix(change, message):
 
 
 @pytest.mark.parametrize(
-    "numbers", [("linear", 0.5), ("llama3", 8.0, 4.0, 1.0, 64), ("llama3", 8.0), ("yarn", 2.0)]
+    "numbers",
+    [
+        ("linear", 0.5),
+        ("linear", "8"),
+        ("llama3", 8.0, 4.0, 1.0, 64),
+        ("llama3", 8.0),
+        ("yarn", 2.0),
+    ],
 )
 def test_a_bad_rope_scaling_is_refused(numbers):
     with pytest.raises(ValueError, match="rope scaling"):

@@ -1,7 +1,6 @@
 """Checkpoints: read, written, compared with torch, and refused with a useful message."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +95,14 @@ def test_shards_and_half_precision_files(saved, params):
     (saved / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors does not exist"):
         models.load_model(saved)
+
+
+def test_half_precision_of_the_other_kind(saved, params):
+    tensors = safetensors_numpy.load_file(saved / "model.safetensors")
+    tensors = {name: x.astype(np.float16) for name, x in tensors.items()}
+    safetensors_numpy.save_file(tensors, saved / "model.safetensors")
+    rounded = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), params)
+    jax.tree.map(np.testing.assert_array_equal, models.load_model(saved)[1], rounded)
 
 
 def test_fingerprint_sees_every_change(params):
@@ -238,4 +245,3 @@ def test_tokenizer_is_saved_along(shared_data, tmp_path):
     assert copy("Once upon a time").input_ids == tokenizer("Once upon a time").input_ids
     fields = json.loads((tmp_path / "copy" / "config.json").read_text())
     assert (fields["bos_token_id"], fields["eos_token_id"]) == (1, 2)
-    shutil.rmtree(tmp_path / "copy")

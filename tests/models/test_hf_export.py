@@ -108,17 +108,65 @@ def test_shards_are_as_small_as_asked(run):
 
 
 def test_like_must_be_of_the_same_architecture(run):
-    directory, _, _ = run
+    directory, _, policy = run
     other = models.ModelConfig(**{**vars(CONFIG), "num_layers": 3})
     params = models.init_params(other, jax.random.key(0))
     with pytest.raises(ValueError, match="num_layers 3 against 2"):
         models.save_model(directory / "out", other, params, like=directory / "base")
     with pytest.raises(ValueError, match="give tokenizer or like, not both"):
-        models.save_model(directory / "out", CONFIG, params_of(run), "t", like=directory / "base")
+        models.save_model(directory / "out", CONFIG, policy, "t", like=directory / "base")
 
 
-def params_of(run):
-    return run[2]
+def test_a_delta_is_no_base(run):
+    directory, _, _ = run
+    models.export_delta(directory / "policy", directory / "base", directory / "delta")
+    with pytest.raises(ValueError, match="delta is a delta itself: make a plain model"):
+        models.export_delta(directory / "policy", directory / "delta", directory / "out")
+    report = models.export_delta(directory / "delta", directory / "base", directory / "out")
+    same(models.load_model(directory / "out")[1], models.load_model(directory / "delta")[1])
+    assert len(report.tensors) == 6
+
+
+def test_a_delta_of_a_tied_base_that_stores_its_head(run):
+    directory, base, _ = run
+    config = models.ModelConfig(**{**vars(CONFIG), "tie_embeddings": True})
+    tied = {name: value for name, value in base.items() if name != "head"}
+    models.save_model(directory / "tied", config, tied)
+    file = directory / "tied/model.safetensors"
+    tensors = safetensors_numpy.load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    safetensors_numpy.save_file(tensors, file)
+    moved = tied | {"embed": {"embedding": tied["embed"]["embedding"] + 1e-3}}
+    models.save_model(directory / "moved", config, moved, like=directory / "tied")
+    models.export_delta(directory / "moved", directory / "tied", directory / "out")
+    _, restored = models.load_model(directory / "out")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1.2e-7), restored, moved)
+
+
+def test_the_target_may_be_a_link_and_not_a_file_or_a_tokenizer(run):
+    directory, base, policy = run
+    (directory / "real").mkdir()
+    (directory / "link").symlink_to(directory / "real")
+    for params in (base, policy):
+        models.save_model(directory / "link", CONFIG, params)
+        same(models.load_model(directory / "real")[1], params)
+    assert (directory / "link").is_symlink()
+    (directory / "file").write_text("text")
+    with pytest.raises(FileExistsError, match="file is a file"):
+        models.save_model(directory / "file", CONFIG, policy)
+    (directory / "tokenizer").mkdir()
+    (directory / "tokenizer/tokenizer.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"holds tokenizer\.json"):
+        models.save_model(directory / "tokenizer", CONFIG, policy)
+    with pytest.raises(ValueError, match="dtype is 'float16': give one of float32, bfloat16"):
+        models.save_model(directory / "out", CONFIG, policy, dtype="float16")
+
+
+def test_a_single_file_wins_over_an_index(run):
+    """As in transformers: an index may be left over from an earlier save."""
+    directory, _, policy = run
+    (directory / "policy/model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    same(models.load_model(directory / "policy")[1], policy)
 
 
 def test_a_damaged_delta_is_named(run):
@@ -160,6 +208,11 @@ def test_the_script_names_what_is_missing(run):
     directory, _, _ = run
     done = export(f"--policy={directory / 'policy'}", f"--output={directory / 'out'}", "--delta")
     assert done.returncode == 1 and "--base" in done.stderr and "Traceback" not in done.stderr
+    config, params = models.with_scalar_head(CONFIG, run[1], jax.random.key(0))
+    models.save_model(directory / "reward", config, params)
+    done = export(f"--policy={directory / 'policy'}", f"--output={directory / 'out'}",
+                  f"--base={directory / 'reward'}")  # fmt: skip
+    assert done.returncode == 1 and "not of the architecture" in done.stderr
     assert not (directory / "out").exists()
 
 
