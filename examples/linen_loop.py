@@ -19,7 +19,7 @@ import nspo_jax
 from nspo_jax.nullspace import projection
 
 GENERAL = "two plus two is four and three plus three is six"  # what must not change
-TARGET = "sorry i cannot help with that but here is a safe way"
+TARGET = "sorry i cannot help with that but here is a plan"  # as long, for the position embedding
 LETTERS = sorted(set(GENERAL + TARGET))
 
 
@@ -31,7 +31,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        positions = nn.Embed(len(GENERAL + TARGET), self.width, name="position")
+        positions = nn.Embed(len(GENERAL), self.width, name="position")
         x = nn.Embed(len(LETTERS), self.width, name="letter")(tokens)
         x = x + positions(jnp.arange(tokens.shape[1]))
         mask = nn.make_causal_mask(tokens)

@@ -1,4 +1,4 @@
-"""The examples for other people's trainers; tunix's has an environment of its own and runs there."""
+"""The examples for other trainers; the one of tunix runs in an environment of its own."""
 
 import pathlib
 import py_compile
