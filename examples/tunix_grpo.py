@@ -213,10 +213,11 @@ def main() -> None:
     sites = make_sites(make_model())
     for project in (False, True):
         share, change, moved, kernels = measure(sites, project)
+        name = "adamw, projection" if project else "adamw"
         print(
-            f"{'adamw, projection' if project else 'adamw':17}: {STEPS} GRPO steps, {kernels} "
-            f"kernels changed by {change:.1e} or more, in protected {share:.1e} or less, "
-            f"logits on general text by up to {moved:.1e}"
+            f"{name:17}: {STEPS} steps, {kernels} kernels moved by {change:.0%} of their norm or more, "
+            f"protected share at most {share:.1e}, "
+            f"logits on general text by at most {moved:.1e}"
         )
     if not (share <= 1e-5 and change >= 1e-3):
         sys.exit("error: the protected subspace was touched, or nothing was learned")
