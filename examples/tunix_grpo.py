@@ -215,8 +215,8 @@ def main() -> None:
         share, change, moved, kernels = measure(sites, project)
         name = "adamw, projection" if project else "adamw"
         print(
-            f"{name:17}: {STEPS} steps, {kernels} kernels moved by {change:.0%} of their norm or more, "
-            f"protected share at most {share:.1e}, "
+            f"{name:17}: {STEPS} steps, {kernels} kernels moved by {change:.0%} of their norm "
+            f"or more, protected share at most {share:.1e}, "
             f"logits on general text by at most {moved:.1e}"
         )
     if not (share <= 1e-5 and change >= 1e-3):
