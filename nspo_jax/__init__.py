@@ -13,6 +13,7 @@ from nspo_jax.nullspace import (
     in_null_space,
     load_projectors,
     null_space_projection,
+    site_from_moment,
 )
 
 __version__ = "0.1.0"
@@ -24,4 +25,5 @@ __all__ = [
     "in_null_space",
     "load_projectors",
     "null_space_projection",
+    "site_from_moment",
 ]

@@ -1,6 +1,11 @@
 """The contribution: projectors, the optax transforms that apply them, the certificate."""
 
-from nspo_jax.nullspace.calibration import build_projectors, calibrate, second_moments
+from nspo_jax.nullspace.calibration import (
+    build_projectors,
+    calibrate,
+    second_moments,
+    site_from_moment,
+)
 from nspo_jax.nullspace.certificate import certify, drift, format_certificate
 from nspo_jax.nullspace.projection import Site, in_null_space, null_space_projection, project
 from nspo_jax.nullspace.projectors import Projectors, load_projectors
@@ -18,4 +23,5 @@ __all__ = [
     "null_space_projection",
     "project",
     "second_moments",
+    "site_from_moment",
 ]

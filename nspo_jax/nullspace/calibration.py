@@ -6,7 +6,7 @@ over the real tokens alone (NSPO, arXiv 2512.11391). Products are float32 at hig
 and the eigendecomposition is LAPACK's in float64 on the host.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
@@ -85,28 +85,54 @@ def build_projectors(
     rule = rank_rules.RankRule.parse(rank_rule)
     sites, spectra = {}, {}
     for name, kernels in models.input_sites(config).items():
-        moment = moments.sites[name]  # [*stack, in, in]
-        size = moment.shape[-1]
-        values, vectors = np.linalg.eigh(moment)
-        values, vectors = values[..., ::-1], vectors[..., ::-1]  # descending
-        flat = values.reshape(-1, size)
-        protected = np.array([rule.rank(spectrum) for spectrum in flat])
-        thin = protected.max() <= (size - protected).max()
-        columns = [
-            basis[:, :rank] if thin else basis[:, rank:]
-            for basis, rank in zip(vectors.reshape(-1, size, size), protected, strict=True)
-        ]
-        ranks = protected if thin else size - protected
-        stack = moment.shape[:-2]
-        sites[name] = projection.Site(
-            kernels=tuple(kernels),
-            basis=projection.stack_bases(columns).reshape(*stack, size, -1),
-            side=projection.PROTECTED if thin else projection.NULL,
-            ranks=ranks.reshape(stack).astype(np.int32),
-        )
-        spectra[name] = values.astype(np.float32)
+        sites[name], spectra[name] = _split(kernels, moments.sites[name], rule)
     provenance = {**provenance, "rule": str(rule), "tokens": moments.tokens}
     return projectors_lib.Projectors(sites, spectra, provenance)
+
+
+def site_from_moment(kernels: Sequence[str], moment: np.ndarray, rank_rule: str) -> projection.Site:
+    """A site from a second moment that you collected yourself, for a model that is not ours.
+
+    Args:
+      kernels: parameter paths, joined by "/", of the kernels that read this input.
+      moment: [*stack, in, in], `x^T x` over the base model's inputs `x [tokens, in]`, as a sum or a
+        mean; sum in float64.
+      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRule`.
+
+    Raises:
+      ValueError: for an unknown rule, or a moment that is not square or not finite.
+    """
+    moment = np.asarray(moment, np.float64)
+    if moment.ndim < 2 or moment.shape[-1] != moment.shape[-2] or not np.isfinite(moment).all():
+        raise ValueError(
+            f"The moment for {', '.join(kernels)} has shape {moment.shape}; expected finite "
+            "[*stack, in, in], the sum of x^T x over inputs x [tokens, in]."
+        )
+    return _split(kernels, moment, rank_rules.RankRule.parse(rank_rule))[0]
+
+
+def _split(
+    kernels: Sequence[str], moment: np.ndarray, rule: rank_rules.RankRule
+) -> tuple[projection.Site, np.ndarray]:
+    """The site of a moment [*stack, in, in] and its spectrum, float32 [*stack, in], descending."""
+    size = moment.shape[-1]
+    values, vectors = np.linalg.eigh(moment)
+    values, vectors = values[..., ::-1], vectors[..., ::-1]  # descending
+    protected = np.array([rule.rank(spectrum) for spectrum in values.reshape(-1, size)])
+    thin = protected.max() <= (size - protected).max()
+    columns = [
+        basis[:, :rank] if thin else basis[:, rank:]
+        for basis, rank in zip(vectors.reshape(-1, size, size), protected, strict=True)
+    ]
+    ranks = protected if thin else size - protected
+    stack = moment.shape[:-2]
+    site = projection.Site(
+        kernels=tuple(kernels),
+        basis=projection.stack_bases(columns).reshape(*stack, size, -1),
+        side=projection.PROTECTED if thin else projection.NULL,
+        ranks=ranks.reshape(stack).astype(np.int32),
+    )
+    return site, values.astype(np.float32)
 
 
 def calibrate(
