@@ -224,5 +224,6 @@ def test_misuse_is_named():
         nullspace.null_space_projection({"a": site(basis), "b": site(basis)})
     with pytest.raises(ValueError, match="non-empty"):
         nullspace.null_space_projection({})
+    projection._warn_once.cache_clear()  # another test may have been warned
     with pytest.warns(UserWarning, match="keep float32 master weights"):
         transform.init({"mlp": {"kernel": jnp.zeros((8, 2), jnp.bfloat16)}})
