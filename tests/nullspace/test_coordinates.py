@@ -78,6 +78,14 @@ def test_arguments_beyond_optax_s_three_reach_the_optimizer():
     assert sizes[-1] < 0.6 * sizes[0]
 
 
+def test_rows_of_seen_tokens_stay_whatever_the_optimizer_does():
+    site = nullspace.embedding_site("embedding", 6, np.array([1, 4]))
+    optimizer = nullspace.in_null_space(optax.add_noise(1.0, 0.5, key=0), {"embed": site})
+    gradient = {"embedding": jnp.ones((6, 3))}
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+    assert np.flatnonzero(~np.any(updates["embedding"], axis=1)).tolist() == [1, 4]
+
+
 @pytest.mark.parametrize(("free", "ratio"), [(0.1, 0.143), (0.5, 0.6), (0.75, 1.0), (0.9, 1.286)])
 def test_the_memory_of_the_state_is_as_the_docstring_says(free, ratio):
     """Bytes of Adam in coordinates over bytes of Adam and the projection, kernel [200, 200]."""

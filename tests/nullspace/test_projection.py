@@ -1,5 +1,7 @@
 """The transforms on every tree, shape and optax wrapper; test_theory.py has what they promise."""
 
+import warnings
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -134,6 +136,30 @@ def test_misuse_is_named():
         nullspace.null_space_projection({"a": site(basis), "b": site(basis)})
     with pytest.raises(ValueError, match="non-empty"):
         nullspace.null_space_projection({})
+
+
+def test_narrow_weights_are_warned_of_once_a_reason():
+    transform = nullspace.null_space_projection({"s": site(np.eye(8, 5, dtype=np.float32))})
     projection._warn_once.cache_clear()  # another test may have been warned
-    with pytest.warns(UserWarning, match="keep float32 master weights"):
-        transform.init({"mlp": {"kernel": jnp.zeros((8, 2), jnp.bfloat16)}})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.bfloat16, jnp.float16):
+            jax.eval_shape(transform.init, {"w": jnp.zeros((8, 2), dtype)})
+            transform.init({"w": jnp.zeros((8, 2), dtype)})
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == 2 and all("keep float32 master weights" in text for text in texts)
+    assert "bfloat16" in texts[0] and "float16" in texts[1]
+
+
+def test_products_are_at_highest_precision():
+    """A CPU would not show it: accelerators multiply float32 in bfloat16 or TF32 unless asked."""
+    sites = {"s": site(np.eye(8, 5, dtype=np.float32))}
+    params = {"w": jnp.zeros((8, 2))}
+    for transform in (
+        nullspace.null_space_projection(sites),
+        nullspace.null_space_projection(sites, period=2),
+        nullspace.in_null_space(optax.adamw(0.1), sites),
+    ):
+        program = str(jax.make_jaxpr(transform.update)(params, transform.init(params), params))
+        products = program.count("dot_general")
+        assert products and program.count("Precision.HIGHEST, Precision.HIGHEST") == products
