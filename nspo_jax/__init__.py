@@ -10,7 +10,9 @@ from nspo_jax.nullspace import (
     Projectors,
     calibrate,
     certify,
+    embedding_site,
     in_null_space,
+    init_lora_a,
     load_projectors,
     null_space_projection,
 )
@@ -21,7 +23,9 @@ __all__ = [
     "Projectors",
     "calibrate",
     "certify",
+    "embedding_site",
     "in_null_space",
+    "init_lora_a",
     "load_projectors",
     "null_space_projection",
 ]
