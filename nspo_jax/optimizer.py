@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import coordinates, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
 MODES = ("none", "update", "gradient", "coordinates")
@@ -49,7 +49,7 @@ def build_optimizer(
     if projectors is None:
         raise ValueError(f"projection.mode is {mode!r}, which needs projectors; none were given.")
     if mode == "coordinates":
-        return optax.chain(clip, projection.in_null_space(adam, projectors))
+        return optax.chain(clip, coordinates.in_null_space(adam, projectors))
     if mode == "gradient":
         return optax.chain(projection.null_space_projection(projectors), clip, adam)
     return optax.chain(clip, adam, projection.null_space_projection(projectors, period=period))

@@ -2,7 +2,8 @@
 
 Axes: `data` replicates parameters, `fsdp` shards them and the batch, `tensor` shards kernels alone.
 Projected kernels are sharded on their output axis first: there the projection needs no
-communication, while input-axis shards need an all-reduce of [rank, out].
+communication, but the whole basis on every device. Input-axis shards need one all-reduce of
+[rank, out] a kernel, and their rows of the basis alone.
 """
 
 import re
@@ -29,6 +30,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"head/kernel$", (("fsdp", "tensor"), None)),
     (r"score/kernel$", (None, "fsdp")),
     (r"norm/scale$", (None,)),
+)
+
+# Bases by their site's path in the optimizer state: where the kernels' input axis is sharded, the
+# basis [*stack, in, k] is too. All others are replicated, as output shards need them whole.
+BASIS_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"bases/.*(attention|mlp)/out$", (None, "tensor")),
 )
 
 
@@ -81,13 +88,13 @@ def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
 def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """A NamedSharding for every leaf of a tree of parameters or optimizer state.
 
-    Leaves that are no parameter (counts, bases) are replicated. An axis whose size does not divide
-    is replicated too.
+    Leaves without a rule (counts, bases of output shards) are replicated. An axis whose size does
+    not divide is replicated too.
     """
 
     def sharding(path, leaf) -> NamedSharding:
         name = projection.path_string(path)
-        axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
+        axes = next((axes for pattern, axes in RULES + BASIS_RULES if re.search(pattern, name)), ())
         spec: list = [None] * leaf.ndim
         for dimension, axis in zip(reversed(range(leaf.ndim)), axes, strict=False):
             names = (axis,) if isinstance(axis, str) else axis or ()

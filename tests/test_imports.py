@@ -46,8 +46,10 @@ def test_the_walk_sees_the_package():
 
 
 def test_the_projection_stands_alone():
-    roots = {module.split(".")[0] for module in imports("nspo_jax.nullspace.projection")}
-    assert roots - sys.stdlib_module_names <= {"jax", "numpy", "optax"}
+    for name in ("nspo_jax.nullspace.projection", "nspo_jax.nullspace.coordinates"):
+        outside = imports(name) - {"nspo_jax.nullspace.projection"}
+        roots = {module.split(".")[0] for module in outside}
+        assert roots - sys.stdlib_module_names <= {"jax", "numpy", "optax"}, name
 
 
 @pytest.mark.parametrize(

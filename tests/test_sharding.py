@@ -12,6 +12,7 @@ import tempfile
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from nspo_jax import models, nullspace, sharding
@@ -73,7 +74,7 @@ def test_every_rule_has_a_parameter():
         assert any(re.search(rule, path) for path in paths), rule
 
 
-def test_moments_are_sharded_like_their_parameters_and_bases_are_replicated():
+def test_moments_are_sharded_like_their_parameters_and_bases_like_their_inputs():
     mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.AXES)
     params = models.abstract_params(CONFIG)
     state = jax.eval_shape(optimizer(params).init, params)
@@ -83,19 +84,28 @@ def test_moments_are_sharded_like_their_parameters_and_bases_are_replicated():
     assert len(moments) == 2 * len(wanted)
     for path, found in moments.items():
         assert found.spec == next(s for name, s in wanted.items() if path.endswith(name)).spec
-    bases = [s for path, s in placed.items() if "bases" in path]
-    assert len(bases) == 5 and all(not any(s.spec) for s in bases)
+    bases = {path: s for path, s in placed.items() if "bases" in path}
+    assert len(bases) == 5
+    for path, found in bases.items():  # the inputs of o and down are sharded, the others whole
+        wanted_axes = [None, "tensor", None] if path.endswith("/out") else [None] * len(found.spec)
+        assert list(found.spec) == wanted_axes, path
     assert tuple(wanted["layers/mlp/up/kernel"].spec) == (None, None, ("fsdp", "tensor"))
 
 
-def optimizer(params):
-    """AdamW and the projection of all sites on random subspaces of rank 5."""
+def random_sites(params):
+    """All sites with random protected subspaces of rank 5."""
     rng, leaves, sites = np.random.default_rng(0), projection.leaves_by_path(params), {}
     for name, kernels in models.input_sites(CONFIG).items():
         *stack, size, _ = leaves[kernels[0]].shape
         basis = np.linalg.qr(rng.standard_normal((*stack, size, 5)))[0].astype(np.float32)
         sites[name] = nullspace.Site(tuple(kernels), basis, "protected", np.full(stack, 5))
-    return optimizer_lib.build_optimizer(1e-2, nullspace.Projectors(sites, {}, {}), mode="update")
+    return sites
+
+
+def optimizer(params):
+    """AdamW and the projection of all sites."""
+    projectors = nullspace.Projectors(random_sites(params), {}, {})
+    return optimizer_lib.build_optimizer(1e-2, projectors, mode="update")
 
 
 def rollouts():
@@ -140,8 +150,42 @@ def compare():
         weights, shards, _ = trained(sharding.make_mesh(**sizes))
         difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, single)
         report[name] = [float(max(jax.tree.leaves(difference))), shards]
+    report["projection"] = {
+        f"{name} {axis}": projected(make, data=1, **{axis: 8})
+        for name, make in TRANSFORMS.items()
+        for axis in ("fsdp", "tensor")
+    }
     report["checkpoints"] = {name: reloaded(**sizes) for name, sizes in MESHES.items()}
     print(json.dumps(report))
+
+
+TRANSFORMS = {
+    "update": lambda sites: nullspace.null_space_projection(sites),
+    "coordinates": lambda sites: nullspace.in_null_space(optax.adam(1e-2), sites),
+}
+COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+
+
+def projected(make, **sizes):
+    """The projection alone, compiled under the rules: the difference from one device, and each
+    collective of the program as [its name, shapes of its operands]."""
+    mesh = sharding.make_mesh(**sizes)
+    transform = make(random_sites(models.abstract_params(CONFIG)))
+    updates, _ = optimizer_lib.partition(
+        models.init_params(CONFIG, jax.random.key(0)), "mlp+attention+head", "freeze"
+    )
+    state = transform.init(updates)
+    expected, _ = jax.jit(transform.update)(updates, state)
+    places = sharding.shardings(mesh, (updates, state))
+    step = jax.jit(transform.update, in_shardings=places, out_shardings=places)
+    program = step.lower(updates, state).compile().as_text()
+    found = [
+        [match[2], re.findall(r"f32\[([\d,]*)\]", match[1])]
+        for match in re.finditer(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", program)
+    ]
+    result, _ = step(*jax.device_put((updates, state), places))
+    difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), result, expected)
+    return max(jax.tree.leaves(difference)), found
 
 
 def reloaded(**sizes):
@@ -195,6 +239,21 @@ def test_the_update_on_eight_devices_is_the_update_on_one(eight_devices):
     assert [report[name][1] for name in MESHES] == [1, 8, 4]
     for name in MESHES:
         assert report[name][0] < 1e-5, name  # float32 rounding, through Adam's division
+
+
+@pytest.mark.parametrize(
+    ("transform", "columns"),
+    [("update", {"o": 5, "down": 5}), ("coordinates", {"o": 16 - 5, "down": 32 - 5})],
+)
+def test_the_projection_communicates_for_input_shards_alone(eight_devices, transform, columns):
+    """fsdp shards every kernel's output axis; tensor the input axis of `o` and `down`."""
+    difference, collectives = eight_devices["projection"][f"{transform} fsdp"]
+    assert collectives == [] and difference < 5e-8
+    difference, collectives = eight_devices["projection"][f"{transform} tensor"]
+    assert {name for name, _ in collectives} == {"all-reduce"} and difference < 5e-8
+    reduced = [shape for _, shapes in collectives for shape in shapes]  # XLA may join them
+    layers, out = CONFIG.num_layers, CONFIG.hidden_size
+    assert sorted(reduced) == sorted(f"{layers},{k},{out}" for k in columns.values())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,14 @@ from nspo_jax.nullspace.calibration import (
     site_from_moment,
 )
 from nspo_jax.nullspace.certificate import certify, drift, format_certificate
-from nspo_jax.nullspace.projection import Site, in_null_space, null_space_projection, project
+from nspo_jax.nullspace.coordinates import in_null_space
+from nspo_jax.nullspace.projection import (
+    Site,
+    embedding_site,
+    init_lora_a,
+    null_space_projection,
+    project,
+)
 from nspo_jax.nullspace.projectors import Projectors, load_projectors
 
 __all__ = [
@@ -17,8 +24,10 @@ __all__ = [
     "calibrate",
     "certify",
     "drift",
+    "embedding_site",
     "format_certificate",
     "in_null_space",
+    "init_lora_a",
     "load_projectors",
     "null_space_projection",
     "project",

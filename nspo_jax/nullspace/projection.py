@@ -1,4 +1,4 @@
-"""The null-space projection as optax transforms. This file imports jax, numpy and optax alone.
+"""The null-space projection as an optax transform. This file imports jax, numpy and optax alone.
 
 A linear site has a kernel `W [in, out]` and sees inputs `x [tokens, in]`. Its *protected* subspace
 `U [in, rank]` is spanned by what the base model's inputs occupy on general text; the orthogonal
@@ -10,16 +10,22 @@ Two ways to keep an optimizer there:
 - `null_space_projection(projectors)`: a transform that projects whatever reaches it. Put it *last*
   in the chain: Adam's division by its second moment, weight decay and whatever else mixes input
   directions would carry the update out again.
-- `in_null_space(optimizer, projectors)`: run any optimizer in the coordinates `N^T g`, and map its
-  update back with `N`. Its moments then have the null space's size and nothing can leak.
+- `in_null_space(optimizer, projectors)`, in coordinates.py: run any optimizer in the coordinates
+  `N^T g`, and map its update back with `N`.
 
 Both keep their bases in the optimizer state, so that jit does not bake them in as constants and
 checkpoints and shardings see them.
+
+Not every parameter has a kernel's null space. An embedding sees one-hot inputs, so that its null
+space is the rows of unseen tokens: `embedding_site` masks them. A bias or a norm's scale sees a
+constant, so that its null space is {0}: freeze it where the guarantee is to hold. Of LoRA's
+`x W + (x A) B`, project `A` alone and start it inside the null space: `init_lora_a`.
 """
 
 import collections
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 import warnings
 
@@ -30,6 +36,7 @@ import optax
 
 PROTECTED = "protected"
 NULL = "null"
+ROWS = "rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +47,10 @@ class Site:
       kernels: parameter paths, joined by "/", such as "layers/mlp/gate/kernel".
       basis: float32 [*stack, in, k], orthonormal columns; `stack` are leading axes that the kernels
         have too (scanned layers). Where the rank differs along the stack, zero columns pad it.
-      side: "protected" when the columns span U, "null" when they span N: whichever is thinner.
-      ranks: int [*stack], the number of columns that are not padding.
+        With side "rows" a mask, float32 [*stack, in, 1]: 1 where the kernel's row may move.
+      side: "protected" when the columns span U, "null" when they span N: whichever is thinner;
+        "rows" for one-hot inputs, where N is a set of rows and a dense basis would be [in, free].
+      ranks: int [*stack], the number of columns that are not padding; of free rows with "rows".
     """
 
     kernels: tuple[str, ...]
@@ -50,12 +59,17 @@ class Site:
     ranks: np.ndarray
 
     def __post_init__(self):
-        if self.side not in (PROTECTED, NULL):
-            raise ValueError(f"side is {self.side!r}; expected {PROTECTED!r} or {NULL!r}.")
+        if self.side not in (PROTECTED, NULL, ROWS):
+            raise ValueError(f"side is {self.side!r}; expected {PROTECTED}, {NULL} or {ROWS}.")
         if self.basis.ndim < 2 or np.shape(self.ranks) != self.basis.shape[:-2]:
             raise ValueError(
                 f"The basis for {self.kernels} has shape {self.basis.shape} and ranks of shape "
                 f"{np.shape(self.ranks)}; expected [*stack, in, k] and [*stack]."
+            )
+        if self.side == ROWS and self.basis.shape[-1] != 1:
+            raise ValueError(
+                f"The row mask for {self.kernels} has shape {self.basis.shape}; expected "
+                "[*stack, in, 1]."
             )
 
     @property
@@ -69,7 +83,13 @@ class Site:
         return self.ranks if self.side == PROTECTED else self.size - self.ranks
 
     def complement(self) -> "Site":
-        """The same split stored from its other side (host, float64 QR: exact to float32)."""
+        """The same split stored from its other side (host, float64 QR: exact to float32).
+
+        Raises:
+          ValueError: for a mask of rows, which has one side.
+        """
+        if self.side == ROWS:
+            raise ValueError(f"{self.kernels} has a mask of rows, which is not a dense basis.")
         bases = np.asarray(self.basis, np.float64).reshape(-1, self.size, self.basis.shape[-1])
         ranks = np.asarray(self.ranks).reshape(-1)
         others = [
@@ -84,12 +104,61 @@ class Site:
         )
 
     def null_basis(self) -> np.ndarray | jax.Array:
-        """float32 [*stack, in, max free dimensions], zero columns as padding."""
-        return self.basis if self.side == NULL else self.complement().basis
+        """float32 [*stack, in, max free dimensions], zero columns as padding; a "rows" mask."""
+        return self.basis if self.side in (NULL, ROWS) else self.complement().basis
 
     def protected_basis(self) -> np.ndarray | jax.Array:
         """float32 [*stack, in, max protected dimensions], zero columns as padding."""
         return self.basis if self.side == PROTECTED else self.complement().basis
+
+
+def embedding_site(kernel: str, vocab_size: int, tokens: np.ndarray) -> Site:
+    """The site of an embedding [vocab, d]: the rows of protected tokens stay, the others may move.
+
+    Do not use it for an embedding that is also the head: a logit of an unseen token changes with
+    its row, whatever the input was.
+
+    Args:
+      kernel: the embedding's parameter path, such as "embed/embedding".
+      vocab_size: rows of the embedding.
+      tokens: int, any shape: the protected text's real tokens, without padding.
+
+    Raises:
+      ValueError: if a token is outside the vocabulary.
+    """
+    seen = np.unique(tokens)
+    if seen.size and not 0 <= seen[0] <= seen[-1] < vocab_size:
+        raise ValueError(
+            f"tokens are {seen[0]} to {seen[-1]}; expected 0 to {vocab_size - 1} for the "
+            f"{vocab_size} rows of {kernel}. Was another tokenizer used?"
+        )
+    free = np.ones((vocab_size, 1), np.float32)
+    free[seen] = 0.0
+    return Site((kernel,), free, ROWS, np.asarray(vocab_size - seen.size, np.int32))
+
+
+def init_lora_a(key: jax.Array, site: Site, rank: int) -> jax.Array:
+    """Initial `A` of a LoRA pair `y = x W + (x A) B`: random, inside the null space of the site.
+
+    Then `x A` is 0 for every protected `x` whatever `B` is, and stays 0 while A's updates are
+    projected, so that `B` trains freely:
+
+        params = {"a": init_lora_a(key, site, 8), "b": jnp.zeros((8, out))}
+        transform = null_space_projection({"in": dataclasses.replace(site, kernels=("a",))})
+
+    Args:
+      key: a PRNG key.
+      site: the input site of `W`.
+      rank: columns of A.
+
+    Returns:
+      float32 [*stack, in, rank]: an input in the null space with unit-variance coordinates gives
+      unit-variance `x A`.
+    """
+    basis = jnp.asarray(site.basis)
+    free = jnp.asarray(site.size - site.protected_ranks, jnp.float32)[..., None, None]
+    drawn = jax.random.normal(key, (*basis.shape[:-1], rank), jnp.float32)
+    return project(drawn, basis, site.side) / jnp.sqrt(jnp.maximum(free, 1.0))
 
 
 def stack_bases(bases: list[np.ndarray]) -> np.ndarray:
@@ -136,12 +205,16 @@ def project(update: jax.Array, basis: jax.Array, side: str) -> jax.Array:
     Args:
       update: [*stack, *in_axes, *out_axes], any float dtype; attention kernels may keep their
         [d, heads, head_dim] or [heads, head_dim, d] shape.
-      basis: float32 [*stack, in, k] with orthonormal columns, `in` the product of the input axes.
-      side: "null" if the columns span N, "protected" if they span U.
+      basis: float32 [*stack, in, k] with orthonormal columns, `in` the product of the input axes;
+        or the mask of a "rows" site.
+      side: "null" if the columns span N, "protected" if they span U, "rows" for a mask.
 
     Returns:
       The projected update, same shape and dtype; the products are float32 at highest precision.
     """
+    if side == ROWS:  # where, not a product: 0 * inf is no 0
+        free = jnp.where(basis > 0, update.reshape(*basis.shape[:-1], -1), 0)
+        return free.reshape(update.shape)
     inside = from_coordinates(coordinates(update, basis), basis, jnp.empty(update.shape))
     if side == PROTECTED:
         inside = update.astype(jnp.float32) - inside
@@ -191,7 +264,7 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
     def update(updates, state: ProjectionState, params=None):
         del params
         if period == 1:
-            return _map_kernels(
+            return map_kernels(
                 lambda leaf, site, _: project(leaf, state.bases[site], sites[site].side),
                 sites, updates,
             ), state  # fmt: skip
@@ -205,60 +278,8 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
             pending[path] = jnp.where(due, 0.0, total)
             return jnp.where(due, leaf + (kept - total).astype(leaf.dtype), leaf)
 
-        updates = _map_kernels(accumulate, sites, updates)
+        updates = map_kernels(accumulate, sites, updates)
         return updates, ProjectionState(state.bases, count, pending)
-
-    return optax.GradientTransformation(init, update)
-
-
-class NullCoordinatesState(NamedTuple):
-    """State of `in_null_space`.
-
-    bases: site name -> float32 [*stack, in, free], the null basis N.
-    inner: the wrapped optimizer's state; at projected kernels its arrays are [*stack, free, out].
-    """
-
-    bases: dict[str, jax.Array]
-    inner: optax.OptState
-
-
-def in_null_space(
-    optimizer: optax.GradientTransformation, projectors: Any
-) -> optax.GradientTransformation:
-    """Runs `optimizer` in null-space coordinates: it sees `N^T g` and its update is mapped by `N`.
-
-    The update satisfies the same constraint as `null_space_projection`, but Adam's moments live in
-    the null space, where its per-coordinate scaling cannot push the update out and be cut off.
-    Weight decay acts on the weights' null-space part alone. Kernels without a projector are handed
-    to `optimizer` as they are.
-
-    Args:
-      optimizer: any optax transformation, e.g. `optax.adamw(1e-6)`.
-      projectors: `Projectors`, or a mapping from site name to `Site`.
-
-    Raises:
-      ValueError: at `init`, as for `null_space_projection`.
-    """
-    sites = sites_of(projectors)
-
-    def reduce(tree, bases):
-        return _map_kernels(lambda leaf, site, _: coordinates(leaf, bases[site]), sites, tree)
-
-    def init(params: optax.Params) -> NullCoordinatesState:
-        match_kernels(sites, params)
-        bases = {name: jnp.asarray(site.null_basis()) for name, site in sites.items()}
-        return NullCoordinatesState(bases, optimizer.init(reduce(params, bases)))
-
-    def update(updates, state: NullCoordinatesState, params=None):
-        bases = state.bases
-        reduced = None if params is None else reduce(params, bases)
-        steps, inner = optimizer.update(reduce(updates, bases), state.inner, reduced)
-        shapes = leaves_by_path(updates)
-        expanded = _map_kernels(
-            lambda leaf, site, path: from_coordinates(leaf, bases[site], shapes[path]),
-            sites, steps,
-        )  # fmt: skip
-        return expanded, NullCoordinatesState(bases, inner)
 
     return optax.GradientTransformation(init, update)
 
@@ -303,7 +324,8 @@ def match_kernels(sites: Mapping[str, Site], params: optax.Params) -> dict[str, 
             elif not _fits(leaves[path].shape, site.basis.shape):
                 problems.append(
                     f"{path} (site {name}): the kernel has shape {leaves[path].shape}, which does "
-                    f"not start with {site.basis.shape[:-1]} as the basis {site.basis.shape} does"
+                    f"not start with {site.basis.shape[:-1]} and go on with an output axis, as the "
+                    f"basis {site.basis.shape} expects"
                 )
             else:
                 found[path] = leaves[path]
@@ -316,13 +338,18 @@ def match_kernels(sites: Mapping[str, Site], params: optax.Params) -> dict[str, 
         )
     narrow = sorted({str(leaf.dtype) for leaf in found.values() if leaf.dtype != jnp.float32})
     if narrow:
-        warnings.warn(
+        _warn_once(
             f"Projected kernels are {', '.join(narrow)}. Adding a small update to such a weight "
             "rounds it by more than the projection removes, so the null-space property is lost; "
-            "keep float32 master weights.",
-            stacklevel=3,
+            "keep float32 master weights."
         )
     return found
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Once a process and reason: `init` runs again for every shape evaluation and restore."""
+    warnings.warn(message, stacklevel=4)
 
 
 def _fits(kernel: tuple[int, ...], basis: tuple[int, ...]) -> bool:
@@ -339,7 +366,7 @@ def leaves_by_path(tree: optax.Params) -> dict[str, jax.Array]:
     return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _map_kernels(function, sites: Mapping[str, Site], tree):
+def map_kernels(function, sites: Mapping[str, Site], tree):
     """Applies `function(leaf, site_name, path)` to the sites' kernels and leaves the rest alone."""
     owner = {path: name for name, site in sites.items() for path in site.kernels}
 

@@ -64,6 +64,8 @@ class Projectors:
         rng = np.random.default_rng(seed)
 
         def draw(site: projection.Site) -> projection.Site:
+            if site.side == projection.ROWS:
+                return dataclasses.replace(site, basis=rng.permuted(site.basis, axis=-2))
             ranks = np.asarray(site.ranks)
             bases = [
                 np.linalg.qr(rng.standard_normal((site.size, rank)))[0]
