@@ -45,7 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.calibration = ml_collections.ConfigDict()
     config.calibration.rows = 1000  # general conversations that the base model is run on
     config.calibration.batch_size = 250  # conversations
-    config.calibration.rank_rule = "energy(0.05)"  # relative_max(ALPHA), energy(EPS), fixed(RANK)
+    config.calibration.rank_rule = "energy(0.05)"  # relative_max(ALPHA), energy(EPS),
+    #   absolute(EIGENVALUE), fixed(RANK); for some sites +REGEX=RULE: energy(0.05)+mlp/in=fixed(9)
 
     config.projection = ml_collections.ConfigDict()
     config.projection.mode = "update"  # update: last in the chain; coordinates: Adam in the null

@@ -139,7 +139,8 @@ def open_projectors(
       ValueError: if those on disk belong to another model or other calibration text.
     """
     rule = config.calibration.rank_rule.replace(" ", "")
-    directory = seed_directory(config) / "projectors" / f"{rule}_{config.calibration.rows}_rows"
+    name = f"{rule.replace('/', '.')}_{config.calibration.rows}_rows"
+    directory = seed_directory(config) / "projectors" / name
     digest = data_digest(workspace.calibration)
     if not directory.exists():
         _log.info("calibrating projectors into %s", directory)

@@ -104,8 +104,12 @@ def test_without_a_prompt_it_says_so(tinystories):
 def test_ctrl_c_ends_the_command_not_one_answer(tinystories):
     flags = ["--prompt=Once upon", "--prompt=One day", "--max_new_tokens=480", "--temperature=1"]
     command = [sys.executable, "-m", "scripts.generate", f"--model={tinystories}", *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+    options = {
+        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+        # a job in the background is started with this signal ignored
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, **options) as process:
         process.stdout.read(1)  # it speaks
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=120)[1].decode()

@@ -75,18 +75,19 @@ def build_projectors(
     Args:
       config: the model's configuration: which kernels read which site.
       moments: from `second_moments`.
-      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRule`.
+      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRules`.
       provenance: `model` and `data`, to be recorded; the rule and the token count are added.
 
     Raises:
-      ValueError: for an unknown rule. A site without a free direction is recorded as such, and
-        refused by the transforms when it is used.
+      ValueError: for an unknown rule, or one for a site that is none. A site without a free
+        direction is recorded as such, and refused by the transforms when it is used.
     """
-    rule = rank_rules.RankRule.parse(rank_rule)
+    rules, inputs = rank_rules.RankRules.parse(rank_rule), models.input_sites(config)
+    rules.check_sites(list(inputs))
     sites, spectra = {}, {}
-    for name, kernels in models.input_sites(config).items():
-        sites[name], spectra[name] = _split(kernels, moments.sites[name], rule)
-    provenance = {**provenance, "rule": str(rule), "tokens": moments.tokens}
+    for name, kernels in inputs.items():
+        sites[name], spectra[name] = _split(kernels, moments.sites[name], rules.of(name))
+    provenance = {**provenance, "rule": str(rules), "tokens": moments.tokens}
     return projectors_lib.Projectors(sites, spectra, provenance)
 
 
@@ -95,8 +96,8 @@ def site_from_moment(kernels: Sequence[str], moment: np.ndarray, rank_rule: str)
 
     Args:
       kernels: parameter paths, joined by "/", of the kernels that read this input.
-      moment: [*stack, in, in], `x^T x` over the base model's inputs `x [tokens, in]`, as a sum or a
-        mean; sum in float64.
+      moment: [*stack, in, in], `x^T x` over the base model's inputs `x [tokens, in]`, summed in
+        float64; as a mean over tokens where the rule is absolute(VALUE).
       rank_rule: for example "energy(0.05)"; see `rank_rules.RankRule`.
 
     Raises:
@@ -149,7 +150,7 @@ def calibrate(
       config: the model's configuration.
       params: the base model's parameters.
       batches: general conversations; see `second_moments`.
-      rank_rule: see `rank_rules.RankRule`.
+      rank_rule: see `rank_rules.RankRules`.
       data: a name or digest of the calibration text, recorded in the provenance.
     """
     moments = second_moments(config, params, batches)

@@ -1,6 +1,7 @@
 """Rank rules: how many directions of a site's input spectrum are protected.
 
-A rule is written as in a config: `relative_max(5e-4)`, `energy(0.05)` or `fixed(32)`.
+A rule is written as in a config: `relative_max(5e-4)`, `energy(0.05)`, `absolute(1e-3)` or
+`fixed(32)`; with other rules for some sites as `energy(0.05)+mlp/out=fixed(64)`.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ class RankRule:
     - `relative_max(alpha)`: protect eigenvalues >= alpha * the largest. NSPO's paper (arXiv
       2512.11391) has alpha 5e-4, its code 5e-5. One huge direction makes everything else "null".
     - `energy(eps)`: leave free the smallest directions that together hold at most eps of the trace.
+    - `absolute(value)`: protect eigenvalues >= value, in squared units of the site's inputs.
     - `fixed(k)`: protect the k largest directions.
     """
 
@@ -34,10 +36,10 @@ class RankRule:
           ValueError: for an unknown rule or a value out of its range.
         """
         match = re.fullmatch(r"\s*(\w+)\(\s*([-+0-9.eE]+)\s*\)\s*", text)
-        if match is None or match[1] not in ("relative_max", "energy", "fixed"):
+        if match is None or match[1] not in ("relative_max", "energy", "absolute", "fixed"):
             raise ValueError(
-                f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS) or "
-                "fixed(RANK), for example energy(0.05)."
+                f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS), "
+                "absolute(VALUE) or fixed(RANK), for example energy(0.05)."
             )
         name, value = match[1], float(match[2])
         if name == "relative_max" and not SMALLEST_ALPHA <= value < 1:
@@ -47,6 +49,8 @@ class RankRule:
             )
         if name == "energy" and not 0 < value < 1:
             raise ValueError(f"The rank rule is {text!r}; expected a share of energy in (0, 1).")
+        if name == "absolute" and not value > 0:
+            raise ValueError(f"The rank rule is {text!r}; expected a positive eigenvalue.")
         if name == "fixed" and (value < 1 or value != int(value)):
             raise ValueError(f"The rank rule is {text!r}; expected a positive whole rank.")
         return cls(name, value)
@@ -59,7 +63,65 @@ class RankRule:
         values = np.maximum(eigenvalues, 0.0)  # rounding makes half of the noise floor negative
         if self.name == "relative_max":
             return int(np.sum(values >= self.value * values[0]))
+        if self.name == "absolute":
+            return int(np.sum(values >= self.value))
         if self.name == "energy":
             tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
             return len(values) - int(np.sum(tail <= self.value * values.sum()))
         return min(int(self.value), len(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class RankRules:
+    """A rule, and other rules for some sites.
+
+    Attributes:
+      default: of every site that no pattern finds.
+      overrides: (regular expression, rule) pairs; the first that is found in a site's name counts.
+    """
+
+    default: RankRule
+    overrides: tuple[tuple[str, RankRule], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "RankRules":
+        """Reads "energy(0.05)+mlp/out=fixed(64)+attention=energy(0.1)".
+
+        Raises:
+          ValueError: for an unknown rule, a value out of range, or a pattern that is none.
+        """
+        default, *rest = re.split(r"\+(?![^()]*\))", text)  # not the plus of 5e+4
+        overrides = []
+        for part in rest:
+            pattern, found, rule = part.rpartition("=")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"The rank rule is {text!r}; {pattern!r} is no regular expression ({error})."
+                ) from error
+            if not found or not pattern:
+                raise ValueError(
+                    f"The rank rule is {text!r}; expected SITE=RULE after the first '+', for "
+                    "example energy(0.05)+mlp/out=fixed(64)."
+                )
+            overrides.append((pattern.strip(), RankRule.parse(rule)))
+        return cls(RankRule.parse(default), tuple(overrides))
+
+    def __str__(self) -> str:
+        parts = [f"{pattern}={rule}" for pattern, rule in self.overrides]
+        return "+".join([str(self.default), *parts])
+
+    def of(self, site: str) -> RankRule:
+        """The rule for a site, such as "layers/mlp/out"."""
+        found = (rule for pattern, rule in self.overrides if re.search(pattern, site))
+        return next(found, self.default)
+
+    def check_sites(self, sites: list[str]) -> None:
+        """Raises ValueError naming a pattern that finds none of the sites."""
+        idle = [p for p, _ in self.overrides if not any(re.search(p, site) for site in sites)]
+        if idle:
+            raise ValueError(
+                f"The rank rule {str(self)!r} has {', '.join(map(repr, idle))}, which finds no "
+                f"site: they are {', '.join(sites)}."
+            )

@@ -295,7 +295,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     projectors_lib.parse_targets(config.projection.targets)
-    rank_rules.RankRule.parse(config.calibration.rank_rule)
+    rank_rules.RankRules.parse(config.calibration.rank_rule)
     if not config.rl.temperature > 0:
         raise ValueError(
             f"rl.temperature is {config.rl.temperature}; expected a positive number: without "

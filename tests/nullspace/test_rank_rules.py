@@ -51,3 +51,38 @@ def test_bad_rules_are_named(rule):
 def test_a_rule_prints_as_it_reads():
     for text in ("energy(0.1)", "relative_max(0.0005)", "fixed(32)"):
         assert str(rank_rules.RankRule.parse(text)) == text
+
+
+def test_an_absolute_rule_counts_eigenvalues_from_it_on():
+    rule = rank_rules.RankRule.parse("absolute(2.5)")
+    assert rule.rank(np.array([9.0, 2.5, 2.4999, 0.0])) == 2
+    with pytest.raises(ValueError, match="expected a positive eigenvalue"):
+        rank_rules.RankRule.parse("absolute(0)")
+
+
+def test_some_sites_have_rules_of_their_own():
+    text = "energy(0.05)+mlp/out=fixed(64)+attention=relative_max(5e-04)+mlp=absolute(5e+4)"
+    rules = rank_rules.RankRules.parse(text)
+    found = {site: str(rules.of(site)) for site in ("mlp/out", "mlp/in", "attention/in", "head")}
+    assert found == {
+        "mlp/out": "fixed(64)", "mlp/in": "absolute(50000)",
+        "attention/in": "relative_max(0.0005)", "head": "energy(0.05)",
+    }  # fmt: skip
+    assert rank_rules.RankRules.parse(str(rules)) == rules
+    rules.check_sites(["mlp/out", "mlp/in", "attention/in"])
+    with pytest.raises(ValueError, match="'attention', which finds no site: they are mlp/out"):
+        rules.check_sites(["mlp/out"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("energy(0.05)+fixed(3)", "expected SITE=RULE"),
+        ("energy(0.05)+=fixed(3)", "expected SITE=RULE"),
+        ("energy(0.05)+mlp=top(3)", "The rank rule is 'top"),
+        ("energy(0.05)+mlp[=fixed(3)", "no regular expression"),
+    ],
+)
+def test_a_bad_rule_for_a_site_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        rank_rules.RankRules.parse(text)
