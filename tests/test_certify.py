@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import models, sharding, workspace
+from nspo_jax import models, nullspace, sharding, workspace
 from tests.nullspace import test_artifacts as artifacts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -97,3 +97,25 @@ def test_a_policy_is_of_its_base_s_architecture(made, tmp_path):
     (tmp_path / "other/config.json").write_text(json.dumps(fields | {"rope_theta": 5e5}))
     with pytest.raises(ValueError, match="not of the base model's arch.*rope_theta 500000.0 again"):
         workspace.load_policy(work, tmp_path / "other")
+
+
+def test_an_export_with_feedback_is_asked_for_in_full(made):
+    directory, work, _ = made
+    command = [sys.executable, "-m", "scripts.export_hf", f"--policy={directory / 'policy'}",
+               f"--output={directory / 'out'}", "--rounding=feedback", "--dtype=bfloat16"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "needs --projectors and --base" in done.stderr
+    (projectors,) = (directory / "seed_0/projectors").iterdir()
+    command += [f"--projectors={projectors}", f"--base={directory / 'base'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Most of that is in free directions" in done.stdout, done.stderr
+    models.export_model(directory / "policy", directory / "plain", dtype="bfloat16")
+    policy, plain, fed = (
+        np.asarray(workspace.load_policy(work, directory / name)["layers"]["mlp"]["up"]["kernel"])
+        for name in ("policy", "plain", "out")
+    )
+    basis = np.asarray(nullspace.load_projectors(projectors).sites["layers/mlp/in"].basis)
+    inside = [
+        np.linalg.norm(np.swapaxes(basis, -1, -2) @ (stored - policy)) for stored in (plain, fed)
+    ]
+    assert models.stored_as(directory / "out") == "BF16" and inside[1] < 0.8 * inside[0]
