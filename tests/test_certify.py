@@ -101,8 +101,9 @@ def test_a_policy_is_of_its_base_s_architecture(made, tmp_path):
 
 def test_an_export_with_feedback_is_asked_for_in_full(made):
     directory, work, _ = made
-    command = [sys.executable, "-m", "scripts.export_hf", f"--policy={directory / 'policy'}",
-               f"--output={directory / 'out'}", "--rounding=feedback", "--dtype=bfloat16"]  # fmt: skip
+    command = [sys.executable, "-m", "scripts.export_hf", "--rounding=feedback"]
+    command += ["--dtype=bfloat16", f"--policy={directory / 'policy'}"]
+    command += [f"--output={directory / 'out'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "needs --projectors and --base" in done.stderr
     (projectors,) = (directory / "seed_0/projectors").iterdir()
