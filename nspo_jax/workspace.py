@@ -94,6 +94,36 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     )
 
 
+def load_policy(workspace: Workspace, directory: str | pathlib.Path) -> Any:
+    """Loads a model that was made from the workspace's base: float32, on its mesh.
+
+    Args:
+      workspace: of the config that the policy was trained with.
+      directory: a policy or an export of one, in any dtype, or a delta.
+
+    Raises:
+      FileNotFoundError, ValueError: as `models.load_model`, and if it has another architecture.
+    """
+    policy_config, policy = models.load_model(
+        directory, shardings=lambda params: sharding.shardings(workspace.mesh, params)
+    )
+    base = workspace.config
+    policy_config = dataclasses.replace(
+        policy_config, compute_dtype=base.compute_dtype, remat=base.remat
+    )
+    differences = [
+        f"{field.name} {getattr(policy_config, field.name)!r} against {getattr(base, field.name)!r}"
+        for field in dataclasses.fields(base)
+        if getattr(policy_config, field.name) != getattr(base, field.name)
+    ]
+    if differences:
+        raise ValueError(
+            f"The policy in {directory} is not of the base model's architecture "
+            f"({'; '.join(differences)}). Give the config that it was trained with."
+        )
+    return policy
+
+
 def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Pretrains the chat world's helpful-only base model and writes it to `path`."""
     _log.info("pretraining the base model for seed %d into %s", config.seed, path)

@@ -10,9 +10,8 @@ every set, to see with one's own eyes.
 import pathlib
 
 from absl import flags
-import jax
 
-from nspo_jax import evaluation, models, sharding, workspace
+from nspo_jax import evaluation, sharding, workspace
 from nspo_jax.evaluation import report
 from nspo_jax.rl import trainer
 from scripts import launch
@@ -25,18 +24,11 @@ SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set."
 def main() -> None:
     """Evaluates and prints."""
     config = CONFIG.value
-    mesh = sharding.make_mesh(**config.mesh)
-    work = workspace.open_workspace(config, mesh)
+    work = workspace.open_workspace(config, sharding.make_mesh(**config.mesh))
     params, name = work.base, "base"
     if POLICY.value:
-        policy_config, params = models.load_model(POLICY.value)
+        params = workspace.load_policy(work, POLICY.value)
         name = str(pathlib.Path(POLICY.value))
-        if models.abstract_params(policy_config) != models.abstract_params(work.config):
-            raise ValueError(
-                f"The policy in {name} is not of the base model's architecture: {policy_config} "
-                f"against {work.config}. Give the config that it was trained with."
-            )
-        params = jax.device_put(params, sharding.shardings(mesh, params))
     evaluator = evaluation.Evaluator(config, work)
     completed = evaluator.complete(params, trainer.role_key(config.seed, "evaluation", 0))
     for suite, (rows, texts) in completed.items():

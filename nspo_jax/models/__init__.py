@@ -14,9 +14,9 @@ from nspo_jax.models.cache import Cache, empty_cache, repeat_cache
 from nspo_jax.models.config import ModelConfig, RopeScaling
 from nspo_jax.models.families import FAMILIES
 from nspo_jax.models.heads import logits, map_positions, scores, values, with_scalar_head
-from nspo_jax.models.hf import fingerprint, load_config, load_model
+from nspo_jax.models.hf import fingerprint, load_config, load_model, stored_as
 from nspo_jax.models.hf_config import read_config, write_config
-from nspo_jax.models.hf_export import export_delta, export_model, save_model
+from nspo_jax.models.hf_export import Edit, export_delta, export_model, save_model
 from nspo_jax.models.presets import PRESETS, check_preset
 from nspo_jax.models.transformer import (
     Output,
@@ -32,6 +32,7 @@ __all__ = [
     "FAMILIES",
     "PRESETS",
     "Cache",
+    "Edit",
     "ModelConfig",
     "Output",
     "RopeScaling",
@@ -54,6 +55,7 @@ __all__ = [
     "repeat_cache",
     "save_model",
     "scores",
+    "stored_as",
     "values",
     "with_scalar_head",
     "write_config",

@@ -85,6 +85,14 @@ def load_config(directory: str | os.PathLike) -> config_lib.ModelConfig:
     return hf_config.read_config(read_json(pathlib.Path(directory) / CONFIG))
 
 
+def stored_as(directory: str | os.PathLike) -> str:
+    """How a checkpoint holds its weights: "BF16", "BF16+F32" or, of a delta, "BF16 + F32 delta"."""
+    directory = pathlib.Path(directory)
+    tensors = Tensors(directory)
+    dtypes = "+".join(sorted({tensors.dtype(name) for name in tensors.names()}))
+    return f"{dtypes} + F32 delta" if (directory / DELTA).exists() else dtypes
+
+
 def fingerprint(params: transformer.Params) -> str:
     """16 hex digits that identify parameters: sha256 of their paths, shapes, dtypes and bytes.
 

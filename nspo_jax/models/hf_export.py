@@ -26,6 +26,7 @@ from nspo_jax.models import hf, hf_config, transformer
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 SHARD_BYTES = 5 * 10**9  # as transformers cuts them
+Edit = Callable[[str, int | None, np.ndarray], np.ndarray]
 _COMPANIONS = (
     hf.GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "chat_template*",
@@ -105,6 +106,7 @@ def export_model(
     *,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    edit: Edit | None = None,
 ) -> None:
     """Writes a saved model again, in another dtype or other shards, without loading it whole.
 
@@ -113,14 +115,26 @@ def export_model(
       directory: where the model goes; see `save_model`, also for the other arguments and errors.
       dtype: of the weights in the files.
       shard_bytes: the largest file of weights.
+      edit: None, or what to write instead, before the conversion to `dtype`: a function of a
+        parameter's path, its layer (None outside the stack) and its float32 value, laid out as in
+        `transformer` without the layer axis.
     """
     source, target = pathlib.Path(source), _check_target(directory, dtype)
     config, tensors = _open_checked(source)
-    shapes = {name: shape for name, (*_, shape) in hf.expected_tensors(config).items()}
+    expected = hf.expected_tensors(config)
+    shapes = {name: shape for name, (*_, shape) in expected.items()}
+
+    def read(name: str) -> np.ndarray:
+        path, layer, _ = expected[name]
+        if edit is None:
+            return tensors.read(name)
+        transpose = hf.is_transposed(path)
+        value = edit(path, layer, tensors.read(name, transpose=transpose))
+        return value.T if transpose else value
 
     def write(folder: pathlib.Path) -> None:
         _write_like(folder, source, config, dtype)
-        _write_weights(folder, shapes, tensors.read, dtype, shard_bytes)
+        _write_weights(folder, shapes, read, dtype, shard_bytes)
 
     _write_directory(target, write)
 

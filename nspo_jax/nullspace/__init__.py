@@ -16,6 +16,7 @@ from nspo_jax.nullspace.projection import (
     project,
 )
 from nspo_jax.nullspace.projectors import Projectors, load_projectors
+from nspo_jax.nullspace.rounding import feedback_rounding
 
 __all__ = [
     "Projectors",
@@ -25,6 +26,7 @@ __all__ = [
     "certify",
     "drift",
     "embedding_site",
+    "feedback_rounding",
     "format_certificate",
     "in_null_space",
     "init_lora_a",

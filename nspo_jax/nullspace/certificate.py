@@ -4,6 +4,10 @@ For every linear site, with inputs `x` that the *base* model's layer sees on cal
 kernel `W` and weight change `dW`:
 
 - `output_change`: |x dW| / |x W| (Frobenius norms over tokens): what the site's output moved by;
+- `output_bound`: the most that it can be, from the spectrum alone. With the second moment
+  `C = sum(x^T x) / tokens`, |x dW|^2 = tokens * tr(dW^T C dW). C is diagonal in its eigenvectors,
+  so the protected part of dW costs at most lambda_1 each, the free part at most lambda_{rank+1},
+  and nothing mixes: |x dW|^2 <= tokens * (lambda_1 |U^T dW|^2 + lambda_{rank+1} |N^T dW|^2);
 - `protected_share`: |U^T dW| / |dW|: the part of the weight change inside the protected subspace.
   Float32 leaves about 1e-7 to 1e-6 of a projected run, and a random change sqrt(rank / in).
 
@@ -24,6 +28,10 @@ from nspo_jax.nullspace import projectors as projectors_lib
 
 Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 HIGHEST = jax.lax.Precision.HIGHEST
+# Eigenvalues of float32 inputs are known to this fraction of the largest.
+NOISE = float(np.finfo(np.float32).eps)
+# Two measurements of the same text differ by rounding alone; other text differs by more.
+SAME_TEXT = 1e-3
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,24 +92,35 @@ def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) ->
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _output_sums(config: models.ModelConfig, base, changes: dict[str, Any], batch):
-    """Per kernel and layer: sum |x dW|^2 and sum |x W|^2 over the real tokens."""
+def _site_sums(config: models.ModelConfig, base, changes: dict[str, Any], bases, batch):
+    """Sums over the real tokens, by layer.
+
+    Returns:
+      kernel -> float32 [2, *stack]: |x dW|^2 and |x W|^2;
+      site -> float32 [2, *stack]: |x U|^2 and |x|^2.
+    """
     inputs = models.forward(
         config, base, batch["tokens"], batch["mask"], observe=lambda site, x: x
     ).observations
     keep = batch["mask"].reshape(-1, 1)
+    inputs = {site: jnp.where(keep, x.astype(jnp.float32), 0.0) for site, x in inputs.items()}
     kernels = projection.leaves_by_path(base)
 
     def energy(x, kernel):
-        out = jnp.einsum("...ti,...io->...to", jnp.where(keep, x, 0.0), kernel, precision=HIGHEST)
+        out = jnp.einsum("...ti,...io->...to", x, kernel, precision=HIGHEST)
         return jnp.sum(out * out, axis=(-2, -1))  # [*stack]
 
-    return {
-        path: (energy(inputs[site], change), energy(inputs[site], kernels[path]))
+    outputs = {
+        path: jnp.stack([energy(inputs[site], change), energy(inputs[site], kernels[path])])
         for site, paths in models.input_sites(config).items()
         for path in paths
         if (change := changes.get(path)) is not None
     }
+    sites = {
+        site: jnp.stack([energy(inputs[site], basis), jnp.sum(inputs[site] ** 2, axis=(-2, -1))])
+        for site, basis in bases.items()
+    }
+    return outputs, sites
 
 
 def certify(
@@ -123,9 +142,11 @@ def certify(
       held_out: batches of general text that they never saw.
 
     Returns:
-      A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` and `output_change`
-      of the whole run, `unprotected` (changed parameters without a projector, by relative norm),
-      `calibration` and `held_out` (see `drift`), `provenance`.
+      A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` of the whole run,
+      the largest `output_change` and `output_bound`, `unprotected` (changed parameters without a
+      projector, by relative norm), `calibration` and `held_out` (see `drift`), `provenance` (that
+      of the projectors, and the `policy`'s fingerprint). A bound holds on the text that its
+      spectrum is of: it is None where `calibration` measures otherwise.
 
     Raises:
       ValueError: if the projectors belong to another base model.
@@ -135,16 +156,21 @@ def certify(
     before = projection.leaves_by_path(base)
     after = projection.leaves_by_path(policy)
     changes = {path: after[path] - before[path] for path in before}
+    bases = {name: jnp.asarray(site.protected_basis()) for name, site in projectors.sites.items()}
 
     outputs: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
     for batch in calibration:
-        for path, pair in jax.device_get(_output_sums(config, base, changes, batch)).items():
-            outputs[path] = outputs.get(path, 0.0) + np.asarray(pair, np.float64)
+        sums = jax.device_get(_site_sums(config, base, changes, bases, batch))
+        for total, part in zip((outputs, inputs), sums, strict=True):
+            for name, pair in part.items():
+                total[name] = total.get(name, 0.0) + np.asarray(pair, np.float64)
+    tokens = int(sum(np.sum(batch["mask"]) for batch in calibration))
 
     rows, inside_total, change_total = [], 0.0, 0.0
     projected = {path for site in projectors.sites.values() for path in site.kernels}
     for name, site in projectors.sites.items():
-        basis = jnp.asarray(site.protected_basis())
+        basis, ranks = bases[name], np.asarray(site.protected_ranks)
         for path in site.kernels:
             inside = np.asarray(projection.coordinates(changes[path], basis), np.float64)
             change = np.asarray(changes[path], np.float64)
@@ -152,6 +178,12 @@ def certify(
             for layer in layers:
                 inside_energy, change_energy = _energy(inside[layer]), _energy(change[layer])
                 moved, original = outputs[path][:, layer]
+                spectrum, rank = projectors.spectra[name][layer], int(ranks[layer])
+                bound = None
+                if _is_spectrum_of(spectrum, rank, inputs[name][:, layer] / tokens):
+                    outside = max(change_energy - inside_energy, 0.0)
+                    most = tokens * _largest_output(spectrum, rank, inside_energy, outside)
+                    bound = _ratio(most, original)
                 rows.append({
                     "kernel": path,
                     "site": name,
@@ -159,9 +191,11 @@ def certify(
                     "relative_change": _ratio(change_energy, _energy(before[path][layer])),
                     "protected_share": _ratio(inside_energy, change_energy),
                     "output_change": _ratio(moved, original),
+                    "output_bound": bound,
                 })  # fmt: skip
                 inside_total += inside_energy
                 change_total += change_energy
+    bounds = [row["output_bound"] for row in rows]
     unprotected = {
         path: _ratio(_energy(change), _energy(before[path]))
         for path, change in changes.items()
@@ -171,23 +205,29 @@ def certify(
         "sites": rows,
         "protected_share": _ratio(inside_total, change_total),
         "output_change": max(row["output_change"] for row in rows),
+        "output_bound": None if None in bounds else max(bounds),
         "unprotected": unprotected,
         "calibration": drift(config, base, policy, calibration),
         "held_out": drift(config, base, policy, held_out),
-        "provenance": projectors.provenance,
+        "provenance": {**projectors.provenance, "policy": models.fingerprint(policy)},
     }
 
 
 def format_certificate(report: dict[str, Any]) -> str:
     """The certificate as a table for people."""
-    lines = [f"{'kernel':32} {'layer':>5} {'|dW|/|W|':>9} {'protected':>10} {'output':>10}"]
+    lines = [
+        f"{'kernel':32} {'layer':>5} {'|dW|/|W|':>9} {'protected':>10} {'output':>10} {'bound':>10}"
+    ]
     for row in report["sites"]:
         layer = "" if row["layer"] is None else row["layer"]
+        bound = "-" if row["output_bound"] is None else f"{row['output_bound']:.1e}"
         lines.append(
             f"{row['kernel']:32} {layer:>5} {row['relative_change']:9.2e} "
-            f"{row['protected_share']:10.1e} {row['output_change']:10.1e}"
+            f"{row['protected_share']:10.1e} {row['output_change']:10.1e} {bound:>10}"
         )
     lines.append("")
+    if report["output_bound"] is None:
+        lines.append("no bound: the spectra are of other text than the one measured here")
     lines.append(f"weight change inside the protected subspace  {report['protected_share']:.1e}")
     for name, text in (("calibration", "calibration text"), ("held_out", "held-out text")):
         part = report[name]
@@ -198,7 +238,21 @@ def format_certificate(report: dict[str, Any]) -> str:
     if report["unprotected"]:
         changed = ", ".join(f"{path} {size:.1e}" for path, size in report["unprotected"].items())
         lines.append(f"changed without a projector: {changed}")
+    provenance = ", ".join(f"{name} {value}" for name, value in report["provenance"].items())
+    lines.append(f"of {provenance}")
     return "\n".join(lines)
+
+
+def _is_spectrum_of(spectrum: np.ndarray, rank: int, measured: np.ndarray) -> bool:
+    """Whether the inputs' energy a token, protected and in all, is the one the spectrum says."""
+    expected = np.array([spectrum[:rank].sum(), spectrum.sum()], np.float64)
+    return bool(np.all(np.abs(measured - expected) <= SAME_TEXT * expected[1]))
+
+
+def _largest_output(spectrum: np.ndarray, rank: int, inside: float, outside: float) -> float:
+    """The most |x dW|^2 a token, given |dW|^2 inside and outside the protected subspace."""
+    free = max(float(spectrum[rank]), NOISE * float(spectrum[0])) if rank < len(spectrum) else 0.0
+    return float(spectrum[0]) * inside + free * outside
 
 
 def _energy(array) -> float:

@@ -90,8 +90,10 @@ class Site:
         """
         if self.side == ROWS:
             raise ValueError(f"{self.kernels} has a mask of rows, which is not a dense basis.")
-        bases = np.asarray(self.basis, np.float64).reshape(-1, self.size, self.basis.shape[-1])
         ranks = np.asarray(self.ranks).reshape(-1)
+        # by number, not -1: a side without columns has no size to infer it from
+        shape = (len(ranks), self.size, self.basis.shape[-1])
+        bases = np.asarray(self.basis, np.float64).reshape(shape)
         others = [
             np.linalg.qr(basis[:, :rank], mode="complete")[0][:, rank:]
             for basis, rank in zip(bases, ranks, strict=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import rewards, sharding, workspace
+from nspo_jax import models, nullspace, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import trainer
 
@@ -51,6 +51,27 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
         assert certificate["held_out"]["max_logit_change"] > 0.05  # the policy did move
     assert moved["nspo"] < 1e-2 and moved["nspo_coords"] < 1e-2
     assert moved["project_gradient"] > 0.05
+
+    # the same policy as bfloat16: what the certificate of the float32 one promised is gone
+    work = workspace.open_workspace(micro(shared_workspace, **exact), sharding.make_mesh())
+    projectors = workspace.open_projectors(micro(shared_workspace, **exact), work)
+    models.export_model(tmp_path / "nspo/policy", tmp_path / "half", dtype="bfloat16")
+    stored = {
+        name: nullspace.certify(
+            work.config,
+            work.base,
+            workspace.load_policy(work, tmp_path / name),
+            projectors,
+            workspace.split_batches(work.calibration, 1),
+            workspace.split_batches(work.held_out, 20),
+        )
+        for name in ("nspo/policy", "half")
+    }
+    trained = json.loads((tmp_path / "nspo/certificate.json").read_text())
+    assert stored["nspo/policy"]["provenance"] == trained["provenance"]
+    assert stored["nspo/policy"]["protected_share"] == pytest.approx(trained["protected_share"])
+    assert stored["half"]["protected_share"] > 100 * trained["protected_share"]
+    assert stored["half"]["calibration"]["max_logit_change"] > 5 * moved["nspo"]
 
 
 def test_replay_mixes_the_stated_numbers(shared_workspace):

@@ -1,0 +1,61 @@
+"""Certifies a policy's directory: what the weights as stored keep of the base model.
+
+    python -m scripts.certify --config=configs/tiny.py:nspo --policy=runs/tiny/nspo/policy
+    python -m scripts.certify --config=configs/llm.py:qwen2_5_0_5b --config.model.path=PATH \
+        --policy=exported --output=certificate.json \
+        --fail_above=protected_share=1e-5+held_out.kl=1e-3
+
+The config says what the base model and its calibration and held-out text are; the policy is any
+export of it: float32, bfloat16 (measured as the file has it), or a delta. The projectors are the
+config's, or those of --projectors. With --fail_above, the exit status is 1 if a quantity is above
+its limit.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from nspo_jax import models, nullspace, sharding, workspace
+from nspo_jax.nullspace import limits as limits_lib
+from nspo_jax.rl import trainer
+from scripts import launch
+
+CONFIG = launch.define_config()
+POLICY = flags.DEFINE_string("policy", None, "The directory to certify.", required=True)
+PROJECTORS = flags.DEFINE_string("projectors", None, "Directory; default: the config's projectors.")
+OUTPUT = flags.DEFINE_string("output", None, "Also write the certificate there, as JSON.")
+FAIL_ABOVE = flags.DEFINE_string(
+    "fail_above", "", f"NAME=NUMBER joined by '+'; names: {', '.join(limits_lib.QUANTITIES)}."
+)
+
+
+def main() -> None:
+    """Certifies, prints, writes, and fails above a limit."""
+    config, limits = CONFIG.value, limits_lib.parse_limits(FAIL_ABOVE.value)
+    work = workspace.open_workspace(config, sharding.make_mesh(**config.mesh))
+    policy = workspace.load_policy(work, POLICY.value)
+    if PROJECTORS.value:
+        projectors = nullspace.load_projectors(PROJECTORS.value)
+    else:
+        projectors = workspace.open_projectors(config, work)
+    calibration, held_out = (
+        workspace.split_batches(text, config.calibration.batch_size)
+        for text in (work.calibration, work.held_out)
+    )
+    report = nullspace.certify(work.config, work.base, policy, projectors, calibration, held_out)
+    report["provenance"]["stored"] = models.stored_as(POLICY.value)
+    print(nullspace.format_certificate(report))
+    if OUTPUT.value:
+        trainer.write_text(pathlib.Path(OUTPUT.value), json.dumps(report, indent=1))
+    if broken := limits_lib.exceeded(report, limits):
+        print(
+            f"\nerror: {POLICY.value} changes more of the base model than --fail_above allows: "
+            f"{'; '.join(broken)}.", file=sys.stderr,
+        )  # fmt: skip
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    launch.run(main)

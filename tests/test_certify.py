@@ -1,0 +1,122 @@
+"""The command that certifies a directory: a micro policy, float32 and as bfloat16."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import tiny
+from nspo_jax import models, nullspace, sharding, workspace
+from tests.nullspace import test_artifacts as artifacts
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MICRO = {
+    "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
+    "model.num_heads": 2, "model.num_kv_heads": 2, "pretraining.steps": 2,
+    "calibration.rows": 20, "calibration.batch_size": 10, "calibration.rank_rule": "fixed(8)",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A directory with a base (bfloat16, as most are) and a policy, and the config of both."""
+    directory = tmp_path_factory.mktemp("certify")
+    config = tiny.get_config("nspo")
+    config.update_from_flattened_dict({**MICRO, "workspace": str(directory)})
+    workspace.open_workspace(config, sharding.make_mesh())
+    models.export_model(directory / "seed_0/base", directory / "base", dtype="bfloat16")
+    changes = {**MICRO, "workspace": str(directory), "model.path": str(directory / "base")}
+    config.update_from_flattened_dict(changes)
+    work = workspace.open_workspace(config, sharding.make_mesh())
+    policy = artifacts.move(work.base, workspace.open_projectors(config, work))
+    models.save_model(directory / "policy", work.config, policy, like=work.path)
+    return directory, work, [f"--config.{name}={value}" for name, value in changes.items()]
+
+
+def run(flags, policy, *more):
+    command = [sys.executable, "-m", "scripts.certify", "--config=configs/tiny.py:nspo", *flags]
+    return subprocess.run(
+        [*command, f"--policy={policy}", *map(str, more)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_policy_gets_its_certificate(made):
+    directory, work, flags = made
+    (projectors,) = (directory / "seed_0/projectors").iterdir()
+    done = run(
+        flags, directory / "policy", f"--output={directory / 'out.json'}",
+        f"--projectors={projectors}", "--fail_above=protected_share=1e-4+unprotected=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((directory / "out.json").read_text())
+    assert found["provenance"]["stored"] == "F32"
+    policy = workspace.load_policy(work, directory / "policy")
+    assert found["provenance"]["policy"] == models.fingerprint(policy)
+    assert found["provenance"]["policy"] in done.stdout
+    for row in found["sites"]:
+        assert 0 < row["output_change"] <= row["output_bound"] * (1 + 1e-5)
+    assert 0 < found["held_out"]["kl"] and found["protected_share"] < 1e-5
+
+
+def test_a_bfloat16_export_leaks_and_fails(made):
+    directory, _, flags = made
+    models.export_model(directory / "policy", directory / "half", dtype="bfloat16")
+    done = run(
+        flags, directory / "half", f"--output={directory / 'half.json'}",
+        "--fail_above=protected_share=1e-4+held_out.kl=1e3",
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "half changes more of the base model than --fail_above allows: protected_share is" in (
+        done.stderr
+    )
+    assert "held_out.kl" not in done.stderr and "layers/mlp/down/kernel" in done.stdout
+    found = json.loads((directory / "half.json").read_text())
+    assert found["provenance"]["stored"] == "BF16" and found["protected_share"] > 1e-4
+
+
+def test_a_wrong_limit_costs_nothing(tmp_path):
+    done = run([f"--config.workspace={tmp_path}"], tmp_path, "--fail_above=quality=1")
+    assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
+    assert "'quality' is no quantity" in done.stderr and "held_out.kl" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_is_of_its_base_s_architecture(made, tmp_path):
+    directory, work, _ = made
+    policy = workspace.load_policy(work, directory / "policy")
+    models.export_delta(directory / "policy", directory / "base", tmp_path / "delta")
+    restored = workspace.load_policy(work, tmp_path / "delta")
+    np.testing.assert_allclose(restored["head"]["kernel"], policy["head"]["kernel"], atol=1e-7)
+    # the same shapes, another model: its positions turn at another rate
+    fields = json.loads((directory / "policy/config.json").read_text())
+    models.export_model(directory / "policy", tmp_path / "other")
+    (tmp_path / "other/config.json").write_text(json.dumps(fields | {"rope_theta": 5e5}))
+    with pytest.raises(ValueError, match="not of the base model's arch.*rope_theta 500000.0 again"):
+        workspace.load_policy(work, tmp_path / "other")
+
+
+def test_an_export_with_feedback_is_asked_for_in_full(made):
+    directory, work, _ = made
+    command = [sys.executable, "-m", "scripts.export_hf", "--rounding=feedback"]
+    command += ["--dtype=bfloat16", f"--policy={directory / 'policy'}"]
+    command += [f"--output={directory / 'out'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "needs --projectors and --base" in done.stderr
+    (projectors,) = (directory / "seed_0/projectors").iterdir()
+    command += [f"--projectors={projectors}", f"--base={directory / 'base'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Most of that is in free directions" in done.stdout, done.stderr
+    models.export_model(directory / "policy", directory / "plain", dtype="bfloat16")
+    policy, plain, fed = (
+        np.asarray(workspace.load_policy(work, directory / name)["layers"]["mlp"]["up"]["kernel"])
+        for name in ("policy", "plain", "out")
+    )
+    basis = np.asarray(nullspace.load_projectors(projectors).sites["layers/mlp/in"].basis)
+    inside = [
+        np.linalg.norm(np.swapaxes(basis, -1, -2) @ (stored - policy)) for stored in (plain, fed)
+    ]
+    assert models.stored_as(directory / "out") == "BF16" and inside[1] < 0.8 * inside[0]
