@@ -28,25 +28,29 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
 
 
 def run(
-    main: Callable[[], None],
+    main: Callable[..., None],
     interrupted: str = "stopped; the same command continues from the last checkpoint",
+    argument: str = "",
 ) -> None:
     """Runs a script's main under absl, with a persistent compile cache.
 
     Args:
       main: the script.
       interrupted: what is said upon Ctrl-C.
+      argument: the name of the one argument beside flags, which main takes; "": there is none.
     """
 
     def start(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if argument and len(argv) != 2:
+            raise app.UsageError(f"Expected one {argument} beside flags, got {argv[1:]}.")
+        if not argument and len(argv) > 1:
             raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}. Flags start with --.")
         absl_logging.set_verbosity(absl_logging.ERROR)
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "runs/.jax_cache")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
-            main()
+            main(*argv[1:])
         except EXPECTED_ERRORS as error:
             if flags.FLAGS.traceback:
                 raise

@@ -27,3 +27,13 @@ def test_a_mistake_is_explained_and_the_exit_status_says_so(tmp_path, flags, wor
     for word in words:
         assert word in paragraph
     assert not (tmp_path / "run").exists()
+
+
+def test_a_script_with_an_argument_asks_for_it():
+    command = [sys.executable, "-m", "scripts.inspect_projectors"]
+    for arguments, code, word in (([], 1, "Expected one DIRECTORY"), (["/no"], 1, "/no has no")):
+        done = subprocess.run(
+            [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == code and word in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr

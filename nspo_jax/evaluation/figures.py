@@ -5,7 +5,7 @@ import pathlib
 import matplotlib
 import numpy as np
 
-from nspo_jax import metrics
+from nspo_jax import metrics, nullspace
 
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
@@ -52,6 +52,32 @@ def plot_arms(workdir: pathlib.Path, arms: list[str], seeds: list[int]) -> pathl
     )
     figure.tight_layout()
     path = workdir / "arms.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathlib.Path:
+    """Draws every site's eigenvalues, a line a layer, with a dot where the protected ones end."""
+    count = len(projectors.spectra)
+    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.8), squeeze=False)
+    for axis, (name, spectra) in zip(axes[0], projectors.spectra.items(), strict=True):
+        spectra = spectra.reshape(-1, spectra.shape[-1])
+        ranks = projectors.sites[name].protected_ranks.reshape(-1)
+        for layer, (spectrum, rank) in enumerate(zip(spectra, ranks, strict=True)):
+            colour = plt.get_cmap("viridis")(layer / max(1, len(spectra) - 1))
+            shares = np.maximum(spectrum / spectrum.sum(), 1e-12)
+            axis.plot(np.arange(1, len(shares) + 1), shares, color=colour, linewidth=1)
+            if 0 < rank:
+                axis.plot(rank, shares[rank - 1], marker="o", markersize=4, color=colour)
+        axis.set_yscale("log")
+        axis.set_title(name)
+        axis.set_xlabel("direction")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("share of the inputs' energy")
+    figure.suptitle("Input spectra (first layer dark, last bright; dots: the protected end there)")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

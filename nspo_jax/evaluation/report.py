@@ -43,8 +43,9 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
 
 def format_projectors(projectors: nullspace.Projectors) -> str:
     """A row a site and layer: what is protected and what is left free."""
-    rows = [["site", "layer", "in", "rank", "free", "energy", "side stored"]]
-    for row in projectors.summary():
+    rows = [["site", "layer", "in", "rank", "free", "energy", "gap", "KiB", "side stored"]]
+    summary = projectors.summary()
+    for row in summary:
         rows.append([
             row["site"],
             "" if row["layer"] is None else str(row["layer"]),
@@ -52,10 +53,13 @@ def format_projectors(projectors: nullspace.Projectors) -> str:
             str(row["rank"]),
             f"{row['free']:.0%}",
             f"{row['energy']:.4f}",
+            f"{row['gap']:.2f}",
+            f"{row['bytes'] / 1024:.0f}",
             projectors.sites[row["site"]].side,
         ])  # fmt: skip
     provenance = ", ".join(f"{name} {value}" for name, value in projectors.provenance.items())
-    return f"{format_table(rows)}\n{provenance}"
+    size = sum(row["bytes"] for row in summary) / 2**20
+    return f"{format_table(rows)}\n{size:.1f} MiB; {provenance}"
 
 
 def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:

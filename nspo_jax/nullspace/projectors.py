@@ -79,7 +79,11 @@ class Projectors:
         return dataclasses.replace(self, sites=sites, provenance=provenance)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row per site and layer: site, layer, in, rank, free share, protected energy."""
+        """A row a site and layer: site, layer, in, rank, free share, protected energy, gap, bytes.
+
+        The gap is the last protected eigenvalue over the first free one, inf where that is zero and
+        nan where there is no cut; bytes are those of the stored basis, padding included.
+        """
         rows = []
         for name, site in self.sites.items():
             ranks = site.protected_ranks.reshape(-1)
@@ -92,6 +96,8 @@ class Projectors:
                     "rank": int(rank),
                     "free": 1.0 - int(rank) / site.size,
                     "energy": float(spectrum[:rank].sum() / spectrum.sum()),
+                    "gap": _gap(spectrum, int(rank)),
+                    "bytes": site.basis.nbytes // len(ranks),
                 })  # fmt: skip
         return rows
 
@@ -156,6 +162,14 @@ def load_projectors(directory: str | pathlib.Path) -> Projectors:
             "another version: delete the directory and run `python -m scripts.calibrate` again."
         ) from error
     return Projectors(sites, spectra, document["provenance"])
+
+
+def _gap(spectrum: np.ndarray, rank: int) -> float:
+    """The last protected eigenvalue over the first free one."""
+    if not 0 < rank < len(spectrum):
+        return float("nan")
+    last, first = float(spectrum[rank - 1]), float(spectrum[rank])
+    return last / first if first > 0 else float("inf")
 
 
 def target_of(name: str) -> str:

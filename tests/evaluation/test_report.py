@@ -6,6 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from nspo_jax import nullspace
 from nspo_jax.evaluation import figures, report
 
 
@@ -57,3 +58,25 @@ def test_the_figure_has_a_panel_a_regime(tmp_path):
     two = matplotlib.image.imread(figures.plot_arms(tmp_path, ["base", "nspo", "nspo_replay"], [0]))
     one = matplotlib.image.imread(figures.plot_arms(tmp_path, ["base", "nspo"], [0]))
     assert two.shape[1] > 1.9 * one.shape[1] and one.std() > 0.01
+
+
+def test_projectors_show_their_cut_and_their_weight():
+    spectrum = np.array([[8.0, 4.0, 2.0, 1.0], [8.0, 8.0, 0.0, 0.0]], np.float32)
+    basis = np.broadcast_to(np.eye(4, 2, dtype=np.float32), (2, 4, 2))
+    site = nullspace.Site(("layers/mlp/up/kernel",), basis, "protected", np.array([1, 2]))
+    projectors = nullspace.Projectors({"layers/mlp/in": site}, {"layers/mlp/in": spectrum}, {})
+    first, second = projectors.summary()
+    assert (first["gap"], second["gap"]) == (2.0, np.inf)
+    assert first["bytes"] == 4 * 2 * 4 and first["energy"] == pytest.approx(8 / 15)
+    header, _, row, _, total = report.format_projectors(projectors).split("\n")
+    assert header.split()[-4:] == ["gap", "KiB", "side", "stored"] and "2.00" in row
+    assert total.startswith("0.0 MiB")
+
+
+def test_spectra_are_drawn(tmp_path):
+    site = nullspace.Site(("head/kernel",), np.eye(4, 2, dtype=np.float32), "null", np.int32(2))
+    projectors = nullspace.Projectors(
+        {"head/in": site}, {"head/in": np.array([3.0, 2.0, 1e-9, 0.0], np.float32)}, {}
+    )
+    path = figures.plot_spectra(projectors, tmp_path / "figures" / "spectra.png")
+    assert path.read_bytes()[:4] == b"\x89PNG"
