@@ -103,13 +103,14 @@ def test_without_a_prompt_it_says_so(tinystories):
 
 def test_ctrl_c_ends_the_command_not_one_answer(tinystories):
     flags = ["--prompt=Once upon", "--prompt=One day", "--max_new_tokens=480", "--temperature=1"]
-    command = [sys.executable, "-m", "scripts.generate", f"--model={tinystories}", *flags]
-    options = {
-        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
-        # a job in the background is started with this signal ignored
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    }  # fmt: skip
-    with subprocess.Popen(command, cwd=ROOT, **options) as process:
+    # a job in the background is started with this signal ignored: the script as a person starts it
+    start = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('scripts.generate', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", start, f"--model={tinystories}", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         process.stdout.read(1)  # it speaks
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=120)[1].decode()
