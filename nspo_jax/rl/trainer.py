@@ -296,6 +296,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     projectors_lib.parse_targets(config.projection.targets)
     rank_rules.RankRules.parse(config.calibration.rank_rule)
+    if not config.evaluation.temperature >= 0:
+        raise ValueError(
+            f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most likely "
+            "token) or more."
+        )
     if not config.rl.temperature > 0:
         raise ValueError(
             f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
