@@ -298,8 +298,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     rank_rules.RankRules.parse(config.calibration.rank_rule)
     if not config.evaluation.temperature >= 0:
         raise ValueError(
-            f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most likely "
-            "token) or more."
+            f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most "
+            "likely token) or more."
         )
     if not config.rl.temperature > 0:
         raise ValueError(

@@ -276,7 +276,7 @@ def refuse(config, workdir, *words, error=ValueError):
         ("rl.samples", 1, ["rl.samples is 1", "at least 2"]),
         ("rl.prompts", 0, ["rl.prompts is 0", "at least 1"]),
         ("rl.temperature", 0.0, ["rl.temperature is 0.0", "positive"]),
-        ("evaluation.temperature", -1.0, ["evaluation.temperature is -1.0", "0 (the most likely"]),
+        ("evaluation.temperature", -1.0, ["evaluation.temperature is -1.0", "expected 0"]),
         ("evaluation.prompts", 0, ["evaluation.prompts is 0", "at least 1"]),
         ("mesh.fsdp", 64, ["fsdp=64", "config.mesh"]),
         ("model.path", "/nowhere", ["/nowhere", "does not exist"]),
