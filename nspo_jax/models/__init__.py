@@ -23,9 +23,12 @@ from nspo_jax.models.transformer import (
     Transformer,
     abstract_params,
     bind,
+    embed,
+    final_norm,
     forward,
     init_params,
     input_sites,
+    run_layer,
 )
 
 __all__ = [
@@ -40,9 +43,11 @@ __all__ = [
     "abstract_params",
     "bind",
     "check_preset",
+    "embed",
     "empty_cache",
     "export_delta",
     "export_model",
+    "final_norm",
     "fingerprint",
     "forward",
     "init_params",
@@ -53,6 +58,7 @@ __all__ = [
     "map_positions",
     "read_config",
     "repeat_cache",
+    "run_layer",
     "save_model",
     "scores",
     "stored_as",

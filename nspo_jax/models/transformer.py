@@ -124,9 +124,7 @@ class Transformer(nnx.Module):
             x, new = layer(x, context.of_layer(window), past, recorder)
             return x, (new, recorder.results)
 
-        x = self.embed(tokens.reshape(-1)).astype(config.compute_dtype)  # [batch * time, d]
-        if config.scale_embedding:
-            x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+        x = _to_residual(config, self.embed(tokens.reshape(-1)))  # [batch * time, d]
         layer_def, layers = nnx.split(self.layers)
         past = None if cache is None else (cache.keys, cache.values)
         windows = jnp.asarray(config.windows, jnp.int32) if config.windows else None
@@ -216,6 +214,51 @@ def forward(
     return bind(config, params)(tokens, mask, cache, observe)
 
 
+def embed(config: config_lib.ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """What the first layer sees: [batch * time, d] in the compute dtype, of tokens [batch, time].
+
+    `params` needs `embed` alone. With `run_layer` and `final_norm`, a forward pass that holds one
+    layer at a time.
+    """
+    return _to_residual(config, params["embed"]["embedding"][tokens.reshape(-1)])
+
+
+def run_layer(
+    config: config_lib.ModelConfig,
+    layer: Params,
+    window: int | jax.Array,
+    x: jax.Array,
+    mask: jax.Array,
+    observe: Observe | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """One layer of `forward`, without a cache.
+
+    Args:
+      config: the model.
+      layer: its parameters: those under `layers`, without the leading axis.
+      window: its window, 0 for none.
+      x: [batch * time, d], what the layer before it gave, or `embed`.
+      mask: bool [batch, time].
+      observe: see `forward`.
+
+    Returns:
+      [batch * time, d], and the observations by site.
+    """
+    mask, recorder = mask.astype(bool), _Recorder(observe)
+    context = attention.make_context(config, mask, jnp.zeros(len(mask), jnp.int32), None)
+    module = nnx.merge(_layer_graphdef(config), nnx.State(layer))
+    narrowed = context.of_layer(jnp.asarray(window, jnp.int32) if config.windows else None)
+    x, _ = module(x, narrowed, None, recorder)
+    return x, recorder.results
+
+
+def final_norm(config: config_lib.ModelConfig, params: Params, x: jax.Array) -> jax.Array:
+    """What the head sees of the last layer's output; `params` needs `norm` alone."""
+    norm = layers_lib.RMSNorm(config.hidden_size, config.rms_norm_eps, offset=config.norm_offset)
+    norm.scale = nnx.Param(params["norm"]["scale"])
+    return norm(x)
+
+
 def input_sites(config: config_lib.ModelConfig) -> dict[str, tuple[str, ...]]:
     """Input site -> paths of the kernels that read it.
 
@@ -253,6 +296,18 @@ class _Recorder:
 @functools.lru_cache(maxsize=32)
 def _graphdef(config):
     return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+
+
+@functools.lru_cache(maxsize=32)
+def _layer_graphdef(config):
+    return nnx.graphdef(nnx.eval_shape(lambda: Layer(config, rngs=nnx.Rngs(0))))
+
+
+def _to_residual(config, embedded):
+    """Embedded tokens as the residual stream begins."""
+    x = embedded.astype(config.compute_dtype)
+    scale = math.sqrt(config.hidden_size)
+    return x * jnp.asarray(scale, x.dtype) if config.scale_embedding else x
 
 
 def _rematerialised(run_layer, remat):

@@ -1,8 +1,8 @@
 """The contribution: projectors, the optax transforms that apply them, the certificate."""
 
 from nspo_jax.nullspace.calibration import (
-    build_projectors,
     calibrate,
+    layer_moments,
     second_moments,
     site_from_moment,
 )
@@ -21,7 +21,6 @@ from nspo_jax.nullspace.rounding import feedback_rounding
 __all__ = [
     "Projectors",
     "Site",
-    "build_projectors",
     "calibrate",
     "certify",
     "drift",
@@ -30,6 +29,7 @@ __all__ = [
     "format_certificate",
     "in_null_space",
     "init_lora_a",
+    "layer_moments",
     "load_projectors",
     "null_space_projection",
     "project",

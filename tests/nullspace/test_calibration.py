@@ -1,12 +1,21 @@
-"""Sites from second moments that a caller collected."""
+"""Moments a layer at a time, and sites from moments that a caller collected."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import nspo_jax
+from nspo_jax import models, nullspace
 from nspo_jax.nullspace import projection
+
+GEMMA3 = models.ModelConfig(
+    vocab_size=31, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2,
+    num_kv_heads=1, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False,
+    max_length=32, family="gemma3_text", windows=(3, 0, 3), local_rope_theta=1e3,
+    **models.FAMILIES["gemma3_text"].traits,
+)  # fmt: skip
 
 
 def test_a_site_spans_the_inputs_that_the_moment_saw():
@@ -48,3 +57,63 @@ def test_the_thinner_side_is_stored():
 def test_a_moment_that_is_none_is_named(moment):
     with pytest.raises(ValueError, match=r"The moment for w has shape .*expected finite"):
         nspo_jax.site_from_moment(("w",), moment, "energy(0.05)")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_at_a_time_sees_what_the_whole_model_sees(dtype):
+    """Windows, two rotary bases, scaled embeddings, norms after blocks, padding on both sides."""
+    config = models.ModelConfig(**{**vars(GEMMA3), "compute_dtype": dtype})
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape),
+        models.init_params(config, jax.random.key(0)),
+    )
+    rng = np.random.default_rng(0)
+    mask = np.ones((4, 9), bool)
+    mask[1, :4] = mask[2, 6:] = False
+    batches = [
+        {"tokens": rng.integers(0, 31, mask.shape), "mask": mask, "answer_mask": mask}
+        for _ in range(2)
+    ]
+    moments = nullspace.second_moments(config, params, batches)
+    assert moments.tokens == 2 * mask.sum()
+    observed = [
+        models.forward(
+            config, params, batch["tokens"], batch["mask"], observe=lambda site, x: x
+        ).observations
+        for batch in batches
+    ]
+    assert moments.sites.keys() == observed[0].keys() == models.input_sites(config).keys()
+    for site, moment in moments.sites.items():
+        x = np.concatenate(
+            [np.asarray(o[site], np.float64)[..., mask.reshape(-1), :] for o in observed], axis=-2
+        )
+        expected = np.swapaxes(x, -1, -2) @ x / x.shape[-2]
+        tolerance = 1e-6 if dtype == "float32" else 2e-2  # layers compiled apart round apart
+        np.testing.assert_allclose(moment, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_one_layer_s_moments_are_held_at_a_time(monkeypatch):
+    """Each is split and dropped before the next layer runs."""
+    events = []
+    run, split = nullspace.calibration._run_layer, nullspace.calibration._split
+    monkeypatch.setattr(
+        nullspace.calibration, "_run_layer", lambda *a: events.append("run") or run(*a)
+    )
+    monkeypatch.setattr(
+        nullspace.calibration, "_split", lambda *a: events.append("split") or split(*a)
+    )
+    batch = {"tokens": np.ones((2, 5), np.int32), "mask": np.ones((2, 5), bool)}
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    nullspace.calibrate(GEMMA3, params, [batch] * 2, rank_rule="fixed(3)")
+    assert events == (["run"] * 2 + ["split"] * 4) * 3 + ["split"]
+
+
+def test_layers_whose_thinner_sides_differ_are_stored_from_one():
+    moments = np.stack([np.diag([8.0, 4, 2, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9]),
+                        np.diag([8.0, 7, 6, 5, 4, 3, 1e-9, 1e-9])])  # fmt: skip
+    site = nspo_jax.site_from_moment(("w",), moments, "relative_max(1e-3)")
+    assert site.protected_ranks.tolist() == [3, 6]
+    update = np.random.default_rng(0).standard_normal((2, 8, 5)).astype(np.float32)
+    kept = np.asarray(projection.project(update, jnp.asarray(site.basis), site.side))
+    expected = update * np.array([[0] * 3 + [1] * 5, [0] * 6 + [1] * 2])[:, :, None]
+    np.testing.assert_allclose(kept, expected, atol=1e-6)
