@@ -47,11 +47,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.calibration.batch_size = 250  # conversations
     config.calibration.rank_rule = "energy(0.05)"  # relative_max(ALPHA), energy(EPS),
     #   absolute(EIGENVALUE), fixed(RANK); for some sites +REGEX=RULE: energy(0.05)+mlp/in=fixed(9)
+    config.calibration.statistics = "inputs"  # of what layers see; gradients: of the loss's, one a
+    #   batch of batch_size conversations
+    config.calibration.first_token = "keep"  # of every row: keep; drop, unprotected; separate: its
+    #   directions are protected, and its massive activations kept out of the rank rule
+    config.calibration.completions = "given"  # or generated: the base model's own answers
+    config.calibration.temperature = 1.0  # of generated completions
+    config.calibration.seed = 0  # of generated completions
 
     config.projection = ml_collections.ConfigDict()
     config.projection.mode = "update"  # update: last in the chain; coordinates: Adam in the null
     #   space; gradient: before Adam (leaks); none: plain AdamW
-    config.projection.targets = "mlp+attention+head"  # linear kernels that are projected
+    config.projection.targets = "mlp+attention+head"  # what is projected; embed: rows of
+    #   tokens that the calibration text does not have may move
     config.projection.untargeted = "freeze"  # freeze or train: embedding, norms, other kernels
     config.projection.period = 1  # project every update, or the sum of every k (released code: 5)
     config.projection.basis = "null_space"  # null_space, or random: the same rank, drawn by seed

@@ -17,8 +17,9 @@ from nspo_jax.nullspace import (
     null_space_projection,
     site_from_moment,
 )
+from nspo_jax.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Projectors",

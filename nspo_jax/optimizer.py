@@ -69,8 +69,9 @@ def partition(params: Any, targets: str, untargeted: str) -> tuple[Any, Any]:
 
     Args:
       params: nested dict of arrays.
-      targets: "+"-joined names of attention, mlp, head: their linear kernels are trained.
-      untargeted: "freeze" or "train": everything else (embedding, norms, untargeted kernels).
+      targets: "+"-joined names of what is trained: the linear kernels of attention, mlp and head;
+        embed.
+      untargeted: "freeze" or "train": everything else (norms, biases, what is no target).
 
     Raises:
       ValueError: for an unknown value of either.
@@ -81,7 +82,9 @@ def partition(params: Any, targets: str, untargeted: str) -> tuple[Any, Any]:
 
     def trained(path) -> bool:
         name = path_string(path)
-        is_target = projectors_lib.target_of(name) in names and name.endswith("/kernel")
+        is_target = projectors_lib.target_of(name) in names and name.endswith(
+            ("/kernel", "/embedding")
+        )
         return is_target or untargeted == "train"
 
     trainable = jax.tree.map_with_path(lambda path, leaf: leaf if trained(path) else None, params)

@@ -42,10 +42,10 @@ class Task:
 def from_config(
     config: ml_collections.ConfigDict,
     model_config: models.ModelConfig,
-    base: Any,
+    load_base: Callable[[], Any],
     chat_format: chat.ChatFormat,
 ) -> Task:
-    """The task that `config.task` names, for a base model.
+    """The task that `config.task` names, for a base model, loaded if the task needs it.
 
     Raises:
       ValueError: if there is none of that name.
@@ -53,7 +53,7 @@ def from_config(
     if config.task == "chat_world":
         return chat_world(config)
     if config.task == "stories":
-        return story_world(config, model_config, base, chat_format)
+        return story_world(config, model_config, load_base(), chat_format)
     raise ValueError(f"config.task is {config.task!r}; expected chat_world or stories.")
 
 

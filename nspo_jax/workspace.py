@@ -8,8 +8,9 @@ Each is made once, written whole or not at all, and reused by every later run:
     WORKSPACE/seed_S/projectors/RULE/     bases, spectra, provenance
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -19,9 +20,11 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+import tqdm
 
 from nspo_jax import models, nullspace, pretraining, sharding, tasks
 from nspo_jax.data import builders, chat, world
+from nspo_jax.rl import rollout
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
@@ -34,22 +37,27 @@ class Workspace:
     Attributes:
       config: the model's configuration.
       path: the base model's directory.
-      base: its parameters, float32, sharded over the mesh.
       format: how its conversations become tokens, and tokens text.
       task: prompts, suites, reward.
       calibration: the task's general conversations, encoded: see `data.chat`.
       held_out: general conversations disjoint from those, encoded.
       mesh: the device mesh.
+      load_base: gives `base`, loaded when it is first asked for.
     """
 
     config: models.ModelConfig
     path: pathlib.Path
-    base: Any
     format: chat.ChatFormat
     task: tasks.Task
     calibration: Batch
     held_out: Batch
     mesh: jax.sharding.Mesh
+    load_base: Callable[[], Any]
+
+    @property
+    def base(self) -> Any:
+        """The base model's parameters, float32, sharded over the mesh."""
+        return self.load_base()
 
 
 def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -58,39 +66,42 @@ def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 
 def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Workspace:
-    """Loads the base model and its task; pretrains the chat world's model if it is absent."""
+    """Opens the base model and its task; pretrains the chat world's model if it is absent."""
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
     if not config.model.path:
         if not path.exists():
             pretrain_base(config, path)
         _check_recipe(config, path)
-
-    def place(params):
-        sharding.check_rules(params)
-        return sharding.shardings(mesh, params)
-
+    model_config = models.load_config(path)
     if config.model.preset:
-        models.check_preset(config.model.preset, models.load_config(path), path)
-    model_config, base = models.load_model(path, shardings=place)
+        models.check_preset(config.model.preset, model_config, path)
     model_config = dataclasses.replace(
         model_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
     )
+
+    @functools.cache
+    def load_base():
+        return models.load_model(path, shardings=functools.partial(_place, mesh))[1]
+
     chat_format = chat.load_format(
         path,
         chat=config.data.chat,
         system=config.data.system_prompt or None,
         thinking=config.data.thinking,
     )
-    task = tasks.from_config(config, model_config, base, chat_format)
+    task = tasks.from_config(config, model_config, load_base, chat_format)
+    calibration = _encode(config, chat_format, task.calibration)
+    if config.calibration.completions == "generated":
+        calibration = _generate(config, model_config, load_base(), chat_format, task.calibration)
     return Workspace(
         config=model_config,
         path=path,
-        base=base,
         format=chat_format,
         task=task,
-        calibration=_encode(config, chat_format, task.calibration),
+        calibration=calibration,
         held_out=_encode(config, chat_format, task.held_out),
         mesh=mesh,
+        load_base=load_base,
     )
 
 
@@ -168,23 +179,28 @@ def open_projectors(
     Raises:
       ValueError: if those on disk belong to another model or other calibration text.
     """
-    rule = config.calibration.rank_rule.replace(" ", "")
-    name = f"{rule.replace('/', '.')}_{config.calibration.rows}_rows"
-    directory = seed_directory(config) / "projectors" / name
+    directory = projectors_directory(config)
+    source = _source(config, workspace)
     digest = data_digest(workspace.calibration)
     if not directory.exists():
         _log.info("calibrating projectors into %s", directory)
         projectors = nullspace.calibrate(
             workspace.config,
-            workspace.base,
+            source,
             split_batches(workspace.calibration, config.calibration.batch_size),
-            rank_rule=rule,
+            rank_rule=config.calibration.rank_rule.replace(" ", ""),
+            statistics=config.calibration.statistics,
+            first_token=config.calibration.first_token,
             data=digest,
+            mesh=workspace.mesh,
+            scratch=directory.with_name(f"{directory.name}.unfinished"),
         )
         projectors.save(directory)
-    projectors = nullspace.load_projectors(directory)
+    projectors = nullspace.load_projectors(
+        directory, functools.partial(sharding.shardings, workspace.mesh)
+    )
     try:
-        projectors.check_model(models.fingerprint(workspace.base))
+        projectors.check_model(workspace.config, source.fingerprint())
         if projectors.provenance["data"] != digest:
             raise ValueError("These projectors were calibrated on other text than the config's.")
     except ValueError as error:
@@ -193,6 +209,46 @@ def open_projectors(
             "config.workspace.)"
         ) from error
     return projectors
+
+
+def preview_projectors(
+    config: ml_collections.ConfigDict, workspace: Workspace, rules: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """What rank rules would protect with the config's text; see `nullspace.preview`."""
+    return nullspace.preview(
+        workspace.config,
+        _source(config, workspace),
+        split_batches(workspace.calibration, config.calibration.batch_size),
+        rules,
+        statistics=config.calibration.statistics,
+        first_token=config.calibration.first_token,
+        mesh=workspace.mesh,
+    )
+
+
+def _source(config: ml_collections.ConfigDict, workspace: Workspace) -> models.LayerSource:
+    """The base model for calibration: from its files, so that it need not be in memory."""
+    if config.calibration.statistics == "gradients":  # which take the whole model
+        return models.ParamsSource(workspace.config, workspace.base)
+    return models.FileSource(
+        workspace.path,
+        compute_dtype=workspace.config.compute_dtype,
+        shardings=functools.partial(_place, workspace.mesh),
+    )
+
+
+def projectors_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Where the projectors of this seed, rank rule and choice of statistics live."""
+    choices = config.calibration
+    rule = choices.rank_rule.replace(" ", "").replace("/", ".")
+    parts = [rule, f"{choices.rows}_rows"]
+    if choices.completions != "given":
+        parts.append(choices.completions)
+    if choices.statistics != "inputs":
+        parts.append(f"{choices.statistics}_of_{choices.batch_size}")
+    if choices.first_token != "keep":
+        parts.append(f"first_{choices.first_token}")
+    return seed_directory(config) / "projectors" / "_".join(parts)
 
 
 def split_batches(arrays: Batch, size: int) -> Iterator[Batch]:
@@ -210,6 +266,12 @@ def data_digest(arrays: Batch) -> str:
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _place(mesh: jax.sharding.Mesh, params: Any) -> Any:
+    """The shardings of parameters; every one must have a rule."""
+    sharding.check_rules(params)
+    return sharding.shardings(mesh, params)
 
 
 def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -251,3 +313,36 @@ def _encode(
         config.data.completion_length,
     )
     return {"tokens": tokens, "mask": mask, "answer_mask": answer_mask}
+
+
+def _generate(
+    config: ml_collections.ConfigDict,
+    model_config: models.ModelConfig,
+    base: Any,
+    chat_format: chat.ChatFormat,
+    rows: list[world.Conversation],
+) -> Batch:
+    """The rows' prompts, answered by the base model: sampled by calibration.seed."""
+    prompts = chat_format.encode_prompts([row.prompt for row in rows], config.data.prompt_length)
+    options = config.calibration
+    parts = []
+    batches = split_batches(prompts._asdict(), options.batch_size)
+    total = -(-len(rows) // options.batch_size)
+    for index, batch in enumerate(tqdm.tqdm(batches, "generate", total, leave=False)):
+        done = rollout.rollout(
+            model_config,
+            base,
+            batch["tokens"],
+            batch["mask"],
+            jax.random.fold_in(jax.random.key(options.seed), index),
+            max_new_tokens=config.data.completion_length,
+            stop_ids=chat_format.stop_ids,
+            temperature=options.temperature,
+        )
+        answer_mask = np.asarray(done.mask) & batch["mask"].any(axis=1, keepdims=True)
+        parts.append({
+            "tokens": np.concatenate([batch["tokens"], done.tokens], axis=1),
+            "mask": np.concatenate([batch["mask"], answer_mask], axis=1),
+            "answer_mask": np.concatenate([np.zeros_like(batch["mask"]), answer_mask], axis=1),
+        })  # fmt: skip
+    return {name: np.concatenate([part[name] for part in parts])[: len(rows)] for name in parts[0]}

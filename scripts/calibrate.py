@@ -1,28 +1,45 @@
 """Calibrates projectors, and shows what they leave free.
 
     python -m scripts.calibrate --config=configs/tiny.py:nspo
-    python -m scripts.calibrate --config=configs/tiny.py:nspo \
+    python -m scripts.calibrate --config=configs/tiny.py:nspo --output=projectors \
         --config.calibration.rank_rule='relative_max(5e-3)'
+    python -m scripts.calibrate --config=configs/tiny.py:nspo --try_rule='energy(0.05)' \
+        --try_rule='energy(0.1)' --try_rule='relative_max(5e-4)+mlp/out=fixed(64)'
 
 Training calibrates by itself when this rank rule has not been used yet in the config's workspace;
 this command is for looking before training. "free" is the share of input directions that an update
-may use, "energy" the share of the inputs' energy in the protected ones.
+may use, "energy" the share of the inputs' energy in the protected ones. With --try_rule nothing is
+stored: it prints what each rule would protect, from one pass over the text.
+
+The model's layers are read from disk and run one at a time. An interrupted calibration continues
+after its last whole layer.
 """
 
 from absl import flags
 
 from nspo_jax import sharding, workspace
 from nspo_jax.evaluation import report
+from nspo_jax.rl import trainer
 from scripts import launch
 
 CONFIG = launch.define_config()
 OUTPUT = flags.DEFINE_string("output", None, "Also save the projectors in this directory.")
+TRY_RULE = flags.DEFINE_multi_string(
+    "try_rule", [], "Only print what this rank rule would protect; may be given several times."
+)
 
 
 def main() -> None:
-    """Calibrates and prints the table."""
+    """Calibrates, or tries rules, and prints the table."""
     config = CONFIG.value
+    if TRY_RULE.value and OUTPUT.value:
+        raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
+    trainer.check_config(config)
     work = workspace.open_workspace(config, sharding.make_mesh(**config.mesh))
+    if TRY_RULE.value:
+        rows = workspace.preview_projectors(config, work, TRY_RULE.value)
+        print(f"\n{report.format_rules(rows)}")
+        return
     projectors = workspace.open_projectors(config, work)
     if OUTPUT.value:
         projectors.save(OUTPUT.value)
@@ -30,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, interrupted="stopped; the same command continues after the last whole layer")

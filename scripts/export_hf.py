@@ -92,7 +92,7 @@ def rounding_edit() -> models.Edit | None:
             "and --base, the model that they were calibrated on."
         )
     projectors = nullspace.load_projectors(PROJECTORS.value)
-    projectors.check_model(models.fingerprint(models.load_model(BASE.value)[1]))
+    projectors.check_model(models.load_config(BASE.value), hf.stored_fingerprint(BASE.value))
     return nullspace.feedback_rounding(projectors)
 
 

@@ -57,7 +57,7 @@ def test_the_projection_stands_alone():
     [
         ("models", {"models"}),
         ("data", {"data"}),
-        ("nullspace", {"nullspace", "models"}),
+        ("nullspace", {"nullspace", "models", "sharding", "version"}),
         ("rewards", {"rewards", "data"}),
         ("rl.losses", set()),
         ("rl.advantages", set()),

@@ -26,7 +26,8 @@ def params():
 def projectors(params):
     tokens = np.random.default_rng(0).integers(0, 11, (4, 8)).astype(np.int32)
     batch = {"tokens": tokens, "mask": np.ones((4, 8), bool)}
-    return nullspace.calibrate(CONFIG, params, [batch], rank_rule="fixed(3)")
+    projectors = nullspace.calibrate(CONFIG, params, [batch], rank_rule="fixed(3)")
+    return projectors.select("mlp+attention+head")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,7 @@ def projectors(params):
         ("mlp", "freeze", {"gate", "up", "down"}),
         ("mlp+attention+head", "freeze", {"gate", "up", "down", "q", "k", "v", "o", "head"}),
         ("head", "freeze", {"head"}),
+        ("mlp+embed", "freeze", {"gate", "up", "down", "embed"}),
     ],
 )
 def test_partition_and_combine(params, targets, untargeted, trained):

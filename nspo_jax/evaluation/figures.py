@@ -62,11 +62,11 @@ def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathli
     count = len(projectors.spectra)
     figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.8), squeeze=False)
     for axis, (name, spectra) in zip(axes[0], projectors.spectra.items(), strict=True):
-        spectra = spectra.reshape(-1, spectra.shape[-1])
+        layers = spectra.layers()
         ranks = projectors.sites[name].protected_ranks.reshape(-1)
-        for layer, (spectrum, rank) in enumerate(zip(spectra, ranks, strict=True)):
-            colour = plt.get_cmap("viridis")(layer / max(1, len(spectra) - 1))
-            shares = np.maximum(spectrum / spectrum.sum(), 1e-12)
+        for layer, (spectrum, rank) in enumerate(zip(layers, ranks, strict=True)):
+            colour = plt.get_cmap("viridis")(layer / max(1, len(layers) - 1))
+            shares = np.maximum(spectrum.values / spectrum.trace, 1e-12)
             axis.plot(np.arange(1, len(shares) + 1), shares, color=colour, linewidth=1)
             if 0 < rank:
                 axis.plot(rank, shares[rank - 1], marker="o", markersize=4, color=colour)

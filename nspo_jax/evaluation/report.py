@@ -57,9 +57,31 @@ def format_projectors(projectors: nullspace.Projectors) -> str:
             f"{row['bytes'] / 1024:.0f}",
             projectors.sites[row["site"]].side,
         ])  # fmt: skip
-    provenance = ", ".join(f"{name} {value}" for name, value in projectors.provenance.items())
+    provenance = nullspace.format_provenance(projectors.provenance)
     size = sum(row["bytes"] for row in summary) / 2**20
     return f"{format_table(rows)}\n{size:.1f} MiB; {provenance}"
+
+
+def format_rules(rules: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A row a rank rule and site: what `nullspace.preview` says, over the site's layers."""
+    table = [["rule", "site", "in", "rank", "free", "energy", "gap", "MiB"]]
+    for rule, rows in rules.items():
+        for site in dict.fromkeys(row["site"] for row in rows):
+            layers = [row for row in rows if row["site"] == site]
+            ranks, gaps = ([row[name] for row in layers] for name in ("rank", "gap"))
+            table.append([
+                rule,
+                site,
+                str(layers[0]["in"]),
+                _range(min(ranks), max(ranks), "d"),
+                f"{np.mean([row['free'] for row in layers]):.0%}",
+                f"{np.mean([row['energy'] for row in layers]):.4f}",
+                _range(np.nanmin(gaps), np.nanmax(gaps), ".2f") if np.isfinite(gaps).any() else "",
+                f"{sum(row['bytes'] for row in layers) / 2**20:.1f}",
+            ])  # fmt: skip
+        total = sum(row["bytes"] for row in rows) / 2**20
+        table.append([rule, "all", "", "", "", "", "", f"{total:.1f}"])
+    return format_table(table)
 
 
 def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
@@ -78,6 +100,10 @@ def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> st
     else:
         lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+def _range(low: float, high: float, form: str) -> str:
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
 
 
 def _cell(value: Any, form) -> str:

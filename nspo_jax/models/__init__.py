@@ -17,6 +17,7 @@ from nspo_jax.models.heads import logits, map_positions, scores, values, with_sc
 from nspo_jax.models.hf import fingerprint, load_config, load_model, stored_as
 from nspo_jax.models.hf_config import read_config, write_config
 from nspo_jax.models.hf_export import Edit, export_delta, export_model, save_model
+from nspo_jax.models.layer_source import FileSource, LayerSource, ParamsSource
 from nspo_jax.models.presets import PRESETS, check_preset
 from nspo_jax.models.transformer import (
     Output,
@@ -36,8 +37,11 @@ __all__ = [
     "PRESETS",
     "Cache",
     "Edit",
+    "FileSource",
+    "LayerSource",
     "ModelConfig",
     "Output",
+    "ParamsSource",
     "RopeScaling",
     "Transformer",
     "abstract_params",

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+import tqdm
 
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import families, hf_config, transformer
@@ -67,17 +68,19 @@ def load_model(
     tensors = Tensors(directory)
     check_tensors(config, tensors)
     abstract = transformer.abstract_params(config)
-    if shardings is None:
-        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
-        placed = jax.tree.map(lambda leaf: device, abstract)
-    else:
-        placed = shardings(abstract)
+    placed = default_shardings(abstract) if shardings is None else shardings(abstract)
     placed = traverse_util.flatten_dict(placed, sep="/")
     params = {
-        path: _load_parameter(config, tensors, path, leaf.shape, np.dtype(dtype), placed[path])
+        path: load_parameter(config, tensors, path, leaf.shape, np.dtype(dtype), placed[path])
         for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
     }
     return config, traverse_util.unflatten_dict(params, sep="/")
+
+
+def default_shardings(abstract: transformer.Params) -> transformer.Params:
+    """Everything on the default device."""
+    device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
+    return jax.tree.map(lambda leaf: device, abstract)
 
 
 def load_config(directory: str | os.PathLike) -> config_lib.ModelConfig:
@@ -103,6 +106,29 @@ def fingerprint(params: transformer.Params) -> str:
         array = np.asarray(jax.device_get(value))
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def stored_fingerprint(
+    directory: str | os.PathLike, dtype: Any = jnp.float32, progress: bool = False
+) -> str:
+    """The `fingerprint` of `load_model(directory, dtype)`, read a tensor at a time.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_model`.
+    """
+    config, tensors = load_config(directory), Tensors(pathlib.Path(directory))
+    check_tensors(config, tensors)
+    digest = hashlib.sha256()
+    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    for path, leaf in tqdm.tqdm(
+        sorted(abstract.items()), desc="fingerprint", unit="parameter", disable=not progress,
+        leave=False,
+    ):  # fmt: skip
+        digest.update(f"{path} {leaf.shape} {np.dtype(dtype)}\n".encode())
+        for name in tensor_layers(config, path):
+            array = tensors.read(name, dtype=dtype, transpose=is_transposed(path))
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 
@@ -252,15 +278,16 @@ def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Arra
     return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
 
 
-def _load_parameter(
+def load_parameter(
     config: config_lib.ModelConfig,
     tensors: Tensors,
     path: str,
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
+    layer: int | None = None,
 ) -> jax.Array:
-    """One parameter, in its sharding."""
+    """One parameter in its sharding; of a stack one layer, if that is given, in its part of it."""
     names, transpose = tensor_layers(config, path), is_transposed(path)
 
     def read(name: str, index: Index) -> np.ndarray:
@@ -276,13 +303,15 @@ def _load_parameter(
     if isinstance(sharding, jax.sharding.NamedSharding):
         spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
         layer_sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+    if layer is not None:
+        return _make_array(shape[1:], layer_sharding, lambda index: read(names[layer], index))
     if int(np.prod(shape)) * dtype.itemsize <= _STACK_BYTES:
         return _make_array(shape, sharding, read_layers)
     stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
-    for layer, name in enumerate(names):
+    for place, name in enumerate(names):
         array = _make_array(shape[1:], layer_sharding, lambda index, name=name: read(name, index))
         # waiting keeps one layer on the host instead of a queue of them
-        stack = jax.block_until_ready(_set_layer(stack, array, jnp.int32(layer)))
+        stack = jax.block_until_ready(_set_layer(stack, array, jnp.int32(place)))
     return stack
 
 

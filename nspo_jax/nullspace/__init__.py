@@ -2,12 +2,13 @@
 
 from nspo_jax.nullspace.calibration import (
     calibrate,
-    layer_moments,
-    second_moments,
+    check_choices,
+    preview,
     site_from_moment,
 )
 from nspo_jax.nullspace.certificate import certify, drift, format_certificate
 from nspo_jax.nullspace.coordinates import in_null_space
+from nspo_jax.nullspace.moments import second_moments
 from nspo_jax.nullspace.projection import (
     Site,
     embedding_site,
@@ -15,7 +16,7 @@ from nspo_jax.nullspace.projection import (
     null_space_projection,
     project,
 )
-from nspo_jax.nullspace.projectors import Projectors, load_projectors
+from nspo_jax.nullspace.projectors import Projectors, format_provenance, load_projectors
 from nspo_jax.nullspace.rounding import feedback_rounding
 
 __all__ = [
@@ -23,15 +24,17 @@ __all__ = [
     "Site",
     "calibrate",
     "certify",
+    "check_choices",
     "drift",
     "embedding_site",
     "feedback_rounding",
     "format_certificate",
+    "format_provenance",
     "in_null_space",
     "init_lora_a",
-    "layer_moments",
     "load_projectors",
     "null_space_projection",
+    "preview",
     "project",
     "second_moments",
     "site_from_moment",

@@ -1,122 +1,154 @@
 """Calibration: general text through the base model -> second moments -> eigenvectors -> projectors.
 
-For an input site with inputs `x [tokens, in]` the second moment is `C = sum(x^T x) / tokens`, taken
-over the real tokens alone (NSPO, arXiv 2512.11391). Products are float32 at highest precision
-(bfloat16 statistics put rounding noise above the paper's threshold), sums across batches float64,
-and the eigendecomposition is LAPACK's in float64 on the host.
-
-The model is run a layer at a time on all batches: what is in memory is one layer's moments and the
-activations between two layers, whatever the depth.
+A layer at a time: run it, gather its sites' moments, decompose them, keep the thinner side, go on.
+In memory are one layer's weights and moments, the activations between two layers, and the bases so
+far; with a scratch directory an interrupted calibration continues after its last whole layer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import dataclasses
-import functools
-from typing import NamedTuple
+import logging
+import os
+import time
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from nspo_jax import models
-from nspo_jax.nullspace import projection, rank_rules
+from nspo_jax.nullspace import moments as moments_lib
+from nspo_jax.nullspace import projection, rank_rules, splits
 from nspo_jax.nullspace import projectors as projectors_lib
+from nspo_jax.nullspace import spectrum as spectrum_lib
 
-Batch = dict[str, np.ndarray]  # "tokens" int32 [batch, time], "mask" bool [batch, time]
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Input second moments: site name -> float64 [*stack, in, in], and the number of tokens."""
-
-    sites: dict[str, np.ndarray]
-    tokens: int
+Batch = moments_lib.Batch
+STATISTICS = ("inputs", "gradients")
+_log = logging.getLogger(__name__)
 
 
-def _moment(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """The sum of x^T x over real tokens, float32 [in, in], of x [batch * time, in]."""
-    x = jnp.where(mask.reshape(-1, 1), x.astype(jnp.float32), 0.0)
-    return jnp.einsum("ti,tj->ij", x, x, precision=jax.lax.Precision.HIGHEST)
+def calibrate(
+    config: models.ModelConfig,
+    params: Any,
+    batches: Iterable[Batch],
+    *,
+    rank_rule: str = "energy(0.05)",
+    statistics: str = "inputs",
+    first_token: str = "keep",
+    data: str = "",
+    mesh: jax.sharding.Mesh | None = None,
+    scratch: str | os.PathLike | None = None,
+) -> projectors_lib.Projectors:
+    """Calibrates projectors for every linear site of a base model, a layer at a time.
 
-
-_embed = jax.jit(models.embed, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _run_layer(config: models.ModelConfig, layer, window, x: jax.Array, mask: jax.Array):
-    observe = lambda site, inputs: _moment(mask, inputs)  # noqa: E731  a name would hide the mask
-    return models.run_layer(config, layer, window, x, mask, observe)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _head_moment(config: models.ModelConfig, params, x: jax.Array, mask: jax.Array):
-    return _moment(mask, models.final_norm(config, params, x))
-
-
-def layer_moments(
-    config: models.ModelConfig, params, batches: Iterable[Batch]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Runs the base model a layer at a time; yields each layer's moments, then the head's.
+    Every site is stored from its thinner side. One without a free direction is recorded as such,
+    and refused by the transforms when it is used. Where the embedding is not the head too, it gets
+    a site as well: the rows of the text's tokens.
 
     Args:
-      config: the model's configuration.
-      params: the base model's parameters.
-      batches: general conversations, prompt and answer, chat template applied.
-
-    Yields:
-      Site name -> float64 [in, in], the mean of x^T x over the real tokens: of the sites of layer
-      0, 1, ..., and, unless the head is no site, of "head/in".
+      config: the model's configuration: which kernels read which site.
+      params: the base model's parameters, or a `models.LayerSource` such as `models.FileSource`.
+      batches: general conversations; see `moments.layer_moments`.
+      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRules`.
+      statistics: "inputs": of what the layers see (NSPO); "gradients": of the loss's gradients,
+        which needs `params` in memory; see `moments.gradient_moments`.
+      first_token: keep, drop or separate; see `moments.layer_moments`.
+      data: a name or digest of the calibration text, recorded in the provenance.
+      mesh: spreads the batches' rows; None: one device.
+      scratch: a directory for finished layers, removed at the end. What is there continues if it
+        is of the same model, text and rule.
 
     Raises:
-      ValueError: if there are no tokens, or a moment is not finite.
+      ValueError: for an unknown rule or choice, or a rule for a site that is none; and as
+        `moments.layer_moments`.
     """
-    batches = [{name: batch[name] for name in ("tokens", "mask")} for batch in batches]
-    count = sum(int(np.sum(batch["mask"])) for batch in batches)
-    if not count:
-        raise ValueError("There are no calibration tokens: every batch is empty or all padding.")
-    hidden = [_embed(config, {"embed": params["embed"]}, batch["tokens"]) for batch in batches]
-    for layer in range(config.num_layers):
-        weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"])
-        window = config.windows[layer] if config.windows else 0
-        total: dict[str, np.ndarray] = {}
-        for index, batch in enumerate(batches):
-            hidden[index], observed = _run_layer(
-                config, weights, window, hidden[index], batch["mask"]
+    rules, inputs = rank_rules.RankRules.parse(rank_rule), models.input_sites(config)
+    rules.check_sites(list(inputs))
+    check_choices(statistics, first_token)
+    source, batches = _source(config, params), list(batches)
+    provenance = projectors_lib.provenance(
+        config,
+        model=source.fingerprint(),
+        data=data,
+        rule=str(rules),
+        tokens=sum(int(np.sum(batch["mask"])) for batch in batches),
+        statistics=statistics,
+        first_token=first_token,
+    )
+    store = splits.Store(scratch, provenance)
+    started = time.monotonic()
+    found: dict[str, list[splits.Split]] = {name: [] for name in inputs}
+    for layer, moments in _progress(
+        config, source, batches, statistics, first_token, mesh, store.done()
+    ):
+        if not moments:
+            parts = store.read(layer)
+        else:
+            parts = {
+                name: splits.split(moment, rules.of(name), _expected(found[name]))
+                for name, moment in moments.items()
+            }
+            store.write(layer, parts)
+        for name, part in parts.items():
+            found[name].append(part)
+    sites, spectra = {}, {}
+    for name, kernels in inputs.items():
+        stack = (config.num_layers,) if name.startswith("layers/") else ()
+        sites[name], spectra[name] = splits.join(kernels, found.pop(name), stack)
+    if not config.tie_embeddings:
+        tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
+        site, spectrum = _embedding(config, tokens)
+        sites["embed/tokens"], spectra["embed/tokens"] = site, spectrum
+    store.remove()
+    _log.info(
+        "calibrated %d layers on %d tokens in %.0f s",
+        config.num_layers, provenance["tokens"], time.monotonic() - started,
+    )  # fmt: skip
+    return projectors_lib.Projectors(sites, spectra, provenance)
+
+
+def preview(
+    config: models.ModelConfig,
+    params: Any,
+    batches: Iterable[Batch],
+    rank_rule_texts: Sequence[str],
+    *,
+    statistics: str = "inputs",
+    first_token: str = "keep",
+    mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """What each of several rank rules would protect; keeps no basis.
+
+    Arguments and errors are those of `calibrate`.
+
+    Returns:
+      Rule -> rows as those of `Projectors.summary`, "bytes" being those of the thinner side.
+    """
+    all_rules = [rank_rules.RankRules.parse(text) for text in rank_rule_texts]
+    inputs = models.input_sites(config)
+    for rules in all_rules:
+        rules.check_sites(list(inputs))
+    check_choices(statistics, first_token)
+    source, batches = _source(config, params), list(batches)
+    rows: dict[str, list[dict[str, Any]]] = {str(rules): [] for rules in all_rules}
+    guesses: dict[str, int] = {}
+    for layer, moments in _progress(
+        config, source, batches, statistics, first_token, mesh, frozenset()
+    ):
+        for name, moment in moments.items():
+            ranks, spectrum = splits.ranks(
+                moment, [rules.of(name) for rules in all_rules], guesses.get(name, 0)
             )
-            for site, moment in observed.items():
-                total[site] = total.get(site, 0.0) + np.asarray(moment, np.float64)
-        yield _mean(total, count, f" in layer {layer}")
-    if "head/in" in models.input_sites(config):
-        norm = {"norm": params["norm"]}
-        moments = [
-            np.asarray(_head_moment(config, norm, x, batch["mask"]), np.float64)
-            for x, batch in zip(hidden, batches, strict=True)
-        ]
-        yield _mean({"head/in": sum(moments)}, count, "")
-
-
-def _mean(total: dict[str, np.ndarray], count: int, where: str) -> dict[str, np.ndarray]:
-    bad = [site for site, moment in total.items() if not np.isfinite(moment).all()]
-    if bad:
-        raise ValueError(
-            f"The input moments of {', '.join(bad)}{where} are not finite: check the model."
-        )
-    return {site: moment / count for site, moment in total.items()}
-
-
-def second_moments(config: models.ModelConfig, params, batches: Iterable[Batch]) -> Moments:
-    """The second moments of every input site at once, for a model that is small enough.
-
-    Arguments and errors are those of `layer_moments`.
-    """
-    batches = list(batches)
-    parts: dict[str, list[np.ndarray]] = {}
-    for moments in layer_moments(config, params, batches):
-        for site, moment in moments.items():
-            parts.setdefault(site, []).append(moment)
-    sites = {s: np.stack(m) if s.startswith("layers/") else m[0] for s, m in parts.items()}
-    return Moments(sites, sum(int(np.sum(batch["mask"])) for batch in batches))
+            guesses[name] = max(ranks)
+            for rules, rank in zip(all_rules, ranks, strict=True):
+                row = projectors_lib.summary_row(
+                    name,
+                    layer if name.startswith("layers/") else None,
+                    rank,
+                    spectrum,
+                    4 * spectrum.size * min(rank, spectrum.size - rank),
+                )
+                rows[str(rules)].append(row)
+    return {rule: sorted(found, key=lambda row: row["site"]) for rule, found in rows.items()}
 
 
 def site_from_moment(kernels: Sequence[str], moment: np.ndarray, rank_rule: str) -> projection.Site:
@@ -138,97 +170,67 @@ def site_from_moment(kernels: Sequence[str], moment: np.ndarray, rank_rule: str)
             "[*stack, in, in], the sum of x^T x over inputs x [tokens, in]."
         )
     rule, size = rank_rules.RankRule.parse(rank_rule), moment.shape[-1]
-    splits = [_split(part, rule) for part in moment.reshape(-1, size, size)]
-    return _join(kernels, splits, moment.shape[:-2])[0]
+    parts = [splits.split_matrix(part, rule) for part in moment.reshape(-1, size, size)]
+    return splits.join(kernels, parts, moment.shape[:-2])[0]
 
 
-class _Split(NamedTuple):
-    """One moment, split by a rule.
-
-    basis: float32 [in, k], eigenvectors of the thinner side; side: which; rank: protected
-    directions; spectrum: float32 [in], descending.
-    """
-
-    basis: np.ndarray
-    side: str
-    rank: int
-    spectrum: np.ndarray
-
-
-def _split(moment: np.ndarray, rule: rank_rules.RankRule) -> _Split:
-    """The thinner side of a moment, float64 [in, in]."""
-    values, vectors = np.linalg.eigh(moment)
-    values, vectors = values[::-1], vectors[:, ::-1]  # descending
-    rank = rule.rank(values)
-    protected = rank <= len(values) - rank
-    basis = vectors[:, :rank] if protected else vectors[:, rank:]
-    side = projection.PROTECTED if protected else projection.NULL
-    return _Split(basis.astype(np.float32), side, rank, values.astype(np.float32))
+def check_choices(statistics: str, first_token: str) -> None:
+    """Raises ValueError for values of calibration.statistics and first_token that are none."""
+    for name, value, known in (
+        ("statistics", statistics, STATISTICS),
+        ("first_token", first_token, moments_lib.FIRST_TOKENS),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"calibration.{name} is {value!r}; expected one of {', '.join(known)}."
+            )
+    if statistics == "gradients" and first_token != "keep":
+        raise ValueError(
+            f"calibration.first_token is {first_token!r} with calibration.statistics='gradients', "
+            "whose loss is on answers alone. Set calibration.first_token=keep."
+        )
 
 
-def _join(
-    kernels: Sequence[str], splits: Sequence[_Split], stack: tuple[int, ...]
-) -> tuple[projection.Site, np.ndarray]:
-    """The site of a stack of splits, all from the thinner side of the thickest of them."""
-    size = len(splits[0].spectrum)
-    protected = np.array([split.rank for split in splits])
-    side = projection.PROTECTED if protected.max() <= (size - protected).max() else projection.NULL
-    ranks = protected if side == projection.PROTECTED else size - protected
-    columns = [split.basis if split.side == side else _other_side(split) for split in splits]
-    site = projection.Site(
-        kernels=tuple(kernels),
-        basis=projection.stack_bases(columns).reshape(*stack, size, -1),
-        side=side,
-        ranks=ranks.reshape(stack).astype(np.int32),
-    )
-    return site, np.stack([split.spectrum for split in splits]).reshape(*stack, size)
+def _source(config: models.ModelConfig, params: Any) -> models.LayerSource:
+    return models.ParamsSource(config, params) if isinstance(params, dict) else params
 
 
-def _other_side(split: _Split) -> np.ndarray:
-    site = projection.Site(("",), split.basis, split.side, np.int32(split.basis.shape[1]))
-    return np.asarray(site.complement().basis)
-
-
-def calibrate(
+def _progress(
     config: models.ModelConfig,
-    params,
-    batches: Iterable[Batch],
-    *,
-    rank_rule: str = "energy(0.05)",
-    data: str = "",
-) -> projectors_lib.Projectors:
-    """Calibrates projectors for every linear site of a base model, a layer at a time.
+    source: models.LayerSource,
+    batches: list[Batch],
+    statistics: str,
+    first_token: str,
+    mesh: jax.sharding.Mesh | None,
+    done: frozenset[int],
+) -> Iterator[tuple[int, dict[str, moments_lib.Moment]]]:
+    """(layer, its moments), the head's last, behind a bar that says how long it will take."""
+    if statistics == "gradients":
+        if not isinstance(source, models.ParamsSource):
+            raise ValueError(
+                "calibration.statistics is 'gradients', which needs the parameters in memory: give "
+                "them instead of a file's."
+            )
+        steps = moments_lib.gradient_moments(config, source.params, batches)
+    else:
+        steps = moments_lib.layer_moments(
+            source, batches, first_token=first_token, done=done, mesh=mesh
+        )
+    total = config.num_layers + ("head/in" in models.input_sites(config))
+    bar = tqdm.tqdm(steps, desc="calibrate", unit="layer", total=total, leave=False)
+    for layer, moments in enumerate(bar):
+        yield layer, {} if layer in done else moments
 
-    Every site is stored from its thinner side. One without a free direction is recorded as such,
-    and refused by the transforms when it is used.
 
-    Args:
-      config: the model's configuration: which kernels read which site.
-      params: the base model's parameters.
-      batches: general conversations; see `layer_moments`.
-      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRules`.
-      data: a name or digest of the calibration text, recorded in the provenance.
+def _expected(before: list[splits.Split]) -> int:
+    """The rank to be expected of a site: the last layer's."""
+    return before[-1].rank if before else 0
 
-    Raises:
-      ValueError: for an unknown rule, or one for a site that is none; and as `layer_moments`.
-    """
-    rules, inputs = rank_rules.RankRules.parse(rank_rule), models.input_sites(config)
-    rules.check_sites(list(inputs))
-    batches = list(batches)
-    splits: dict[str, list[_Split]] = {name: [] for name in inputs}
-    steps = layer_moments(config, params, batches)
-    total = config.num_layers + ("head/in" in inputs)
-    for moments in tqdm.tqdm(steps, desc="calibrate", unit="layer", total=total, leave=False):
-        for name, moment in moments.items():
-            splits[name].append(_split(moment, rules.of(name)))
-    sites, spectra = {}, {}
-    for name, kernels in inputs.items():
-        stack = (config.num_layers,) if name.startswith("layers/") else ()
-        sites[name], spectra[name] = _join(kernels, splits[name], stack)
-    provenance = {
-        "model": models.fingerprint(params),
-        "data": data,
-        "rule": str(rules),
-        "tokens": sum(int(np.sum(batch["mask"])) for batch in batches),
-    }
-    return projectors_lib.Projectors(sites, spectra, provenance)
+
+def _embedding(
+    config: models.ModelConfig, tokens: np.ndarray
+) -> tuple[projection.Site, spectrum_lib.Spectrum]:
+    """The embedding's site. Its inputs are one-hot: their moment has the tokens' frequencies."""
+    site = projection.embedding_site("embed/embedding", config.vocab_size, tokens)
+    counts = np.sort(np.bincount(tokens, minlength=config.vocab_size))[::-1]
+    return site, spectrum_lib.single(counts / len(tokens), 1.0, config.vocab_size)

@@ -23,15 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax import models
-from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import activations, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
 Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 HIGHEST = jax.lax.Precision.HIGHEST
-# Eigenvalues of float32 inputs are known to this fraction of the largest.
-NOISE = float(np.finfo(np.float32).eps)
-# Two measurements of the same text differ by rounding alone; other text differs by more.
-SAME_TEXT = 1e-3
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,38 +87,6 @@ def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) ->
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _site_sums(config: models.ModelConfig, base, changes: dict[str, Any], bases, batch):
-    """Sums over the real tokens, by layer.
-
-    Returns:
-      kernel -> float32 [2, *stack]: |x dW|^2 and |x W|^2;
-      site -> float32 [2, *stack]: |x U|^2 and |x|^2.
-    """
-    inputs = models.forward(
-        config, base, batch["tokens"], batch["mask"], observe=lambda site, x: x
-    ).observations
-    keep = batch["mask"].reshape(-1, 1)
-    inputs = {site: jnp.where(keep, x.astype(jnp.float32), 0.0) for site, x in inputs.items()}
-    kernels = projection.leaves_by_path(base)
-
-    def energy(x, kernel):
-        out = jnp.einsum("...ti,...io->...to", x, kernel, precision=HIGHEST)
-        return jnp.sum(out * out, axis=(-2, -1))  # [*stack]
-
-    outputs = {
-        path: jnp.stack([energy(inputs[site], change), energy(inputs[site], kernels[path])])
-        for site, paths in models.input_sites(config).items()
-        for path in paths
-        if (change := changes.get(path)) is not None
-    }
-    sites = {
-        site: jnp.stack([energy(inputs[site], basis), jnp.sum(inputs[site] ** 2, axis=(-2, -1))])
-        for site, basis in bases.items()
-    }
-    return outputs, sites
-
-
 def certify(
     config: models.ModelConfig,
     base,
@@ -131,7 +95,7 @@ def certify(
     calibration: Iterable[Batch],
     held_out: Iterable[Batch],
 ) -> dict[str, Any]:
-    """Measures what the policy kept of the base model.
+    """Measures what the policy kept of the base model, a layer at a time.
 
     Args:
       config: the model's configuration.
@@ -151,65 +115,138 @@ def certify(
     Raises:
       ValueError: if the projectors belong to another base model.
     """
-    projectors.check_model(models.fingerprint(base))
+    projectors.check_model(config, models.fingerprint(base))
     calibration = list(calibration)
-    before = projection.leaves_by_path(base)
-    after = projection.leaves_by_path(policy)
-    changes = {path: after[path] - before[path] for path in before}
-    bases = {name: jnp.asarray(site.protected_basis()) for name, site in projectors.sites.items()}
-
-    outputs: dict[str, np.ndarray] = {}
-    inputs: dict[str, np.ndarray] = {}
-    for batch in calibration:
-        sums = jax.device_get(_site_sums(config, base, changes, bases, batch))
-        for total, part in zip((outputs, inputs), sums, strict=True):
-            for name, pair in part.items():
-                total[name] = total.get(name, 0.0) + np.asarray(pair, np.float64)
+    masked = ({name: batch[name] for name in ("tokens", "mask")} for batch in calibration)
+    run = activations.Activations(models.ParamsSource(config, base), masked)
+    before, after = (projection.leaves_by_path(tree) for tree in (base, policy))
     tokens = int(sum(np.sum(batch["mask"]) for batch in calibration))
-
-    rows, inside_total, change_total = [], 0.0, 0.0
-    projected = {path for site in projectors.sites.values() for path in site.kernels}
-    for name, site in projectors.sites.items():
-        basis, ranks = bases[name], np.asarray(site.protected_ranks)
-        for path in site.kernels:
-            inside = np.asarray(projection.coordinates(changes[path], basis), np.float64)
-            change = np.asarray(changes[path], np.float64)
-            layers = range(basis.shape[0]) if basis.ndim > 2 else (Ellipsis,)
-            for layer in layers:
-                inside_energy, change_energy = _energy(inside[layer]), _energy(change[layer])
-                moved, original = outputs[path][:, layer]
-                spectrum, rank = projectors.spectra[name][layer], int(ranks[layer])
-                bound = None
-                if _is_spectrum_of(spectrum, rank, inputs[name][:, layer] / tokens):
-                    outside = max(change_energy - inside_energy, 0.0)
-                    most = tokens * _largest_output(spectrum, rank, inside_energy, outside)
-                    bound = _ratio(most, original)
-                rows.append({
-                    "kernel": path,
-                    "site": name,
-                    "layer": layer if basis.ndim > 2 else None,
-                    "relative_change": _ratio(change_energy, _energy(before[path][layer])),
-                    "protected_share": _ratio(inside_energy, change_energy),
-                    "output_change": _ratio(moved, original),
-                    "output_bound": bound,
-                })  # fmt: skip
-                inside_total += inside_energy
-                change_total += change_energy
+    rows, changed = [], dict.fromkeys(before, 0.0)  # path -> |dW|^2
+    for layer in (*range(config.num_layers), None):
+        at = Ellipsis if layer is None else layer
+        weights = {
+            path: (before[path][at], after[path][at] - before[path][at])
+            for path in before
+            if path.startswith("layers/") == (layer is not None)
+        }
+        for path, (_, change) in weights.items():
+            changed[path] += _energy(change)
+        sites = {
+            name: projection.Site(site.kernels, site.basis[at], site.side, site.ranks[at])
+            for name, site in projectors.sites.items()
+            if name.startswith("layers/") == (layer is not None)
+        }
+        measured = _measure(config, run, sites, weights, layer)
+        for name, site in sites.items():
+            if site.side == projection.ROWS:
+                measured |= _measure_rows(name, site, weights, calibration)
+        for name, site in sites.items():
+            spectrum = projectors.spectra[name].layers()[layer or 0]
+            for path in site.kernels:
+                row = _row(site, spectrum, weights[path], measured[name], path, tokens)
+                rows.append({"kernel": path, "site": name, "layer": layer, **row})
+    order = {path: place for place, path in enumerate(_kernels(projectors))}
+    rows.sort(key=lambda row: (order[row["kernel"]], row["layer"] or 0))
+    inside = sum(row.pop("inside") for row in rows)
     bounds = [row["output_bound"] for row in rows]
-    unprotected = {
-        path: _ratio(_energy(change), _energy(before[path]))
-        for path, change in changes.items()
-        if path not in projected and np.any(change)
-    }
     return {
         "sites": rows,
-        "protected_share": _ratio(inside_total, change_total),
+        "protected_share": _ratio(inside, sum(changed[path] for path in order)),
         "output_change": max(row["output_change"] for row in rows),
         "output_bound": None if None in bounds else max(bounds),
-        "unprotected": unprotected,
+        "unprotected": {
+            path: _ratio(change, _energy(before[path]))
+            for path, change in changed.items()
+            if path not in order and change
+        },
         "calibration": drift(config, base, policy, calibration),
         "held_out": drift(config, base, policy, held_out),
         "provenance": {**projectors.provenance, "policy": models.fingerprint(policy)},
+    }
+
+
+def _kernels(projectors: projectors_lib.Projectors) -> list[str]:
+    return [path for site in projectors.sites.values() for path in site.kernels]
+
+
+def _observe(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: Any):
+    """Sums over a site's real tokens.
+
+    `extra` is (site -> path -> (W, dW), site -> U), of the sites to look at.
+
+    Returns:
+      path -> float32 [2]: |x dW|^2 and |x W|^2; "inputs" -> float32 [2]: |x U|^2 and |x|^2.
+    """
+    kernels, bases = extra
+    if site not in bases:
+        return {}
+    x = jnp.where(batch["mask"].reshape(-1, 1), x, 0.0)
+
+    def energy(matrix):
+        out = jnp.einsum("ti,io->to", x, matrix, precision=HIGHEST)
+        return jnp.sum(out * out)
+
+    outputs = {
+        path: jnp.stack([energy(change), energy(kernel)])
+        for path, (kernel, change) in kernels[site].items()
+    }
+    return {**outputs, "inputs": jnp.stack([energy(bases[site]), jnp.sum(x * x)])}
+
+
+def _fold(total, observed):
+    observed = jax.tree.map(lambda sums: np.asarray(sums, np.float64), observed)
+    return observed if total is None else jax.tree.map(np.add, total, observed)
+
+
+def _measure(config, run, sites, weights, layer) -> dict[str, Any]:
+    """Runs a layer, or the head: site -> what `_observe` gives, over all batches, in float64."""
+    dense = {name: site for name, site in sites.items() if site.side != projection.ROWS}
+    extra = (
+        {name: {path: weights[path] for path in site.kernels} for name, site in dense.items()},
+        {name: jnp.asarray(site.protected_basis()) for name, site in dense.items()},
+    )
+    if layer is not None:
+        return run.run_layer(_observe, _fold, extra)
+    return run.run_head(_observe, _fold, extra) if dense else {}
+
+
+def _measure_rows(name, site, weights, batches: list[Batch]) -> dict[str, Any]:
+    """The same of an embedding's rows, whose inputs are one-hot."""
+    tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
+    counts = np.bincount(tokens, minlength=site.size).astype(np.float64)
+    protected = np.asarray(site.basis)[:, 0] == 0
+    outputs = {}
+    for path in site.kernels:
+        kernel, change = (np.asarray(part, np.float64) for part in weights[path])
+        outputs[path] = np.array([counts @ (change**2).sum(1), counts @ (kernel**2).sum(1)])
+    inputs = np.array([counts @ protected, counts.sum()])
+    spectrum = np.sort(counts)[::-1] / counts.sum()
+    return {name: {**outputs, "inputs": inputs, "spectrum": spectrum}}
+
+
+def _row(site, spectrum, weights, measured, path, tokens) -> dict[str, Any]:
+    """What is said of one kernel in one layer; "inside" is |U^T dW|^2."""
+    kernel, change = weights
+    if site.side == projection.ROWS:
+        inside = _energy(np.where(np.asarray(site.basis) == 0, np.asarray(change), 0))
+    elif site.side == projection.PROTECTED:
+        inside = _energy(projection.coordinates(change, jnp.asarray(site.basis)))
+    else:
+        inside = _energy(change - projection.project(change, jnp.asarray(site.basis), site.side))
+    rank, moved = int(site.protected_ranks), _energy(change)
+    outputs, inputs = measured[path], measured["inputs"]
+    bound, same = None, spectrum.is_of(rank, *(inputs / tokens))
+    if "spectrum" in measured:  # any text has one token a token: energies alone tell nothing
+        same &= np.allclose(measured["spectrum"], spectrum.values, atol=1e-6)
+    if same:
+        most = tokens * spectrum.largest_output(rank, inside, max(moved - inside, 0.0))
+        bound = _ratio(most, outputs[1])
+    return {
+        "relative_change": _ratio(moved, _energy(kernel)),
+        "protected_share": _ratio(inside, moved),
+        "output_change": _ratio(*outputs),
+        "output_bound": bound,
+        "inside": inside,
     }
 
 
@@ -227,7 +264,7 @@ def format_certificate(report: dict[str, Any]) -> str:
         )
     lines.append("")
     if report["output_bound"] is None:
-        lines.append("no bound: the spectra are of other text than the one measured here")
+        lines.append("no bound: the spectra are of other inputs than the ones measured here")
     lines.append(f"weight change inside the protected subspace  {report['protected_share']:.1e}")
     for name, text in (("calibration", "calibration text"), ("held_out", "held-out text")):
         part = report[name]
@@ -238,21 +275,8 @@ def format_certificate(report: dict[str, Any]) -> str:
     if report["unprotected"]:
         changed = ", ".join(f"{path} {size:.1e}" for path, size in report["unprotected"].items())
         lines.append(f"changed without a projector: {changed}")
-    provenance = ", ".join(f"{name} {value}" for name, value in report["provenance"].items())
-    lines.append(f"of {provenance}")
+    lines.append(f"of {projectors_lib.format_provenance(report['provenance'])}")
     return "\n".join(lines)
-
-
-def _is_spectrum_of(spectrum: np.ndarray, rank: int, measured: np.ndarray) -> bool:
-    """Whether the inputs' energy a token, protected and in all, is the one the spectrum says."""
-    expected = np.array([spectrum[:rank].sum(), spectrum.sum()], np.float64)
-    return bool(np.all(np.abs(measured - expected) <= SAME_TEXT * expected[1]))
-
-
-def _largest_output(spectrum: np.ndarray, rank: int, inside: float, outside: float) -> float:
-    """The most |x dW|^2 a token, given |dW|^2 inside and outside the protected subspace."""
-    free = max(float(spectrum[rank]), NOISE * float(spectrum[0])) if rank < len(spectrum) else 0.0
-    return float(spectrum[0]) * inside + free * outside
 
 
 def _energy(array) -> float:

@@ -4,9 +4,11 @@ Blocked subspace iteration (Halko, Martinsson and Tropp, SIAM Review 53, 2011, a
 random block is multiplied by the matrix and orthonormalised, again and again, until the energy that
 it leaves outside stops falling; then a Rayleigh-Ritz step in the block. For rank d/8 that is a few
 matrix products of [d, d] with [d, d/8], on the device, where a full decomposition would take
-minutes at d = 18944.
+minutes at d = 18944. Where the rank follows from the eigenvalues, `decompose` takes more of them
+until it is known.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -15,11 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# Above this share of all directions a full decomposition is the cheaper one.
+# Above this share of all directions a full decomposition is the cheaper one; up to this size it is
+# a matter of a second, and shows the whole spectrum.
 FULL_SHARE = 0.5
+FULL_SIZE = 1024
 _OVERSAMPLING = 1.15  # columns of the block beyond the rank that is asked for
+_MARGIN = 8  # and this many more
 _TOLERANCE = 1e-2  # relative fall of the energy outside at which the iteration ends
 _MOST_PASSES = 12
+
+
+# (leading eigenvalues, descending; the number of all; their sum) -> rank, None: more are needed.
+RankOf = Callable[[np.ndarray, int, float], int | None]
 
 
 class Eigenpairs(NamedTuple):
@@ -40,7 +49,50 @@ class Eigenpairs(NamedTuple):
         return self.trace - float(np.sum(self.values))
 
 
-def leading(moment: jax.Array | np.ndarray, rank: int, seed: int = 0) -> Eigenpairs:
+def decompose(
+    matrix: jax.Array | np.ndarray, rank_of: RankOf, guess: int = 0
+) -> tuple[Eigenpairs, int]:
+    """As many leading eigenpairs of a positive semi-definite matrix as its rank needs.
+
+    Decomposes fully (LAPACK, float64, on the host) up to `FULL_SIZE` and where more than half of
+    the directions are asked for; else iterates on the device.
+
+    Args:
+      matrix: float32 or float64 [d, d], symmetric.
+      rank_of: says the rank that the eigenvalues found so far mean.
+      guess: the rank to be expected; 0: no idea.
+
+    Returns:
+      The pairs, more than the rank unless they are all; and the rank. Of pairs that are not all,
+      the value after the rank is the largest eigenvalue of what the first `rank` vectors leave free
+      (to the accuracy of a few power iterations), and the vectors after it mean nothing.
+
+    Raises:
+      ValueError: as `leading`.
+    """
+    size = matrix.shape[-1]
+    count = size if size <= FULL_SIZE else max(guess + guess // 16, size // 32) + _MARGIN
+    start = None
+    while True:
+        if _block(count, size) > FULL_SHARE * size:
+            count = size
+        pairs = leading(matrix, count, start=start)
+        rank = rank_of(pairs.values, size, pairs.trace)
+        if len(pairs.values) == size:
+            return pairs, rank
+        if rank is not None:
+            values = pairs.values[: rank + 1].copy()
+            free = _largest_outside(
+                jnp.asarray(matrix, jnp.float32), pairs.vectors[:, :rank], pairs.vectors[:, rank:]
+            )
+            values[rank] = max(values[rank], float(free))
+            return pairs._replace(values=values, vectors=pairs.vectors[:, : rank + 1]), rank
+        start, count = pairs.vectors, 2 * count
+
+
+def leading(
+    moment: jax.Array | np.ndarray, rank: int, seed: int = 0, start: np.ndarray | None = None
+) -> Eigenpairs:
     """The `rank` leading eigenpairs of a positive semi-definite matrix.
 
     Iterates on the device, or decomposes fully (LAPACK, float64, on the host) where the rank is
@@ -50,6 +102,7 @@ def leading(moment: jax.Array | np.ndarray, rank: int, seed: int = 0) -> Eigenpa
       moment: float32 or float64 [d, d], symmetric.
       rank: at least 1; more than d is taken as d.
       seed: of the random block.
+      start: float32 [d, any], columns that are near to what is sought.
 
     Raises:
       ValueError: the matrix is not square, or has a number that is not finite.
@@ -63,13 +116,16 @@ def leading(moment: jax.Array | np.ndarray, rank: int, seed: int = 0) -> Eigenpa
     trace = float(np.trace(moment, dtype=np.float64) if on_host else _trace(moment))
     if not np.isfinite(trace):
         raise ValueError("The moment is not finite: check the model and the calibration text.")
-    block = min(size, int(np.ceil(rank * _OVERSAMPLING)) + 8)
+    block = _block(rank, size)
     if block > FULL_SHARE * size:
         values, vectors = np.linalg.eigh(np.asarray(moment, np.float64))
         values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
         return Eigenpairs(values, vectors.astype(np.float32), trace, 0)
     matrix = jnp.asarray(moment, jnp.float32)
-    basis = _orthonormal(jax.random.normal(jax.random.key(seed), (size, block), jnp.float32))
+    columns = jax.random.normal(jax.random.key(seed), (size, block), jnp.float32)
+    if start is not None:
+        columns = columns.at[:, : start.shape[1]].set(start)
+    basis = _orthonormal(columns)
     outside, passes = np.inf, 0
     while passes < _MOST_PASSES:
         image, held = _multiply(matrix, basis)
@@ -83,6 +139,11 @@ def leading(moment: jax.Array | np.ndarray, rank: int, seed: int = 0) -> Eigenpa
     values = np.asarray(values, np.float64)[::-1][:rank]
     vectors = np.asarray(_polish(vectors[:, ::-1][:, :rank]))
     return Eigenpairs(values, vectors, trace, passes)
+
+
+def _block(rank: int, size: int) -> int:
+    """Columns to iterate on for a rank."""
+    return min(size, int(np.ceil(rank * _OVERSAMPLING)) + _MARGIN)
 
 
 @jax.jit
@@ -116,3 +177,25 @@ def _polish(vectors):
     gram = jnp.matmul(vectors.T, vectors, precision=HIGHEST)
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jnp.matmul(vectors, 1.5 * eye - 0.5 * gram, precision=HIGHEST)
+
+
+@jax.jit
+def _largest_outside(matrix, inside, start):
+    """The largest eigenvalue of the matrix restricted to the complement of `inside`.
+
+    A few steps of block power iteration from the columns that came next, and random ones.
+    """
+    drawn = jax.random.normal(jax.random.key(1), (matrix.shape[0], _MARGIN), jnp.float32)
+    block = jnp.concatenate([start[:, : 2 * _MARGIN], drawn], axis=1)
+
+    def deflated(block):
+        held = jnp.matmul(inside.T, block, precision=HIGHEST)
+        return block - jnp.matmul(inside, held, precision=HIGHEST)
+
+    def step(_, block):
+        block = jnp.linalg.qr(deflated(block))[0]
+        return jnp.matmul(matrix, block, precision=HIGHEST)
+
+    block = jnp.linalg.qr(deflated(jax.lax.fori_loop(0, 8, step, block)))[0]
+    small = jnp.matmul(block.T, jnp.matmul(matrix, block, precision=HIGHEST), precision=HIGHEST)
+    return jnp.linalg.eigvalsh((small + small.T) / 2)[-1]

@@ -294,7 +294,11 @@ def sites_of(projectors: Any) -> dict[str, Site]:
             f"projectors is {projectors!r}; expected a non-empty Projectors or a mapping from site "
             "name to Site. Did the targets select nothing?"
         )
-    empty = [name for name, site in sites.items() if np.all(site.protected_ranks == site.size)]
+    empty = [  # an embedding of which every row is protected is merely frozen
+        name
+        for name, site in sites.items()
+        if site.side != ROWS and np.all(site.protected_ranks == site.size)
+    ]
     if empty:
         raise ValueError(
             f"The null space of {', '.join(empty)} is empty: every direction is protected, so that "

@@ -12,14 +12,23 @@ import shutil
 import tempfile
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from nspo_jax import models, version
 from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import spectrum as spectrum_lib
 
-FORMAT = 1
-TARGETS = ("attention", "mlp", "head")
+FORMAT = 2
+TARGETS = ("attention", "mlp", "head", "embed")
+# What of a model's config says how its kernels are laid out: another number of heads may have the
+# same shapes.
+LAYOUT = (
+    "family", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads",
+    "head_dim", "vocab_size", "tie_embeddings",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +37,19 @@ class Projectors:
 
     Attributes:
       sites: site name ("layers/mlp/in") -> `projection.Site`.
-      spectra: site name -> float32 [*stack, in], the second moment's eigenvalues, descending.
-      provenance: what made them: `model` (fingerprint), `data` (digest), `tokens`, `rule`.
+      spectra: site name -> the second moment's `Spectrum`.
+      provenance: what made them; see `provenance`.
     """
 
     sites: dict[str, projection.Site]
-    spectra: dict[str, np.ndarray]
+    spectra: dict[str, spectrum_lib.Spectrum]
     provenance: dict[str, Any]
 
     def select(self, targets: str) -> "Projectors":
         """Keeps the sites of some targets.
 
         Args:
-          targets: "+"-joined names of attention, mlp and head: "mlp+attention".
+          targets: "+"-joined names of attention, mlp, head and embed: "mlp+attention".
 
         Raises:
           ValueError: for an unknown target, or one that this model has no site for.
@@ -49,7 +58,8 @@ class Projectors:
         kept = {name: site for name, site in self.sites.items() if target_of(name) in names}
         absent = sorted(set(names) - {target_of(name) for name in kept})
         if absent:
-            reason = "a tied head is the embedding" if absent == ["head"] else "no such site"
+            tied = set(absent) <= {"head", "embed"}
+            reason = "a tied head is the embedding" if tied else "no such site"
             raise ValueError(
                 f"projection.targets is {targets!r}, but there is no projector for "
                 f"{'+'.join(absent)} ({reason}). Available: "
@@ -79,30 +89,36 @@ class Projectors:
         return dataclasses.replace(self, sites=sites, provenance=provenance)
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row a site and layer: site, layer, in, rank, free share, protected energy, gap, bytes.
-
-        The gap is the last protected eigenvalue over the first free one, inf where that is zero and
-        nan where there is no cut; bytes are those of the stored basis, padding included.
-        """
+        """A row a site and layer; see `summary_row`. Bytes are of the basis, padding included."""
         rows = []
         for name, site in self.sites.items():
             ranks = site.protected_ranks.reshape(-1)
-            spectra = np.maximum(self.spectra[name].reshape(len(ranks), -1), 0.0)
-            for layer, (rank, spectrum) in enumerate(zip(ranks, spectra, strict=True)):
-                rows.append({
-                    "site": name,
-                    "layer": layer if site.basis.ndim > 2 else None,
-                    "in": site.size,
-                    "rank": int(rank),
-                    "free": 1.0 - int(rank) / site.size,
-                    "energy": float(spectrum[:rank].sum() / spectrum.sum()),
-                    "gap": _gap(spectrum, int(rank)),
-                    "bytes": site.basis.nbytes // len(ranks),
-                })  # fmt: skip
+            for layer, (rank, spectrum) in enumerate(
+                zip(ranks, self.spectra[name].layers(), strict=True)
+            ):
+                layer = layer if site.basis.ndim > 2 else None
+                size = site.basis.nbytes // len(ranks)
+                rows.append(summary_row(name, layer, int(rank), spectrum, size))
         return rows
 
-    def check_model(self, fingerprint: str) -> None:
-        """Raises ValueError unless these were calibrated on the model with this fingerprint."""
+    def check_model(self, config: models.ModelConfig, fingerprint: str) -> None:
+        """Raises ValueError unless these were calibrated on this very model.
+
+        Args:
+          config: the model's.
+          fingerprint: `models.fingerprint` of its parameters.
+        """
+        layout = self.provenance["layout"]
+        differences = [
+            f"{name} {layout[name]!r} there and {getattr(config, name)!r} here"
+            for name in LAYOUT
+            if layout[name] != getattr(config, name)
+        ]
+        if differences:
+            raise ValueError(
+                "These projectors were calibrated on a model of another layout: "
+                f"{'; '.join(differences)}. Run `python -m scripts.calibrate` for this base model."
+            )
         if self.provenance["model"] != fingerprint:
             raise ValueError(
                 f"These projectors were calibrated on the model {self.provenance['model']}, but "
@@ -116,7 +132,10 @@ class Projectors:
         for name, site in self.sites.items():
             arrays[f"{name}.basis"] = np.ascontiguousarray(site.basis, np.float32)
             arrays[f"{name}.ranks"] = np.asarray(site.ranks, np.int32)
-            arrays[f"{name}.spectrum"] = np.ascontiguousarray(self.spectra[name], np.float32)
+            spectrum = self.spectra[name]
+            arrays[f"{name}.spectrum"] = np.ascontiguousarray(spectrum.values, np.float32)
+            arrays[f"{name}.trace"] = np.asarray(spectrum.trace, np.float64)
+            arrays[f"{name}.first"] = np.asarray(spectrum.first, np.int32)
             sites[name] = {"kernels": list(site.kernels), "side": site.side}
         document = {"format": FORMAT, "sites": sites, "provenance": self.provenance}
 
@@ -127,8 +146,16 @@ class Projectors:
         write_directory(directory, write)
 
 
-def load_projectors(directory: str | pathlib.Path) -> Projectors:
+def load_projectors(
+    directory: str | pathlib.Path, shardings: Callable[[Any], Any] | None = None
+) -> Projectors:
     """Reads what `Projectors.save` wrote.
+
+    Args:
+      directory: where that is.
+      shardings: from the tree {"bases": {site: jax.ShapeDtypeStruct}} to a tree of shardings, for
+        example `functools.partial(sharding.shardings, mesh)`: bases are then arrays on the devices,
+        of which each reads its own part. None: numpy arrays.
 
     Raises:
       FileNotFoundError: if the directory or one of its two files is absent.
@@ -143,19 +170,21 @@ def load_projectors(directory: str | pathlib.Path) -> Projectors:
             )
     try:
         document = json.loads((directory / "projectors.json").read_text())
-        arrays = safetensors.numpy.load_file(directory / "projectors.safetensors")
         if document["format"] != FORMAT:
             raise ValueError(f"format is {document['format']}, expected {FORMAT}")
-        sites = {
-            name: projection.Site(
-                kernels=tuple(entry["kernels"]),
-                basis=arrays[f"{name}.basis"],
-                side=entry["side"],
-                ranks=arrays[f"{name}.ranks"],
-            )
-            for name, entry in document["sites"].items()
-        }
-        spectra = {name: arrays[f"{name}.spectrum"] for name in sites}
+        with safetensors.safe_open(directory / "projectors.safetensors", "numpy") as file:
+            bases = _load_bases(file, list(document["sites"]), shardings)
+            sites, spectra = {}, {}
+            for name, entry in document["sites"].items():
+                kernels, side = tuple(entry["kernels"]), entry["side"]
+                ranks = file.get_tensor(f"{name}.ranks")
+                sites[name] = projection.Site(kernels, bases[name], side, ranks)
+                spectra[name] = spectrum_lib.Spectrum(
+                    values=file.get_tensor(f"{name}.spectrum"),
+                    trace=file.get_tensor(f"{name}.trace"),
+                    first=file.get_tensor(f"{name}.first"),
+                    size=sites[name].size,
+                )
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"The projectors in {directory} cannot be read ({error}). The files are damaged or of "
@@ -164,12 +193,73 @@ def load_projectors(directory: str | pathlib.Path) -> Projectors:
     return Projectors(sites, spectra, document["provenance"])
 
 
-def _gap(spectrum: np.ndarray, rank: int) -> float:
-    """The last protected eigenvalue over the first free one."""
-    if not 0 < rank < len(spectrum):
-        return float("nan")
-    last, first = float(spectrum[rank - 1]), float(spectrum[rank])
-    return last / first if first > 0 else float("inf")
+def _load_bases(
+    file: Any, names: list[str], shardings: Callable[[Any], Any] | None
+) -> dict[str, Any]:
+    if shardings is None:
+        return {name: file.get_tensor(f"{name}.basis") for name in names}
+    slices = {name: file.get_slice(f"{name}.basis") for name in names}
+    abstract = {
+        name: jax.ShapeDtypeStruct(part.get_shape(), np.float32) for name, part in slices.items()
+    }
+    placed = shardings({"bases": abstract})["bases"]
+    return {
+        name: jax.make_array_from_callback(
+            tuple(part.get_shape()), placed[name], lambda index, part=part: part[index]
+        )
+        for name, part in slices.items()
+    }
+
+
+def provenance(
+    config: models.ModelConfig,
+    *,
+    model: str,
+    data: str,
+    rule: str,
+    tokens: int,
+    statistics: str,
+    first_token: str,
+) -> dict[str, Any]:
+    """What projectors record of how they were made, JSON-able.
+
+    `model` is the base model's fingerprint, `data` names the text and `tokens` counts it; rule,
+    statistics and first_token are the choices of `calibrate`; added are the model's layout, the
+    dtypes, and the versions.
+    """
+    return {
+        "model": model,
+        "data": data,
+        "tokens": tokens,
+        "rule": rule,
+        "statistics": statistics,
+        "first_token": first_token,
+        "layout": {name: getattr(config, name) for name in LAYOUT},
+        "dtypes": {"activations": config.compute_dtype, "products": "float32", "bases": "float32"},
+        "versions": {"nspo_jax": version.VERSION, "jax": jax.__version__},
+    }
+
+
+def format_provenance(provenance: dict[str, Any]) -> str:
+    """A provenance in a line: what is not nested."""
+    plain = {name: value for name, value in provenance.items() if not isinstance(value, dict)}
+    return ", ".join(f"{name} {value}" for name, value in plain.items())
+
+
+def summary_row(
+    site: str, layer: int | None, rank: int, spectrum: spectrum_lib.Spectrum, size: int
+) -> dict[str, Any]:
+    """A table's row: site, layer, in, rank, free share, protected energy, gap at the cut, bytes."""
+    return {
+        "site": site,
+        "layer": layer,
+        "in": spectrum.size,
+        "rank": rank,
+        "free": 1.0 - rank / spectrum.size,
+        "energy": spectrum.energy(rank),
+        "gap": spectrum.gap(rank),
+        "bytes": size,
+    }
 
 
 def target_of(name: str) -> str:

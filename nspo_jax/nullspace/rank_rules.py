@@ -58,17 +58,35 @@ class RankRule:
     def __str__(self) -> str:
         return f"{self.name}({self.value:g})"
 
-    def rank(self, eigenvalues: np.ndarray) -> int:
-        """The number of protected directions of one spectrum [in], sorted in descending order."""
+    def rank(
+        self, eigenvalues: np.ndarray, *, size: int | None = None, trace: float | None = None
+    ) -> int | None:
+        """The number of protected directions of one spectrum.
+
+        Args:
+          eigenvalues: [known], descending: all of them, or the leading ones.
+          size: the number of all.
+          trace: the sum of all.
+
+        Returns:
+          The rank, or None where it hangs on eigenvalues that are not known.
+        """
         values = np.maximum(eigenvalues, 0.0)  # rounding makes half of the noise floor negative
-        if self.name == "relative_max":
-            return int(np.sum(values >= self.value * values[0]))
-        if self.name == "absolute":
-            return int(np.sum(values >= self.value))
-        if self.name == "energy":
+        size = len(values) if size is None else size
+        if self.name == "fixed":
+            rank = min(int(self.value), size)
+        elif self.name == "energy" and len(values) == size:
             tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
-            return len(values) - int(np.sum(tail <= self.value * values.sum()))
-        return min(int(self.value), len(values))
+            rank = size - int(np.sum(tail <= self.value * values.sum()))
+        elif self.name == "energy":
+            left = trace - np.cumsum(values)  # outside of the 1, 2, ... largest
+            enough = left <= self.value * trace
+            rank = int(np.argmax(enough)) + 1 if enough.any() else size
+        else:
+            least = self.value * values[0] if self.name == "relative_max" else self.value
+            rank = int(np.sum(values >= least))
+            rank = size if rank == len(values) else rank  # the next may be large enough too
+        return rank if rank < len(values) or len(values) == size else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,8 @@ def feedback_rounding(
       A function of a parameter's path, its layer (None outside the stack) and its value; kernels
       [in, out] of a site come back rounded, everything else as it is.
     """
-    owner = {path: site for site in projectors.sites.values() for path in site.kernels}
+    dense = [site for site in projectors.sites.values() if site.side != projection.ROWS]
+    owner = {path: site for site in dense for path in site.kernels}
 
     def edit(path: str, layer: int | None, value: np.ndarray) -> np.ndarray:
         if path not in owner:

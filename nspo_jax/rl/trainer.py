@@ -278,6 +278,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         "projection.untargeted": ("freeze", "train"),
         "projection.basis": ("null_space", "random"),
         "model.preset": ("", *models.PRESETS),
+        "calibration.completions": ("given", "generated"),
     }
     for name, values in choices.items():
         if flat[name] not in values:
@@ -296,6 +297,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     projectors_lib.parse_targets(config.projection.targets)
     rank_rules.RankRules.parse(config.calibration.rank_rule)
+    nullspace.check_choices(config.calibration.statistics, config.calibration.first_token)
     if not config.evaluation.temperature >= 0:
         raise ValueError(
             f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most "

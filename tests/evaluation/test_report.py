@@ -8,6 +8,7 @@ import pytest
 
 from nspo_jax import nullspace
 from nspo_jax.evaluation import figures, report
+from nspo_jax.nullspace import spectrum as spectrum_lib
 
 
 def test_rates_are_percent_with_spread_over_seeds():
@@ -64,6 +65,7 @@ def test_projectors_show_their_cut_and_their_weight():
     spectrum = np.array([[8.0, 4.0, 2.0, 1.0], [8.0, 8.0, 0.0, 0.0]], np.float32)
     basis = np.broadcast_to(np.eye(4, 2, dtype=np.float32), (2, 4, 2))
     site = nullspace.Site(("layers/mlp/up/kernel",), basis, "protected", np.array([1, 2]))
+    spectrum = spectrum_lib.Spectrum(spectrum, spectrum.sum(1), np.zeros(2, np.int32), 4)
     projectors = nullspace.Projectors({"layers/mlp/in": site}, {"layers/mlp/in": spectrum}, {})
     first, second = projectors.summary()
     assert (first["gap"], second["gap"]) == (2.0, np.inf)
@@ -75,8 +77,7 @@ def test_projectors_show_their_cut_and_their_weight():
 
 def test_spectra_are_drawn(tmp_path):
     site = nullspace.Site(("head/kernel",), np.eye(4, 2, dtype=np.float32), "null", np.int32(2))
-    projectors = nullspace.Projectors(
-        {"head/in": site}, {"head/in": np.array([3.0, 2.0, 1e-9, 0.0], np.float32)}, {}
-    )
+    spectrum = spectrum_lib.single(np.array([3.0, 2.0, 1e-9, 0.0]), 5.0, 4)
+    projectors = nullspace.Projectors({"head/in": site}, {"head/in": spectrum}, {})
     path = figures.plot_spectra(projectors, tmp_path / "figures" / "spectra.png")
     assert path.read_bytes()[:4] == b"\x89PNG"

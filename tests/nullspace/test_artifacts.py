@@ -1,5 +1,7 @@
 """Calibration, projectors on disk and the certificate, against float64 references."""
 
+import dataclasses
+import functools
 import json
 
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from nspo_jax import models, nullspace
+from nspo_jax import models, nullspace, sharding
 from nspo_jax.nullspace import projection
 
 CONFIG = models.ModelConfig(
@@ -42,15 +44,15 @@ def site_inputs(params, batch):
         CONFIG, params, batch["tokens"], batch["mask"], observe=lambda site, x: x
     ).observations
     keep = batch["mask"].reshape(-1)
-    return {site: np.asarray(x, np.float64)[..., keep, :] for site, x in observed.items()}
+    inputs = {site: np.asarray(x, np.float64)[..., keep, :] for site, x in observed.items()}
+    return inputs | {"embed/tokens": np.eye(CONFIG.vocab_size)[batch["tokens"][batch["mask"]]]}
 
 
 def test_moments_are_masked_means_of_outer_products(params):
     moments = nullspace.second_moments(CONFIG, params, batches(0))
     parts = [site_inputs(params, batch) for batch in batches(0)]
-    assert moments.tokens == sum(batch["mask"].sum() for batch in batches(0))
-    assert set(moments.sites) == set(models.input_sites(CONFIG))
-    for site, moment in moments.sites.items():
+    assert set(moments) == set(models.input_sites(CONFIG))
+    for site, moment in moments.items():
         x = np.concatenate([part[site] for part in parts], axis=-2)
         expected = np.swapaxes(x, -1, -2) @ x / x.shape[-2]
         np.testing.assert_allclose(moment, expected, atol=1e-6 * np.abs(expected).max())
@@ -58,9 +60,9 @@ def test_moments_are_masked_means_of_outer_products(params):
 
 def test_the_basis_is_orthonormal_and_the_rule_holds(params, projectors):
     moments = nullspace.second_moments(CONFIG, params, batches(0))
-    for name, site in projectors.sites.items():
-        null = np.asarray(site.null_basis(), np.float64)
-        moment, ranks = moments.sites[name], site.protected_ranks
+    for name, moment in moments.items():
+        site = projectors.sites[name]
+        null, ranks = np.asarray(site.null_basis(), np.float64), site.protected_ranks
         for layer in np.ndindex(ranks.shape):
             free = site.size - ranks[layer]
             basis = null[layer][:, :free]
@@ -80,7 +82,10 @@ def test_saved_projectors_come_back_equal_and_are_read_without_jax(projectors, t
         assert (other.kernels, other.side) == (site.kernels, site.side)
         np.testing.assert_array_equal(other.basis, site.basis)
         np.testing.assert_array_equal(other.ranks, site.ranks)
-        np.testing.assert_array_equal(loaded.spectra[name], projectors.spectra[name])
+        for field in ("values", "trace", "first", "size"):
+            np.testing.assert_array_equal(
+                getattr(loaded.spectra[name], field), getattr(projectors.spectra[name], field)
+            )
     arrays = safetensors.numpy.load_file(tmp_path / "p" / "projectors.safetensors")
     assert arrays["layers/mlp/in.basis"].dtype == np.float32
     assert [path.name for path in tmp_path.iterdir()] == ["p"]  # nothing temporary is left
@@ -91,7 +96,7 @@ def test_damaged_or_foreign_projectors_are_refused(params, projectors, tmp_path)
         nullspace.load_projectors(tmp_path / "nowhere")
     projectors.save(tmp_path / "p")
     with pytest.raises(ValueError, match="calibrated on the model .* but the base model is abc"):
-        projectors.check_model("abc")
+        projectors.check_model(CONFIG, "abc")
     blob = (tmp_path / "p" / "projectors.safetensors").read_bytes()
     (tmp_path / "p" / "projectors.safetensors").write_bytes(blob[: len(blob) // 2])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -104,10 +109,34 @@ def test_damaged_or_foreign_projectors_are_refused(params, projectors, tmp_path)
         nullspace.load_projectors(tmp_path / "p")
 
 
+def test_projectors_of_another_layout_are_refused_by_name(projectors):
+    """The same shapes with another number of heads: kernels of other columns."""
+    other = dataclasses.replace(CONFIG, num_heads=2, num_kv_heads=1, head_dim=8)
+    with pytest.raises(ValueError, match="num_heads 4 there and 2 here; num_kv_heads 2 .*head_dim"):
+        projectors.check_model(other, projectors.provenance["model"])
+    projectors.check_model(CONFIG, projectors.provenance["model"])
+    recorded = projectors.provenance
+    assert recorded["layout"]["hidden_size"] == 16 and recorded["versions"]["jax"]
+    assert recorded["dtypes"]["products"] == "float32" and recorded["statistics"] == "inputs"
+
+
+def test_bases_are_loaded_into_a_sharding(projectors, tmp_path):
+    projectors.save(tmp_path / "p")
+    loaded = nullspace.load_projectors(
+        tmp_path / "p", functools.partial(sharding.shardings, sharding.make_mesh())
+    )
+    for name, site in projectors.sites.items():
+        found = loaded.sites[name].basis
+        assert isinstance(found.sharding, jax.sharding.NamedSharding)
+        np.testing.assert_array_equal(found, site.basis)
+    chosen = "attention+mlp+head"  # all of the embedding's tokens are seen: no gap
+    assert loaded.select(chosen).summary() == projectors.select(chosen).summary()
+
+
 def test_targets_and_the_random_control(projectors):
     chosen = projectors.select("mlp+head")
     assert set(chosen.sites) == {"layers/mlp/in", "layers/mlp/out", "head/in"}
-    with pytest.raises(ValueError, match="expected one or more of attention, mlp, head"):
+    with pytest.raises(ValueError, match="expected one or more of attention, mlp, head, embed"):
         projectors.select("mlp,head")
     with pytest.raises(ValueError, match="no projector for head"):
         projectors.select("mlp").select("head")
@@ -154,7 +183,11 @@ def test_the_certificate_measures_what_it_says(params, projectors):
         weight = np.asarray(before[row["kernel"]], np.float64)[layer]
         change = np.asarray(after[row["kernel"]], np.float64)[layer] - weight
         x = np.concatenate([part[row["site"]][layer] for part in inputs])
-        basis = np.asarray(projectors.sites[row["site"]].protected_basis(), np.float64)[layer]
+        if row["site"] == "embed/tokens":
+            seen = np.unique(np.concatenate([b["tokens"][b["mask"]] for b in batches(0)]))
+            basis = np.eye(CONFIG.vocab_size)[:, seen]
+        else:
+            basis = np.asarray(projectors.sites[row["site"]].protected_basis(), np.float64)[layer]
         expected = np.linalg.norm(basis.T @ change) / np.linalg.norm(change)
         np.testing.assert_allclose(row["protected_share"], expected, rtol=1e-3)
         expected = np.linalg.norm(x @ change) / np.linalg.norm(x @ weight)

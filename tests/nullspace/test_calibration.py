@@ -8,7 +8,7 @@ import pytest
 
 import nspo_jax
 from nspo_jax import models, nullspace
-from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import activations, projection, splits
 
 GEMMA3 = models.ModelConfig(
     vocab_size=31, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2,
@@ -75,15 +75,14 @@ def test_a_layer_at_a_time_sees_what_the_whole_model_sees(dtype):
         for _ in range(2)
     ]
     moments = nullspace.second_moments(config, params, batches)
-    assert moments.tokens == 2 * mask.sum()
     observed = [
         models.forward(
             config, params, batch["tokens"], batch["mask"], observe=lambda site, x: x
         ).observations
         for batch in batches
     ]
-    assert moments.sites.keys() == observed[0].keys() == models.input_sites(config).keys()
-    for site, moment in moments.sites.items():
+    assert moments.keys() == observed[0].keys() == models.input_sites(config).keys()
+    for site, moment in moments.items():
         x = np.concatenate(
             [np.asarray(o[site], np.float64)[..., mask.reshape(-1), :] for o in observed], axis=-2
         )
@@ -95,17 +94,15 @@ def test_a_layer_at_a_time_sees_what_the_whole_model_sees(dtype):
 def test_one_layer_s_moments_are_held_at_a_time(monkeypatch):
     """Each is split and dropped before the next layer runs."""
     events = []
-    run, split = nullspace.calibration._run_layer, nullspace.calibration._split
+    run, split = activations.Activations.run_layer, splits.split
     monkeypatch.setattr(
-        nullspace.calibration, "_run_layer", lambda *a: events.append("run") or run(*a)
+        activations.Activations, "run_layer", lambda *a: events.append("run") or run(*a)
     )
-    monkeypatch.setattr(
-        nullspace.calibration, "_split", lambda *a: events.append("split") or split(*a)
-    )
+    monkeypatch.setattr(splits, "split", lambda *a: events.append("split") or split(*a))
     batch = {"tokens": np.ones((2, 5), np.int32), "mask": np.ones((2, 5), bool)}
     params = models.init_params(GEMMA3, jax.random.key(0))
     nullspace.calibrate(GEMMA3, params, [batch] * 2, rank_rule="fixed(3)")
-    assert events == (["run"] * 2 + ["split"] * 4) * 3 + ["split"]
+    assert events == (["run"] + ["split"] * 4) * 3 + ["split"]
 
 
 def test_layers_whose_thinner_sides_differ_are_stored_from_one():
@@ -117,3 +114,110 @@ def test_layers_whose_thinner_sides_differ_are_stored_from_one():
     kept = np.asarray(projection.project(update, jnp.asarray(site.basis), site.side))
     expected = update * np.array([[0] * 3 + [1] * 5, [0] * 6 + [1] * 2])[:, :, None]
     np.testing.assert_allclose(kept, expected, atol=1e-6)
+
+
+def micro_batches(count=2):
+    rng = np.random.default_rng(0)
+    mask = np.arange(9) >= rng.integers(0, 4, (4, 1))
+    return [
+        {"tokens": rng.integers(0, 31, mask.shape), "mask": mask, "answer_mask": mask}
+        for _ in range(count)
+    ]
+
+
+def assert_same(found, expected):
+    assert found.provenance == expected.provenance
+    for name, site in expected.sites.items():
+        np.testing.assert_array_equal(found.sites[name].basis, site.basis)
+        np.testing.assert_array_equal(found.sites[name].ranks, site.ranks)
+        np.testing.assert_array_equal(found.spectra[name].values, expected.spectra[name].values)
+
+
+@pytest.mark.parametrize("first_token", ["keep", "separate"])
+def test_weights_on_disk_give_what_weights_in_memory_give(tmp_path, first_token):
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    models.save_model(tmp_path / "model", GEMMA3, params)
+    source = models.FileSource(tmp_path / "model")
+    assert source.config == GEMMA3 and source.fingerprint() == models.fingerprint(params)
+    options = {"rank_rule": "energy(0.05)", "first_token": first_token}
+    whole = nullspace.calibrate(GEMMA3, params, micro_batches(), **options)
+    assert_same(nullspace.calibrate(GEMMA3, source, micro_batches(), **options), whole)
+    with pytest.raises(ValueError, match="'gradients', which needs the parameters in memory"):
+        nullspace.calibrate(GEMMA3, source, micro_batches(), statistics="gradients")
+
+
+def test_a_killed_calibration_continues_after_its_last_layer(tmp_path, monkeypatch):
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    whole = nullspace.calibrate(GEMMA3, params, micro_batches(), rank_rule="energy(0.05)")
+    split, count = splits.split, 0
+
+    def counted(*args):
+        nonlocal count
+        count += 1
+        if count == 6:  # in the second layer of three
+            raise KeyboardInterrupt
+        return split(*args)
+
+    monkeypatch.setattr(splits, "split", counted)
+    options = {"rank_rule": "energy(0.05)", "scratch": tmp_path / "scratch"}
+    with pytest.raises(KeyboardInterrupt):
+        nullspace.calibrate(GEMMA3, params, micro_batches(), **options)
+    assert [path.name for path in tmp_path.glob("scratch/*.safetensors")] == ["0.safetensors"]
+    assert_same(nullspace.calibrate(GEMMA3, params, micro_batches(), **options), whole)
+    assert count == 6 + 4 * 2 + 1  # two layers and the head, none of them twice
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_preview_says_what_each_rule_would_keep():
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    rules = ["energy(0.05)", "fixed(3)+mlp/out=fixed(20)", "relative_max(0.1)"]
+    found = nullspace.preview(GEMMA3, params, micro_batches(), rules)
+    assert list(found) == rules
+    for rule in rules:
+        projectors = nullspace.calibrate(GEMMA3, params, micro_batches(), rank_rule=rule)
+        wanted = [row for row in projectors.summary() if row["site"] != "embed/tokens"]
+        assert len(wanted) == len(found[rule]) == 13
+        for row in wanted:
+            (same,) = (
+                r for r in found[rule] if (r["site"], r["layer"]) == (row["site"], row["layer"])
+            )
+            for field in ("in", "rank", "free", "energy"):
+                assert same[field] == row[field]
+            assert same["bytes"] <= row["bytes"]  # a stack is padded to its thickest layer
+
+
+def test_gradients_give_projectors_that_keep_the_losses_to_first_order():
+    """One batch, a true null space of its gradient: its loss has no slope left."""
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    (batch,) = micro_batches(1)
+    projectors = nullspace.calibrate(
+        GEMMA3, params, [batch], rank_rule="energy(1e-9)", statistics="gradients"
+    )
+    assert projectors.provenance["statistics"] == "gradients"
+    sites = projectors.select("attention+mlp").sites
+    free = {name: (site.protected_ranks < site.size).all() for name, site in sites.items()}
+    assert free["layers/mlp/out"]
+
+    def loss(params):
+        hidden = models.forward(GEMMA3, params, batch["tokens"], batch["mask"]).hidden
+        logprobs = jax.nn.log_softmax(models.logits(GEMMA3, params, hidden))[:, :-1]
+        taken = jnp.take_along_axis(logprobs, batch["tokens"][:, 1:, None], -1)[..., 0]
+        return -jnp.sum(taken * batch["answer_mask"][:, 1:]) / batch["answer_mask"][:, 1:].sum()
+
+    gradient = jax.grad(loss)(params)["layers"]["mlp"]["down"]["kernel"]
+    site = sites["layers/mlp/out"]
+    left = projection.project(gradient, jnp.asarray(site.basis), site.side)
+    assert np.linalg.norm(left) < 1e-3 * np.linalg.norm(gradient)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statistics": "outputs"}, "statistics is 'outputs'; expected one of inputs, gradients"),
+        ({"first_token": "skip"}, "first_token is 'skip'; expected one of keep, drop, separate"),
+        ({"statistics": "gradients", "first_token": "drop"}, "Set calibration.first_token=keep"),
+    ],
+)
+def test_a_choice_that_is_none_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        nullspace.calibrate(GEMMA3, {}, [], **options)

@@ -1,12 +1,14 @@
 """The certificate's bound, its limits, and what storing a policy in bfloat16 does to it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nspo_jax import models, nullspace
-from nspo_jax.nullspace import limits, projection
+from nspo_jax.nullspace import eigen, limits, projection
 from tests.nullspace import test_artifacts as artifacts
 
 CONFIG, batches = artifacts.CONFIG, artifacts.batches
@@ -47,7 +49,7 @@ def test_no_site_moves_by_more_than_the_spectrum_allows(params, rule, leak):
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", ["layers/mlp/in", "head/in"])
 def test_the_bound_is_reached_by_the_worst_change(params, projectors, name, inside):
-    moment = nullspace.second_moments(CONFIG, params, batches(0)).sites[name]
+    moment = nullspace.second_moments(CONFIG, params, batches(0))[name]
     site = projectors.sites[name]
     vectors = np.linalg.eigh(moment)[1][..., ::-1]  # columns from the largest eigenvalue down
     path, column = site.kernels[0], 0 if inside else int(np.asarray(site.protected_ranks).flat[0])
@@ -61,12 +63,38 @@ def test_the_bound_is_reached_by_the_worst_change(params, projectors, name, insi
     np.testing.assert_allclose(row["output_change"], row["output_bound"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("first_token", ["keep", "separate"])
+@pytest.mark.parametrize("leak", [0.0, 1e-3, 0.1])
+def test_the_bound_holds_for_spectra_that_are_known_in_part(monkeypatch, first_token, leak):
+    monkeypatch.setattr(eigen, "FULL_SIZE", 48)
+    config = dataclasses.replace(CONFIG, hidden_size=96, intermediate_size=64, head_dim=24)
+    params = models.init_params(config, jax.random.key(0))
+    text = [{**b, "tokens": np.where(b["tokens"] > 3, b["tokens"], 3)} for b in batches(0)]
+    projectors = nullspace.calibrate(
+        config, params, text, rank_rule="fixed(2)", first_token=first_token
+    )
+    known = {name: s.values.shape[-1] for name, s in projectors.spectra.items()}
+    assert known["layers/mlp/in"] == 3 if first_token == "keep" else known["layers/mlp/in"] < 96
+    policy = artifacts.move(params, projectors, leak=leak)
+    report = nullspace.certify(config, params, policy, projectors, text, batches(1))
+    for row in report["sites"]:
+        assert row["output_change"] <= row["output_bound"] * (1 + 1e-5), row
+
+
+def test_a_spectrum_without_first_tokens_bounds_nothing_on_text_that_has_them(params):
+    projectors = nullspace.calibrate(
+        CONFIG, params, batches(0), rank_rule="fixed(3)", first_token="drop"
+    )
+    report = certify(params, artifacts.move(params, projectors), projectors)
+    assert report["output_bound"] is None and report["provenance"]["first_token"] == "drop"
+
+
 def test_no_bound_is_stated_for_other_text(params, projectors):
     policy = artifacts.move(params, projectors)
     report = certify(params, policy, projectors, text=5)
     assert report["output_bound"] is None
     assert all(row["output_bound"] is None for row in report["sites"])
-    assert "no bound: the spectra are of other text" in nullspace.format_certificate(report)
+    assert "no bound: the spectra are of other inputs" in nullspace.format_certificate(report)
     with pytest.raises(ValueError, match="no output_bound to compare with its limit"):
         limits.exceeded(report, {"output_bound": 1.0})
 

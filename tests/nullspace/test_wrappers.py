@@ -9,6 +9,7 @@ import pytest
 
 from nspo_jax import nullspace
 from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import spectrum as spectrum_lib
 
 
 def orthonormal(rng, *shape):
@@ -154,7 +155,8 @@ def test_rows_of_seen_tokens_never_move(make, tmp_path):
     site = nullspace.embedding_site("embed/embedding", 12, seen)
     assert (site.size, int(site.protected_ranks)) == (12, 4)
     counts = np.sort(np.bincount(seen.ravel(), minlength=12))[::-1] / seen.size  # one-hot moments
-    saved = nullspace.Projectors({"embed/in": site}, {"embed/in": counts}, {"model": "toy"})
+    spectrum = spectrum_lib.single(counts, 1.0, 12)
+    saved = nullspace.Projectors({"embed/in": site}, {"embed/in": spectrum}, {"model": "toy"})
     saved.save(tmp_path / "p")
     projectors = nullspace.load_projectors(tmp_path / "p")
     assert projectors.summary()[0]["rank"] == 4
@@ -181,9 +183,15 @@ def test_what_a_row_mask_refuses():
         site.protected_basis()
     with pytest.raises(ValueError, match=r"shape \(12, 2\); expected \[\*stack, in, 1\]"):
         nullspace.Site(("w",), np.ones((12, 2), np.float32), projection.ROWS, np.int32(12))
-    everything = nullspace.embedding_site("embed/embedding", 3, np.arange(3))
-    with pytest.raises(ValueError, match="null space of embed is empty"):
-        nullspace.null_space_projection({"embed": everything})
+
+
+@both
+def test_an_embedding_of_which_every_row_is_seen_is_frozen(make):
+    site = nullspace.embedding_site("w", 3, np.arange(3))
+    params = {"w": jnp.ones((3, 2)), "free": jnp.ones(2)}
+    optimizer = make(optax.adam(0.1), {"embed": site})
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert not np.any(updates["w"]) and np.all(updates["free"])
 
 
 @both

@@ -1,0 +1,131 @@
+"""The base model's activations on a text, a layer at a time.
+
+Held are the hidden states between two layers, for all batches, and one layer's weights: peak memory
+does not grow with depth, and the weights may stay on disk (`models.FileSource`).
+"""
+
+from collections.abc import Callable, Iterable
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from nspo_jax import models, sharding
+
+Batch = dict[str, np.ndarray]  # "tokens" int32 [batch, time], "mask" bool [batch, time]
+# (site, inputs float32 [batch * time, in], batch, extra) -> any pytree of arrays, reduced over
+# tokens; compiled with the layer, once for each such function.
+Observe = Callable[[str, jax.Array, dict[str, jax.Array], Any], Any]
+# (what was folded so far, None at first; site -> what `observe` gave for one batch) -> the same
+Fold = Callable[[Any, dict[str, Any]], Any]
+
+
+class Activations:
+    """A forward pass over all batches that moves on by a layer.
+
+    Args:
+      source: the model's weights.
+      batches: arrays [batch, time]: "tokens", "mask", and what else `observe` looks at.
+      mesh: spreads the rows of every batch over its data and fsdp axes; None: one device.
+    """
+
+    def __init__(
+        self,
+        source: models.LayerSource,
+        batches: Iterable[Batch],
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self._source, self._mesh = source, mesh
+        self._batches = [self._place(batch) for batch in batches]
+        embedding = source.part("embed")
+        embed = _embed(mesh)
+        self._hidden = [embed(source.config, embedding, batch) for batch in self._batches]
+        self._next = 0
+
+    def run_layer(self, observe: Observe | None = None, fold: Fold | None = None, extra=None):
+        """Runs the next layer on every batch.
+
+        Args:
+          observe: is called at each of the layer's sites, under jit; None: at none.
+          fold: gathers what it gives, on the host.
+          extra: a pytree that `observe` gets, such as a layer of other weights.
+
+        Returns:
+          What `fold` gave last.
+        """
+        config, index, total = self._source.config, self._next, None
+        window = config.windows[index] if config.windows else 0
+        layer = self._source.layer(index)
+        run = _run_layer(self._mesh)
+        for place, batch in enumerate(self._batches):
+            self._hidden[place], observed = run(
+                config, observe, layer, window, self._hidden[place], batch, extra
+            )
+            if observe is not None:
+                total = fold(total, observed)
+        self._next += 1
+        return total
+
+    def run_head(self, observe: Observe, fold: Fold, extra=None):
+        """The same for the head's input, after the last layer."""
+        norm, total = self._source.part("norm"), None
+        for hidden, batch in zip(self._hidden, self._batches, strict=True):
+            observed = _run_head(self._mesh)(
+                self._source.config, observe, norm, hidden, batch, extra
+            )
+            total = fold(total, observed)
+        return total
+
+    def _place(self, batch: Batch) -> dict[str, jax.Array]:
+        if self._mesh is None:
+            return jax.device_put(batch)
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        missing = -len(batch["tokens"]) % shards  # rows without a real token count for nothing
+        padded = {
+            name: np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
+            for name, array in batch.items()
+        }
+        return sharding.shard_batch(self._mesh, padded)
+
+
+def _rows(mesh):
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def _everywhere(mesh):
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+@functools.cache
+def _embed(mesh):
+    def embed(config, params, batch):
+        return models.embed(config, params, batch["tokens"])
+
+    return jax.jit(embed, static_argnums=0, out_shardings=_rows(mesh))
+
+
+@functools.cache
+def _run_layer(mesh):
+    def run(config, observe, layer, window, x, batch, extra):
+        at = None
+        if observe is not None:
+            at = lambda site, inputs: observe(site, inputs, batch, extra)  # noqa: E731
+        return models.run_layer(config, layer, window, x, batch["mask"], at)
+
+    return jax.jit(
+        run,
+        static_argnums=(0, 1),
+        donate_argnums=4,
+        out_shardings=(_rows(mesh), _everywhere(mesh)),  # the sum over all devices' tokens
+    )
+
+
+@functools.cache
+def _run_head(mesh):
+    def run(config, observe, norm, x, batch, extra):
+        x = models.final_norm(config, norm, x).astype(jax.numpy.float32)
+        return {"head/in": observe("head/in", x, batch, extra)}
+
+    return jax.jit(run, static_argnums=(0, 1), out_shardings=_everywhere(mesh))

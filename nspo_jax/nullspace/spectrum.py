@@ -1,0 +1,98 @@
+"""Spectra of second moments: the eigenvalues that are known, and the trace of all of them."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+# Eigenvalues of float32 inputs are known to this fraction of the largest.
+NOISE = float(np.finfo(np.float32).eps)
+# Two measurements of the same text differ by rounding alone; other text differs by more.
+SAME_TEXT = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of the second moments of one site's inputs, of one layer or of a stack.
+
+    Attributes:
+      values: float32 [*stack, known], descending. A large moment is decomposed as far as its rank
+        rule needs, and a layer that knows fewer ends in NaN. The first `first` are energies along
+        the first tokens' directions, where these are kept apart.
+      trace: float64 [*stack], the sum of all eigenvalues: the inputs' mean squared norm.
+      first: int32 [*stack], directions of the first tokens, protected whatever the rule says.
+      size: the number of input dimensions, `in`.
+    """
+
+    values: np.ndarray
+    trace: np.ndarray
+    first: np.ndarray
+    size: int
+
+    def layers(self) -> list["Spectrum"]:
+        """One spectrum a layer, [1] of what has no stack."""
+        rows = self.values.reshape(-1, self.values.shape[-1])
+        pairs = zip(rows, self.trace.reshape(-1), self.first.reshape(-1), strict=True)
+        return [
+            Spectrum(row[: int(np.sum(~np.isnan(row)))], trace, first, self.size)
+            for row, trace, first in pairs
+        ]
+
+    def energy(self, rank: int) -> float:
+        """The share of the inputs' energy in the first `rank` directions; for one layer."""
+        return float(np.sum(np.maximum(self.values[:rank], 0.0), dtype=np.float64) / self.trace)
+
+    def gap(self, rank: int) -> float:
+        """The last protected eigenvalue over the first free one.
+
+        inf where the free one is zero, nan where there is no cut between eigenvalues.
+        """
+        if not self.first < rank < len(self.values):
+            return float("nan")
+        last, free = float(self.values[rank - 1]), float(self.values[rank])
+        return last / free if free > 0 else float("inf")
+
+    def largest_output(self, rank: int, inside: float, outside: float) -> float:
+        """The most that |x dW|^2 can be a token, for one layer.
+
+        Args:
+          rank: protected directions.
+          inside: |dW|^2 inside the protected subspace.
+          outside: |dW|^2 in the free directions.
+        """
+        known, first = len(self.values), int(self.first)
+        # apart from each other, the first tokens' directions and the rest are each diagonal
+        largest = float(self.values[0]) + (float(self.values[first]) if 0 < first < known else 0.0)
+        free = 0.0
+        if rank < self.size:
+            # beyond what is known, no eigenvalue exceeds what is left of the trace
+            rest = float(self.trace) - float(np.sum(self.values, dtype=np.float64))
+            free = max(float(self.values[rank]) if rank < known else rest, NOISE * largest)
+        if known == self.size and not first:
+            return largest * inside + free * outside  # eigenvectors: nothing mixes
+        return (np.sqrt(largest * inside) + np.sqrt(free * outside)) ** 2
+
+    def is_of(self, rank: int, protected: float, total: float) -> bool:
+        """Whether a text's energy a token, protected and in all, is what this spectrum says."""
+        differences = (
+            protected - self.energy(rank) * self.trace,
+            total - self.trace,
+        )
+        return bool(np.max(np.abs(differences)) <= SAME_TEXT * self.trace)
+
+
+def single(values: np.ndarray, trace: float, size: int, first: int = 0) -> Spectrum:
+    """The spectrum of one moment."""
+    return Spectrum(np.asarray(values, np.float32), np.float64(trace), np.int32(first), size)
+
+
+def stacked(spectra: Sequence[Spectrum], stack: tuple[int, ...]) -> Spectrum:
+    """One spectrum of those of single moments, [*stack], filled up with NaN."""
+    known = max(len(spectrum.values) for spectrum in spectra)
+    rows = [np.pad(s.values, (0, known - len(s.values)), constant_values=np.nan) for s in spectra]
+    return Spectrum(
+        values=np.stack(rows).reshape(*stack, known),
+        trace=np.array([s.trace for s in spectra], np.float64).reshape(stack),
+        first=np.array([s.first for s in spectra], np.int32).reshape(stack),
+        size=spectra[0].size,
+    )

@@ -1,0 +1,247 @@
+"""One moment split by a rank rule into a protected and a free side; the splits of a site joined.
+
+`Store` keeps finished layers' splits on disk, so that an interrupted calibration continues.
+"""
+
+from collections.abc import Sequence
+import functools
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from nspo_jax.nullspace import eigen, projection, rank_rules
+from nspo_jax.nullspace import moments as moments_lib
+from nspo_jax.nullspace import spectrum as spectrum_lib
+
+# First tokens' inputs that differ by less than this, of the largest, are float32's rounding of one.
+_SAME_DIRECTION = 1e-6
+_log = logging.getLogger(__name__)
+
+
+class Split(NamedTuple):
+    """One moment, split by a rule.
+
+    basis: float32 [in, k], orthonormal columns of the thinner side; side: which; rank: protected
+    directions; spectrum: as far as it was needed.
+    """
+
+    basis: np.ndarray
+    side: str
+    rank: int
+    spectrum: spectrum_lib.Spectrum
+
+
+def split(moment: moments_lib.Moment, rule: rank_rules.RankRule, guess: int = 0) -> Split:
+    """The thinner side of a moment; `guess` is the rank to be expected, 0: no idea."""
+    pairs, (rank,), spectrum = _decompose(_set_apart(moment), [rule], guess)
+    return _thinner(pairs, rank, spectrum)
+
+
+def split_matrix(matrix: np.ndarray, rule: rank_rules.RankRule) -> Split:
+    """The same of a moment in float64 [in, in]."""
+    apart = _Apart(matrix, np.zeros((len(matrix), 0)), 0.0, np.zeros(0), None)
+    pairs, (rank,), spectrum = _decompose(apart, [rule], 0)
+    return _thinner(pairs, rank, spectrum)
+
+
+def ranks(
+    moment: moments_lib.Moment, rules: Sequence[rank_rules.RankRule], guess: int = 0
+) -> tuple[list[int], spectrum_lib.Spectrum]:
+    """The rank by each rule, and as much of the spectrum as all of them need."""
+    _, found, spectrum = _decompose(_set_apart(moment), rules, guess)
+    return found, spectrum
+
+
+def join(
+    kernels: Sequence[str], splits: Sequence[Split], stack: tuple[int, ...]
+) -> tuple[projection.Site, spectrum_lib.Spectrum]:
+    """The site of a stack of splits, all from the thinner side of the thickest of them."""
+    size = splits[0].spectrum.size
+    protected = np.array([split.rank for split in splits])
+    side = projection.PROTECTED if protected.max() <= (size - protected).max() else projection.NULL
+    ranks = protected if side == projection.PROTECTED else size - protected
+    columns = [split.basis if split.side == side else _other_side(split) for split in splits]
+    site = projection.Site(
+        kernels=tuple(kernels),
+        basis=projection.stack_bases(columns).reshape(*stack, size, -1),
+        side=side,
+        ranks=ranks.reshape(stack).astype(np.int32),
+    )
+    return site, spectrum_lib.stacked([split.spectrum for split in splits], stack)
+
+
+class Store:
+    """Splits of finished layers in a directory: a file a layer, each whole or not there.
+
+    Args:
+      directory: made if it is absent; None: nothing is stored.
+      identity: what the splits are of, JSON-able. Those of something else are deleted.
+    """
+
+    def __init__(self, directory: str | os.PathLike | None, identity: dict[str, Any]):
+        self._directory = None if directory is None else pathlib.Path(directory)
+        if self._directory is None:
+            return
+        path, text = self._directory / "identity.json", json.dumps(identity, sort_keys=True)
+        if path.exists() and path.read_text() == text:
+            if done := self.done():
+                _log.info("continuing after %d layers in %s", len(done), self._directory)
+            return
+        if self._directory.exists():
+            _log.info("%s is of another calibration: starting anew", self._directory)
+            shutil.rmtree(self._directory)
+        self._directory.mkdir(parents=True)
+        path.write_text(text)
+
+    def done(self) -> frozenset[int]:
+        """The layers that are there."""
+        if self._directory is None:
+            return frozenset()
+        return frozenset(int(path.stem) for path in self._directory.glob("*.safetensors"))
+
+    def write(self, layer: int, splits: dict[str, Split]) -> None:
+        """Stores a layer's splits by site."""
+        if self._directory is None:
+            return
+        arrays = {}
+        for name, split in splits.items():
+            arrays[f"{name}.basis"] = np.ascontiguousarray(split.basis)
+            arrays[f"{name}.values"] = split.spectrum.values
+            arrays[f"{name}.trace"] = np.asarray(split.spectrum.trace)
+            numbers = [split.rank, int(split.spectrum.first), split.side == projection.PROTECTED]
+            arrays[f"{name}.numbers"] = np.array(numbers, np.int32)
+        path = self._directory / f"{layer}.safetensors"
+        temporary = path.with_suffix(".tmp")
+        safetensors.numpy.save_file(arrays, temporary)
+        temporary.replace(path)
+
+    def read(self, layer: int) -> dict[str, Split]:
+        """A stored layer's splits.
+
+        Raises:
+          ValueError: if the file is damaged.
+        """
+        path = self._directory / f"{layer}.safetensors"
+        try:
+            arrays = safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, and run again.") from error
+        found = {}
+        for name in [key.removesuffix(".basis") for key in arrays if key.endswith(".basis")]:
+            basis, values = arrays[f"{name}.basis"], arrays[f"{name}.values"]
+            rank, first, protected = arrays[f"{name}.numbers"].tolist()
+            side = projection.PROTECTED if protected else projection.NULL
+            trace = float(arrays[f"{name}.trace"])
+            spectrum = spectrum_lib.single(values, trace, len(basis), first)
+            found[name] = Split(basis, side, rank, spectrum)
+        return found
+
+    def remove(self) -> None:
+        """Deletes all of it."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory)
+
+
+class _Apart(NamedTuple):
+    """A moment made ready to be decomposed.
+
+    matrix: [in, in]; first: float64 [in, f], the first tokens' directions; spike: the eigenvalue
+    that the matrix has for them; energies: the inputs' there, descending; trace: of the moment.
+    """
+
+    matrix: Any
+    first: np.ndarray
+    spike: float
+    energies: np.ndarray
+    trace: float | None
+
+
+def _set_apart(moment: moments_lib.Moment) -> _Apart:
+    """Sets the first tokens' directions apart, where the moment has them.
+
+    The rest is projected off those directions, which then get an eigenvalue above all others: they
+    come first, and the others are what they would be without them.
+    """
+    matrix = moment.matrix()
+    if moment.first is None:
+        return _Apart(matrix, np.zeros((matrix.shape[-1], 0)), 0.0, np.zeros(0), None)
+    vectors = moment.first.astype(np.float64)  # [distinct, in]
+    left, sizes, _ = np.linalg.svd(vectors.T, full_matrices=False)
+    first = left[:, sizes > _SAME_DIRECTION * sizes[0]]
+    if isinstance(matrix, np.ndarray):
+        spiked, spike, core, trace = _spiked(matrix, first, np.matmul)
+    else:
+        spiked, spike, core, trace = _spiked_on_device(matrix, first.astype(np.float32))
+    weighted = vectors * np.sqrt(moment.first_counts / moment.count)[:, None]
+    own = (weighted @ first).T @ (weighted @ first)
+    return _Apart(
+        matrix=spiked,
+        first=first,
+        spike=float(spike),
+        energies=np.linalg.eigvalsh(np.asarray(core, np.float64) + own)[::-1],
+        trace=float(trace) + float(np.sum(weighted**2)),
+    )
+
+
+def _spiked(matrix, first, matmul):
+    held = matmul(first.T, matrix)  # [f, in]
+    core = matmul(held, first)
+    crossed = matmul(first, held)
+    rest = matrix - crossed - crossed.T + matmul(matmul(first, core), first.T)
+    # no eigenvalue is above the Frobenius norm: that of the whole, since float32's rounding of it
+    # would turn directions that are set apart by less
+    spike = (matrix**2).sum() ** 0.5
+    return rest + spike * matmul(first, first.T), spike, core, matrix.trace()
+
+
+@jax.jit
+def _spiked_on_device(matrix, first):
+    highest = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return _spiked(matrix, first, highest)
+
+
+def _decompose(
+    apart: _Apart, rules: Sequence[rank_rules.RankRule], guess: int
+) -> tuple[eigen.Eigenpairs, list[int], spectrum_lib.Spectrum]:
+    """Eigenpairs, the rank by each rule, and the spectrum."""
+    first, found = apart.first.shape[1], []
+
+    def rank_of(values: np.ndarray, size: int, trace: float) -> int | None:
+        if first == size:
+            found[:] = [size] * len(rules)
+            return size
+        if len(values) <= first:
+            return None
+        size, trace = size - first, trace - first * apart.spike
+        found[:] = [rule.rank(values[first:], size=size, trace=trace) for rule in rules]
+        return None if None in found else first + max(found)
+
+    pairs, _ = eigen.decompose(apart.matrix, rank_of, guess)
+    spectrum = spectrum_lib.single(
+        np.concatenate([apart.energies, pairs.values[first:]]),
+        pairs.trace if apart.trace is None else apart.trace,
+        apart.matrix.shape[-1],
+        first,
+    )
+    ranks = found if first == spectrum.size else [first + rank for rank in found]
+    return pairs, ranks, spectrum
+
+
+def _thinner(pairs: eigen.Eigenpairs, rank: int, spectrum: spectrum_lib.Spectrum) -> Split:
+    if rank <= spectrum.size - rank:
+        return Split(pairs.vectors[:, :rank], projection.PROTECTED, rank, spectrum)
+    return Split(pairs.vectors[:, rank:], projection.NULL, rank, spectrum)
+
+
+def _other_side(split: Split) -> np.ndarray:
+    site = projection.Site(("",), split.basis, split.side, np.int32(split.basis.shape[1]))
+    return np.asarray(site.complement().basis)
