@@ -196,9 +196,7 @@ def open_projectors(
             scratch=directory.with_name(f"{directory.name}.unfinished"),
         )
         projectors.save(directory)
-    projectors = nullspace.load_projectors(
-        directory, functools.partial(sharding.shardings, workspace.mesh)
-    )
+    projectors = nullspace.load_projectors(directory)
     try:
         projectors.check_model(workspace.config, source.fingerprint())
         if projectors.provenance["data"] != digest:

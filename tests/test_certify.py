@@ -36,6 +36,42 @@ def made(tmp_path_factory):
     return directory, work, [f"--config.{name}={value}" for name, value in changes.items()]
 
 
+def test_completions_are_the_base_s_own_by_seed(made):
+    directory, work, _ = made
+
+    def opened(**changes):
+        config = tiny.get_config("nspo")
+        config.update_from_flattened_dict({
+            **MICRO, "workspace": str(directory), "model.path": str(directory / "base"),
+            "calibration.completions": "generated", "calibration.batch_size": 8,
+            **{f"calibration.{name}": value for name, value in changes.items()},
+        })  # fmt: skip
+        return config, workspace.open_workspace(config, sharding.make_mesh())
+
+    config, drawn = opened()
+    prompt = config.data.prompt_length
+    np.testing.assert_array_equal(
+        drawn.calibration["tokens"][:, :prompt], work.calibration["tokens"][:, :prompt]
+    )
+    mask, answers = drawn.calibration["mask"], drawn.calibration["answer_mask"]
+    assert answers.shape == (20, prompt + config.data.completion_length)
+    assert answers[:, prompt].all() and not answers[:, :prompt].any()
+    np.testing.assert_array_equal(mask[:, prompt:], answers[:, prompt:])
+    again, other = opened()[1], opened(seed=1)[1]
+    np.testing.assert_array_equal(again.calibration["tokens"], drawn.calibration["tokens"])
+    assert np.any(other.calibration["tokens"] != drawn.calibration["tokens"])
+    # greedy: each token is the base's most likely one
+    greedy = opened(temperature=0.0)[1].calibration
+    hidden = models.forward(drawn.config, drawn.base, greedy["tokens"], greedy["mask"]).hidden
+    likely = np.argmax(models.logits(drawn.config, drawn.base, hidden), axis=-1)
+    scored = greedy["answer_mask"][:, 1:]
+    np.testing.assert_array_equal(likely[:, :-1][scored], greedy["tokens"][:, 1:][scored])
+    places = {workspace.projectors_directory(opened(**c)[0]) for c in (
+        {}, {"completions": "given"}, {"first_token": "drop"}, {"statistics": "gradients"}
+    )}  # fmt: skip
+    assert len(places) == 4
+
+
 def run(flags, policy, *more):
     command = [sys.executable, "-m", "scripts.certify", "--config=configs/tiny.py:nspo", *flags]
     return subprocess.run(

@@ -21,6 +21,8 @@ from nspo_jax import models, version
 from nspo_jax.nullspace import projection
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
+# From the tree {"bases": {site: array}} to a tree of shardings.
+Shardings = Callable[[Any], Any]
 FORMAT = 2
 TARGETS = ("attention", "mlp", "head", "embed")
 # What of a model's config says how its kernels are laid out: another number of heads may have the
@@ -88,6 +90,13 @@ class Projectors:
         provenance = {**self.provenance, "randomized": seed}
         return dataclasses.replace(self, sites=sites, provenance=provenance)
 
+    def place(self, shardings: Shardings) -> "Projectors":
+        """Copies the bases to the devices, each the part that it needs; see `load_projectors`."""
+        bases = {name: site.basis for name, site in self.sites.items()}
+        bases = jax.device_put(bases, shardings({"bases": bases})["bases"])
+        sites = {n: dataclasses.replace(s, basis=bases[n]) for n, s in self.sites.items()}
+        return dataclasses.replace(self, sites=sites)
+
     def summary(self) -> list[dict[str, Any]]:
         """A row a site and layer; see `summary_row`. Bytes are of the basis, padding included."""
         rows = []
@@ -147,15 +156,14 @@ class Projectors:
 
 
 def load_projectors(
-    directory: str | pathlib.Path, shardings: Callable[[Any], Any] | None = None
+    directory: str | pathlib.Path, shardings: Shardings | None = None
 ) -> Projectors:
     """Reads what `Projectors.save` wrote.
 
     Args:
       directory: where that is.
-      shardings: from the tree {"bases": {site: jax.ShapeDtypeStruct}} to a tree of shardings, for
-        example `functools.partial(sharding.shardings, mesh)`: bases are then arrays on the devices,
-        of which each reads its own part. None: numpy arrays.
+      shardings: for example `functools.partial(sharding.shardings, mesh)`: bases are then arrays on
+        the devices, each of which reads its own part. None: numpy arrays.
 
     Raises:
       FileNotFoundError: if the directory or one of its two files is absent.
@@ -193,9 +201,7 @@ def load_projectors(
     return Projectors(sites, spectra, document["provenance"])
 
 
-def _load_bases(
-    file: Any, names: list[str], shardings: Callable[[Any], Any] | None
-) -> dict[str, Any]:
+def _load_bases(file: Any, names: list[str], shardings: Shardings | None) -> dict[str, Any]:
     if shardings is None:
         return {name: file.get_tensor(f"{name}.basis") for name in names}
     slices = {name: file.get_slice(f"{name}.basis") for name in names}

@@ -5,6 +5,7 @@ state and prompt iterator from the last whole checkpoint -> metrics truncated to
 random key is folded from (seed, role, step): no key needs saving and no two steps share one.
 """
 
+import functools
 import json
 import logging
 import pathlib
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import tqdm
 
 from nspo_jax import checkpoint, evaluation, metrics, models, nullspace, sharding
@@ -62,7 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     projectors = workspace_lib.open_projectors(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
-    optimizer = make_optimizer(config, projectors)
+    optimizer = make_optimizer(config, projectors, mesh)
     trainable, frozen = optimizer_lib.partition(
         jax.tree.map(jnp.copy, work.base),  # the step donates its state; the base stays
         config.projection.targets,
@@ -220,13 +222,19 @@ def batch_prompts(config: ml_collections.ConfigDict) -> int:
     return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
 
 
-def make_optimizer(config: ml_collections.ConfigDict, projectors: nullspace.Projectors):
-    """The optax chain that `config.optimizer` and `config.projection` describe."""
+def make_optimizer(
+    config: ml_collections.ConfigDict, projectors: nullspace.Projectors, mesh: jax.sharding.Mesh
+) -> optax.GradientTransformation:
+    """The optax chain that `config.optimizer` and `config.projection` describe.
+
+    Its bases are on the mesh, for `init` to take as they are; those of `projectors` stay.
+    """
     selected = None
     if config.projection.mode != "none":
         selected = projectors.select(config.projection.targets)
         if config.projection.basis == "random":
             selected = selected.randomized(config.seed)
+        selected = selected.place(functools.partial(sharding.shardings, mesh))
     return optimizer_lib.build_optimizer(
         config.optimizer.learning_rate,
         selected,

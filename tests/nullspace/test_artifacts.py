@@ -122,13 +122,13 @@ def test_projectors_of_another_layout_are_refused_by_name(projectors):
 
 def test_bases_are_loaded_into_a_sharding(projectors, tmp_path):
     projectors.save(tmp_path / "p")
-    loaded = nullspace.load_projectors(
-        tmp_path / "p", functools.partial(sharding.shardings, sharding.make_mesh())
-    )
+    shardings = functools.partial(sharding.shardings, sharding.make_mesh())
+    loaded = nullspace.load_projectors(tmp_path / "p", shardings)
+    placed = nullspace.load_projectors(tmp_path / "p").place(shardings)
     for name, site in projectors.sites.items():
-        found = loaded.sites[name].basis
-        assert isinstance(found.sharding, jax.sharding.NamedSharding)
-        np.testing.assert_array_equal(found, site.basis)
+        for found in (loaded.sites[name].basis, placed.sites[name].basis):
+            assert isinstance(found.sharding, jax.sharding.NamedSharding)
+            np.testing.assert_array_equal(found, site.basis)
     chosen = "attention+mlp+head"  # all of the embedding's tokens are seen: no gap
     assert loaded.select(chosen).summary() == projectors.select(chosen).summary()
 

@@ -1,5 +1,7 @@
 """Moments a layer at a time, and sites from moments that a caller collected."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +146,27 @@ def test_weights_on_disk_give_what_weights_in_memory_give(tmp_path, first_token)
     assert_same(nullspace.calibrate(GEMMA3, source, micro_batches(), **options), whole)
     with pytest.raises(ValueError, match="'gradients', which needs the parameters in memory"):
         nullspace.calibrate(GEMMA3, source, micro_batches(), statistics="gradients")
+
+
+def test_device_memory_does_not_grow_with_depth(tmp_path, monkeypatch):
+    """With weights on disk: what is on the device while a moment is split, at 2 and 6 layers."""
+    held, split = {}, splits.split
+    for layers in (2, 6):
+        config = dataclasses.replace(GEMMA3, num_layers=layers, windows=(0,) * layers)
+        params = models.init_params(config, jax.random.key(0))
+        models.save_model(tmp_path / str(layers), config, params)
+        del params
+        source = models.FileSource(tmp_path / str(layers))
+        before, most = sum(array.nbytes for array in jax.live_arrays()), []
+
+        def measured(*args, before=before, most=most):
+            most.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+            return split(*args)
+
+        monkeypatch.setattr(splits, "split", measured)
+        nullspace.calibrate(config, source, micro_batches(), rank_rule="fixed(3)")
+        held[layers] = max(most)
+    assert held[6] <= held[2] and held[2] > 0
 
 
 def test_a_killed_calibration_continues_after_its_last_layer(tmp_path, monkeypatch):

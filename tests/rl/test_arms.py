@@ -112,6 +112,6 @@ def test_every_arm_starts(shared_workspace, arm):
         trainable, frozen = trainer.optimizer_lib.partition(
             work.base, config.projection.targets, config.projection.untargeted
         )
-        trainer.make_optimizer(config, projectors).init(trainable)
+        trainer.make_optimizer(config, projectors, work.mesh).init(trainable)
         names = projection.leaves_by_path(frozen)
         assert ("embed/embedding" in names) == (config.projection.untargeted == "freeze")
