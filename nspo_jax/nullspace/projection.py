@@ -340,7 +340,8 @@ def match_kernels(sites: Mapping[str, Site], params: optax.Params) -> dict[str, 
         raise ValueError(
             "Projectors do not fit the parameters:\n  " + "\n  ".join(problems) + "\n"
             f"The parameters are: {known}. Projectors belong to the model that they were "
-            "calibrated on, and every projected kernel must be among the trained ones."
+            "calibrated on, and every projected kernel must be among the trained ones: "
+            "projectors.select('mlp+attention') keeps the sites of some."
         )
     narrow = sorted({str(leaf.dtype) for leaf in found.values() if leaf.dtype != jnp.float32})
     if narrow:
