@@ -214,6 +214,8 @@ def _decompose(
 ) -> tuple[eigen.Eigenpairs, list[int], spectrum_lib.Spectrum]:
     """Eigenpairs, the rank by each rule, and the spectrum."""
     first, found = apart.first.shape[1], []
+    known = [int(rule.value) for rule in rules if rule.name == "fixed"]
+    guess = max(guess, *(first + rank for rank in known), 0)
 
     def rank_of(values: np.ndarray, size: int, trace: float) -> int | None:
         if first == size:
