@@ -67,37 +67,56 @@ def make_train_step(
     clip: float = 0.2,
     kl_coefficient: float = 0.0,
     temperature: float = 1.0,
+    microbatches: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted `step(state, frozen, reference, batch) -> (state, metrics)`.
 
     `state` is donated. `frozen` holds the leaves that `state.trainable` lacks. `reference` is the
     base model's parameters when kl_coefficient > 0, else None. `metrics` are float32 scalars, and
     `nonfinite`, bool [trained tensors], in the order of the tree's leaves.
+
+    With `microbatches`, which divide the batch's rows, gradients are computed for a part of the
+    rows at a time and added up in float32: the same update to rounding, in less memory.
     """
 
-    def step(state: TrainState, frozen, reference, batch: Rollouts):
+    def loss_of(trainable, frozen, reference, batch: Rollouts):
+        params = optimizer_lib.combine(trainable, frozen)
         reference_logprobs = None
         if reference is not None:
             reference_logprobs = completion_logprobs(config, reference, batch, temperature)
+        logprobs = completion_logprobs(config, params, batch, temperature)
+        result = losses.grpo_loss(
+            logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            batch.completion_mask,
+            clip=clip,
+            kl_coefficient=kl_coefficient,
+            reference_logprobs=reference_logprobs,
+        )
+        gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), batch.completion_mask)
+        return result.loss, (result, gap)
 
-        def loss_of(trainable):
-            params = optimizer_lib.combine(trainable, frozen)
-            logprobs = completion_logprobs(config, params, batch, temperature)
-            result = losses.grpo_loss(
-                logprobs,
-                batch.old_logprobs,
-                batch.advantages,
-                batch.completion_mask,
-                clip=clip,
-                kl_coefficient=kl_coefficient,
-                reference_logprobs=reference_logprobs,
-            )
-            gap = losses.sequence_mean(
-                jnp.abs(logprobs - batch.old_logprobs), batch.completion_mask
-            )
-            return result.loss, (result, gap)
+    def gradient_of(trainable, frozen, reference, batch: Rollouts):
+        """(gradient, (PolicyLoss, gap)), means over the batch's sequences."""
+        differentiate = jax.grad(loss_of, has_aux=True)
+        if microbatches == 1:
+            return differentiate(trainable, frozen, reference, batch)
 
-        (_, (result, gap)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+        def part(total, rows):
+            found = differentiate(trainable, frozen, reference, rows)
+            return jax.tree.map(lambda t, x: t + x / microbatches, total, found), None
+
+        shapes = jax.eval_shape(differentiate, trainable, frozen, reference, batch)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(part, zeros, jax.tree.map(split, batch))[0]
+
+    def split(array: jax.Array) -> jax.Array:
+        # every microbatch has rows of each device's block, so that none travels
+        return jnp.moveaxis(array.reshape(-1, microbatches, *array.shape[1:]), 1, 0)
+
+    def step(state: TrainState, frozen, reference, batch: Rollouts):
+        gradient, (result, gap) = gradient_of(state.trainable, frozen, reference, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
