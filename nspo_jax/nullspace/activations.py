@@ -90,6 +90,12 @@ class Activations:
         return sharding.shard_batch(self._mesh, padded)
 
 
+def lower_layer(config: models.ModelConfig, mesh, observe: Observe, layer, hidden, batch):
+    """The program of one layer on one batch, for abstract arrays: `jax.stages.Lowered`."""
+    window = config.windows[0] if config.windows else 0
+    return _run_layer(mesh).lower(config, observe, layer, window, hidden, batch, None)
+
+
 def _rows(mesh):
     return None if mesh is None else NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 

@@ -102,7 +102,7 @@ def layer_moments(
             "There are no calibration tokens: every batch is empty or all padding, or has first "
             f"tokens alone (calibration.first_token is {first_token!r})."
         )
-    observe, separate = _OBSERVE[first_token], first_token == "separate"
+    observe, separate = OBSERVE[first_token], first_token == "separate"
     firsts = _first_tokens(batches) if separate else None
     run = activations.Activations(source, batches, mesh)
     for layer in range(source.config.num_layers):
@@ -207,7 +207,7 @@ def _observe_apart(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: 
     return {**_observe_rest(site, x, batch, extra), "first": first}
 
 
-_OBSERVE = dict(zip(FIRST_TOKENS, (_observe_all, _observe_rest, _observe_apart), strict=True))
+OBSERVE = dict(zip(FIRST_TOKENS, (_observe_all, _observe_rest, _observe_apart), strict=True))
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

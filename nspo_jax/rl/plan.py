@@ -1,0 +1,331 @@
+"""What a run will need, before anything is loaded: shapes in, memory and work out.
+
+Rollout, update and calibration are compiled for abstract arrays on a mesh of any devices, virtual
+ones included, and XLA says what each needs beside its arguments. On the CPU's compiler that is an
+upper bound: it computes bfloat16 products in float32, writes attention scores out, and has no
+reduce-scatter (it shows as an all-reduce).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from nspo_jax import chips, hlo, models, sharding
+from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.nullspace import activations, moments, projection, rank_rules
+from nspo_jax.nullspace import projectors as projectors_lib
+from nspo_jax.rl import rollout, train_step, trainer
+
+GIB = 2**30
+# Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
+USABLE = 0.92
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's needs; bytes are those of one device.
+
+    Attributes:
+      resident: kind -> bytes held all the time: weights, moments, bases.
+      phases: phase -> bytes that it adds to them at its peak: rollout, update.
+      calibration: bytes of calibration's layer step, which runs before the rest is there.
+      cache: of the rollout's bytes, the keys and values.
+      flops: phase -> floating-point operations a step, on all devices, by formula.
+      collectives: phase -> kind -> bytes a step that a device receives, from the compiled program.
+      tokens: of a step: prompts and completions.
+      parameters: of the model; trained: of those, the trained ones.
+      devices: of the mesh.
+      assumptions: what was not known, in words.
+    """
+
+    resident: Mapping[str, int]
+    phases: Mapping[str, int]
+    calibration: int
+    cache: int
+    flops: Mapping[str, float]
+    collectives: Mapping[str, Mapping[str, int]]
+    tokens: int
+    parameters: int
+    trained: int
+    devices: int
+    assumptions: tuple[str, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device at the worst moment."""
+        return max(sum(self.resident.values()) + max(self.phases.values()), self.calibration)
+
+    def fits(self, chip: chips.Chip) -> bool:
+        """Whether the peak leaves the runtime its share of a chip's memory."""
+        return self.peak <= USABLE * chip.memory * GIB
+
+
+def make_plan(
+    config: ml_collections.ConfigDict,
+    model: models.ModelConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    rank_share: float = 1 / 8,
+) -> Plan:
+    """Compiles a run's programs for a mesh without weights.
+
+    Args:
+      config: the run's.
+      model: the base model's configuration.
+      mesh: of any devices; nothing runs on them.
+      rank_share: protected share of a site's directions, where the rank rule is not `fixed`.
+
+    Raises:
+      ValueError: for a config or a mesh that cannot work, before anything is compiled.
+    """
+    trainer.check_config(config)
+    trainer.check_mesh(config, mesh)
+    model = dataclasses.replace(
+        model, compute_dtype=config.model.compute_dtype, remat=config.model.remat
+    )
+    params = models.abstract_params(model)
+    sharding.check_rules(params)
+    trainable, frozen = optimizer_lib.partition(
+        params, config.projection.targets, config.projection.untargeted
+    )
+    sites, assumptions = _sites(config, model, rank_share)
+    bases = {name: site.basis for name, site in sites.items()}
+
+    def init(trainable, bases):
+        placed = {n: dataclasses.replace(s, basis=bases[n]) for n, s in sites.items()}
+        return trainer.make_optimizer(config, placed).init(trainable)
+
+    optimizer = trainer.make_optimizer(config, sites)
+    state = train_step.TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(init, trainable, bases)
+    )
+    frozen = trainer.freeze(frozen, config.model.frozen_dtype)
+    state, frozen, whole = (_placed(mesh, tree) for tree in (state, frozen, params))
+    reference = whole if config.rl.kl_coefficient else None
+    resident = {
+        "trained weights": _bytes(state.trainable),
+        "frozen weights": _bytes(frozen),
+        "optimizer moments": _bytes(state.opt_state, lambda path: "bases" not in path),
+        "projector bases": _bytes(state.opt_state, lambda path: "bases" in path),
+    }
+    if reference is not None:
+        resident["reference weights"] = _bytes(reference)
+    policy = optimizer_lib.combine(state.trainable, frozen)
+    compiled = {
+        "rollout": _rollout(config, model, mesh, policy),
+        "update": _update(config, model, mesh, optimizer, state, frozen, reference),
+    }
+    layer = _calibration(config, model, mesh, whole)
+    rows = trainer.batch_prompts(config) * config.rl.samples
+    at_once = rows // config.rl.rollout_batches
+    times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
+    collectives = {}
+    for name, program in compiled.items():
+        found = hlo.collective_bytes(program.as_text(), config.data.completion_length)
+        collectives[name] = {kind: times[name] * size for kind, size in found.items()}
+    return Plan(
+        resident=resident,
+        phases={name: _beside_arguments(program) for name, program in compiled.items()},
+        calibration=_calibration_bytes(config, model, mesh, whole, layer),
+        cache=_cache_bytes(model, mesh, at_once, _length(config)),
+        flops=step_flops(model, config),
+        collectives=collectives,
+        tokens=rows * _length(config),
+        parameters=_count(params),
+        trained=_count(trainable),
+        devices=mesh.size,
+        assumptions=assumptions,
+    )
+
+
+def step_flops(model: models.ModelConfig, config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Floating-point operations of a step, by formula: 2 a weight and token, and attention's.
+
+    A gradient costs two forward passes more, and one again for what is rematerialised. The
+    projection's products are counted in "update" by none: they do not grow with tokens.
+    """
+    prompts = trainer.batch_prompts(config)
+    rows = prompts * config.rl.samples
+    prompt, completion = config.data.prompt_length, config.data.completion_length
+    forward = flops_per_token(model, (prompt + completion) / 2)
+    passes = 3 + (config.model.remat != "none") + bool(config.rl.kl_coefficient)
+    return {
+        "rollout": prompts * prompt * flops_per_token(model, prompt / 2)
+        + rows * completion * flops_per_token(model, prompt + completion / 2),
+        "update": passes * rows * (prompt + completion) * forward,
+    }
+
+
+def flops_per_token(model: models.ModelConfig, attended: float) -> float:
+    """Of a forward pass for one token that attends to so many: 2 a weight, 4 a head dimension."""
+    leaves = projection.leaves_by_path(models.abstract_params(model))
+    weights = sum(leaf.size for path, leaf in leaves.items() if path.endswith("/kernel"))
+    if model.tie_embeddings:
+        weights += leaves["embed/embedding"].size
+    return 2.0 * weights + 4.0 * model.num_layers * model.num_heads * model.head_dim * attended
+
+
+# ------------------------------------------------------------------------------------ the programs
+
+
+def _rollout(config, model, mesh, policy):
+    prompts = trainer.batch_prompts(config) // config.rl.rollout_batches
+    shape = (prompts, config.data.prompt_length)
+    return rollout.rollout.lower(
+        model,
+        policy,
+        _rows(mesh, shape, jnp.int32),
+        _rows(mesh, shape, jnp.bool_),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts * config.rl.samples)),
+        samples=config.rl.samples,
+        max_new_tokens=config.data.completion_length,
+        stop_ids=(0,),
+        temperature=config.rl.temperature,
+    ).compile()
+
+
+def _update(config, model, mesh, optimizer, state, frozen, reference):
+    rows = trainer.batch_prompts(config) * config.rl.samples // config.rl.minibatches
+    prompt, completion = config.data.prompt_length, config.data.completion_length
+    batch = train_step.Rollouts(
+        prompts=_rows(mesh, (rows, prompt), jnp.int32),
+        prompt_mask=_rows(mesh, (rows, prompt), jnp.bool_),
+        completions=_rows(mesh, (rows, completion), jnp.int32),
+        completion_mask=_rows(mesh, (rows, completion), jnp.bool_),
+        old_logprobs=_rows(mesh, (rows, completion), jnp.float32),
+        advantages=_rows(mesh, (rows,), jnp.float32),
+    )
+    step = trainer.make_step(config, model, optimizer)
+    return step.lower(state, frozen, reference, batch).compile()
+
+
+def _calibration(config, model, mesh, params):
+    rows, time = _calibration_shape(config, mesh)
+    batch = {
+        "tokens": _rows(mesh, (rows, time), jnp.int32),
+        "mask": _rows(mesh, (rows, time), jnp.bool_),
+        "first": _rows(mesh, (rows,), jnp.int32),
+    }
+    hidden = _rows(mesh, (rows * time, model.hidden_size), jnp.dtype(model.compute_dtype))
+    return activations.lower_layer(
+        model, mesh, moments.OBSERVE[config.calibration.first_token],
+        _first_layer(params), hidden, batch,
+    ).compile()  # fmt: skip
+
+
+def _calibration_shape(config, mesh) -> tuple[int, int]:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = min(config.calibration.batch_size, config.calibration.rows)
+    return -(-rows // shards) * shards, _length(config)
+
+
+def _calibration_bytes(config, model, mesh, params, program) -> int:
+    """One layer's step, all batches' hidden states, and the sums of its moments."""
+    rows, time = _calibration_shape(config, mesh)
+    batches = -(-config.calibration.rows // rows)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    width = jnp.dtype(model.compute_dtype).itemsize * model.hidden_size
+    hidden = batches * rows * time * width // shards
+    leaves = projection.leaves_by_path(params)
+    squares = sum(
+        4 * leaves[paths[0]].shape[-2] ** 2
+        for site, paths in models.input_sites(model).items()
+        if site.startswith("layers/")
+    )
+    stats = program.memory_analysis()
+    step = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return step + hidden + 2 * squares  # the products are among the step's outputs
+
+
+# ------------------------------------------------------------------------------------ the shapes
+
+
+def _sites(config, model, rank_share) -> tuple[dict[str, projection.Site], tuple[str, ...]]:
+    """The targeted sites, their bases abstract."""
+    if config.projection.mode == "none":
+        return {}, ()
+    if not 0 < rank_share < 1:
+        raise ValueError(f"The assumed rank share is {rank_share}; expected one in (0, 1).")
+    rules = rank_rules.RankRules.parse(config.calibration.rank_rule)
+    leaves = projection.leaves_by_path(models.abstract_params(model))
+    targets = projectors_lib.parse_targets(config.projection.targets)
+    coordinates = config.projection.mode == "coordinates"
+    sites, guessed = {}, set()
+    for name, kernels in models.input_sites(model).items():
+        if projectors_lib.target_of(name) not in targets:
+            continue
+        size, rule = leaves[kernels[0]].shape[-2], rules.of(name)
+        rank = int(rule.value) if rule.name == "fixed" else round(rank_share * size)
+        guessed |= set() if rule.name == "fixed" else {str(rule)}
+        side = projection.PROTECTED if rank <= size - rank else projection.NULL
+        side = projection.NULL if coordinates else side
+        stack = (model.num_layers,) if name.startswith("layers/") else ()
+        columns = rank if side == projection.PROTECTED else size - rank
+        basis = jax.ShapeDtypeStruct((*stack, size, columns), jnp.float32)
+        sites[name] = projection.Site(kernels, basis, side, np.full(stack, columns, np.int32))
+    if "embed" in targets:
+        basis = jax.ShapeDtypeStruct((model.vocab_size, 1), jnp.float32)
+        sites["embed/tokens"] = projection.Site(
+            ("embed/embedding",), basis, projection.ROWS, np.int32(1)
+        )
+    words = f"{' and '.join(sorted(guessed))} protects {rank_share:.3g} of the directions"
+    return sites, (words,) if guessed else ()
+
+
+def _length(config) -> int:
+    return config.data.prompt_length + config.data.completion_length
+
+
+def _rows(mesh, shape, dtype) -> jax.ShapeDtypeStruct:
+    spec = jax.sharding.PartitionSpec(("data", "fsdp"))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+
+def _placed(mesh, tree):
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        sharding.shardings(mesh, tree),
+    )
+
+
+def _first_layer(params):
+    def first(leaf):
+        spec = jax.sharding.PartitionSpec(*leaf.sharding.spec[1:])
+        where = jax.sharding.NamedSharding(leaf.sharding.mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=where)
+
+    return jax.tree.map(first, params["layers"])
+
+
+def _bytes(tree, counted=lambda path: True) -> int:
+    """Bytes on one device of the leaves whose path counts."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for path, leaf in projection.leaves_by_path(tree).items()
+        if counted(path)
+    )
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _cache_bytes(model, mesh, rows: int, slots: int) -> int:
+    cache = jax.eval_shape(lambda: models.empty_cache(model, rows, slots))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in (cache.keys, cache.values))
+    return size // (mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def _beside_arguments(program) -> int:
+    stats = program.memory_analysis()
+    return (
+        stats.temp_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+    )  # fmt: skip
