@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from nspo_jax import models, nullspace, pretraining, sharding, tasks
+from nspo_jax import distributed, models, nullspace, pretraining, sharding, tasks
 from nspo_jax.data import builders, chat, world
 
 Batch = dict[str, np.ndarray]
@@ -61,8 +61,10 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     """Loads the base model and its task; pretrains the chat world's model if it is absent."""
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
     if not config.model.path:
-        if not path.exists():
-            pretrain_base(config, path)
+        if distributed.primary_says(not path.exists()):
+            if distributed.is_primary():
+                pretrain_base(config, path)
+            distributed.barrier("the base model is there")
         _check_recipe(config, path)
 
     def place(params):
@@ -172,7 +174,7 @@ def open_projectors(
     name = f"{rule.replace('/', '.')}_{config.calibration.rows}_rows"
     directory = seed_directory(config) / "projectors" / name
     digest = data_digest(workspace.calibration)
-    if not directory.exists():
+    if distributed.primary_says(not directory.exists()):
         _log.info("calibrating projectors into %s", directory)
         projectors = nullspace.calibrate(
             workspace.config,
@@ -181,7 +183,9 @@ def open_projectors(
             rank_rule=rule,
             data=digest,
         )
-        projectors.save(directory)
+        if distributed.is_primary():
+            projectors.save(directory)
+        distributed.barrier("the projectors are there")
     projectors = nullspace.load_projectors(directory)
     try:
         projectors.check_model(models.fingerprint(workspace.base))

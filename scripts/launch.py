@@ -10,6 +10,8 @@ from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
 
+from nspo_jax import distributed, preemption
+
 # What a user can get wrong, or meet, and fix: shown as a paragraph. Anything else is a bug, and
 # keeps its traceback.
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError)
@@ -25,6 +27,19 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     if default is None:
         flags.mark_flag_as_required("config")
     return holder
+
+
+def define_processes() -> None:
+    """The flags of a script that several processes run together: see `nspo_jax.distributed`.
+
+    Such a script also takes SIGTERM for a preemption: it saves, and its exit status is 0.
+    """
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, to start processes by hand.")
+    flags.DEFINE_integer(
+        "processes", None, "How many there are; 1 keeps this one alone. Default: TPU pods, Slurm "
+        "and GKE are recognised.", lower_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def run(
@@ -50,15 +65,19 @@ def run(
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
+            if "coordinator" in flags.FLAGS:
+                _start_processes()
             main(*argv[1:])
         except EXPECTED_ERRORS as error:
-            if flags.FLAGS.traceback:
-                raise
+            if flags.FLAGS.traceback and not distributed.is_lost_connection(error):
+                _stop_others_and_raise(error)
             print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
-            sys.exit(1)
+            _exit(1, error)
+        except preemption.PreemptedError as stop:
+            print(f"\n{stop} The same command continues it.", file=sys.stderr)
         except KeyboardInterrupt:
             print(f"\n{interrupted}", file=sys.stderr)
-            sys.exit(130)
+            _exit(130)
 
     # libraries log through absl, a page a checkpoint: errors are enough of that
     log = logging.getLogger("nspo_jax")

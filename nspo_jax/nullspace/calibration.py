@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from nspo_jax import models
+from nspo_jax import distributed, models
 from nspo_jax.nullspace import projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
 
@@ -85,12 +85,14 @@ def layer_moments(
                 config, weights, window, hidden[index], batch["mask"]
             )
             for site, moment in observed.items():
-                total[site] = total.get(site, 0.0) + np.asarray(moment, np.float64)
+                total[site] = total.get(site, 0.0) + np.asarray(
+                    distributed.fetch(moment), np.float64
+                )
         yield _mean(total, count, f" in layer {layer}")
     if "head/in" in models.input_sites(config):
         norm = {"norm": params["norm"]}
         moments = [
-            np.asarray(_head_moment(config, norm, x, batch["mask"]), np.float64)
+            np.asarray(distributed.fetch(_head_moment(config, norm, x, batch["mask"])), np.float64)
             for x, batch in zip(hidden, batches, strict=True)
         ]
         yield _mean({"head/in": sum(moments)}, count, "")

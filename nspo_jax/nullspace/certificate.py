@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import models
+from nspo_jax import distributed, models
 from nspo_jax.nullspace import projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
@@ -79,7 +79,7 @@ def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) ->
     means = ("kl", "loss", "top1_agreement")
     total = dict.fromkeys(("positions", *means, "max_logit_change"), 0.0)
     for batch in batches:
-        sums = jax.device_get(_drift_sums(config, base, policy, batch))
+        sums = distributed.fetch(_drift_sums(config, base, policy, batch))
         for name in ("positions", *means):
             total[name] += float(sums[name])
         total["max_logit_change"] = max(total["max_logit_change"], float(sums["max_logit_change"]))
@@ -161,7 +161,7 @@ def certify(
     outputs: dict[str, np.ndarray] = {}
     inputs: dict[str, np.ndarray] = {}
     for batch in calibration:
-        sums = jax.device_get(_site_sums(config, base, changes, bases, batch))
+        sums = distributed.fetch(_site_sums(config, base, changes, bases, batch))
         for total, part in zip((outputs, inputs), sums, strict=True):
             for name, pair in part.items():
                 total[name] = total.get(name, 0.0) + np.asarray(pair, np.float64)
@@ -172,8 +172,9 @@ def certify(
     for name, site in projectors.sites.items():
         basis, ranks = bases[name], np.asarray(site.protected_ranks)
         for path in site.kernels:
-            inside = np.asarray(projection.coordinates(changes[path], basis), np.float64)
-            change = np.asarray(changes[path], np.float64)
+            inside = projection.coordinates(changes[path], basis)
+            inside = np.asarray(distributed.fetch(inside), np.float64)
+            change = np.asarray(distributed.fetch(changes[path]), np.float64)
             layers = range(basis.shape[0]) if basis.ndim > 2 else (Ellipsis,)
             for layer in layers:
                 inside_energy, change_energy = _energy(inside[layer]), _energy(change[layer])
@@ -256,7 +257,7 @@ def _largest_output(spectrum: np.ndarray, rank: int, inside: float, outside: flo
 
 
 def _energy(array) -> float:
-    return float(np.sum(np.square(np.asarray(array, np.float64))))
+    return float(np.sum(np.square(np.asarray(distributed.fetch(array), np.float64))))
 
 
 def _ratio(part: float, whole: float) -> float:
