@@ -6,16 +6,22 @@ With one process all of it costs nothing. The workspace and the workdir are on a
 all processes see; process 0 writes there, and the others wait for it.
 """
 
+import json
 import logging
 import os
 import re
+import socket
+import sys
+import time
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-# A process that has not been heard of for so long is dead, and jax.distributed ends the others.
+from nspo_jax import liveness
+
+# jax.distributed ends all processes when one is not heard of for so long; `liveness` is faster.
 HEARTBEAT_SECONDS = 30
 # How jax spells what it caught from XLA, gRPC and Gloo: "UNAVAILABLE: Socket closed".
 _STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
@@ -54,7 +60,49 @@ def initialize(
         if coordinator is not None or "coordinator_address should be defined" not in str(error):
             raise
         return
-    _log.info("process %d of %d is up", jax.process_index(), jax.process_count())
+    if several():
+        _watch_others(coordinator)
+        _log.info("process %d of %d is up", jax.process_index(), jax.process_count())
+
+
+def _watch_others(coordinator: str | None) -> None:
+    """Connects every process to process 0, which says where it is. Collective."""
+    where = np.zeros(512, np.uint8)
+    if is_primary():
+        server, name = liveness.listen(), socket.gethostname()
+        hosts = [coordinator.rsplit(":", 1)[0]] if coordinator else [name, *_addresses(name)]
+        text = json.dumps([hosts, server.getsockname()[1]]).encode()[: where.size]
+        where[: len(text)] = np.frombuffer(text, np.uint8)
+    where = np.asarray(multihost_utils.broadcast_one_to_all(where)).tobytes().rstrip(b"\0")
+    if is_primary():
+        liveness.Watch(_end_with, {}, server)
+        return
+    link = liveness.connect(*json.loads(where), jax.process_index())
+    if link is not None:
+        liveness.Watch(_end_with, {0: link})
+
+
+def _addresses(name: str) -> list[str]:
+    try:
+        return [socket.gethostbyname(name)]
+    except OSError:  # a host that does not know its own name
+        return []
+
+
+def _end_with(dead: int) -> None:
+    """Ends this process because another died."""
+    print(
+        f"\nerror: Process {dead} of {jax.process_count()} died, so this one "
+        f"({jax.process_index()}) stops too. The output of process {dead} says why. Run the same "
+        "command again in every process: the run continues from its last checkpoint.",
+        file=sys.stderr,
+    )
+    leave(1)
+
+
+def several() -> bool:
+    """Whether there are other processes; asks for no device where there cannot be."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -171,14 +219,26 @@ def fetch(tree: Any) -> Any:
 
 def is_lost_connection(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, is what a dead process leaves behind in others."""
-    while error is not None:
+    while several() and error is not None:
         if _STATUS.match(str(error)):
-            return jax.process_count() > 1
+            return True
         error = error.__cause__ or error.__context__
     return False
 
 
+def fail(error: BaseException) -> None:
+    """Ends this process for an error that has been printed, without a word to the others.
+
+    A normal exit would wait for them, while they wait in the step that this one left. Where the
+    error says no more than that another process is gone, who it was is heard first.
+    """
+    if is_lost_connection(error):
+        time.sleep(2 * HEARTBEAT_SECONDS)
+    leave(1)
+
+
 def leave(code: int) -> None:
-    """Ends this process at once: at a normal exit jax would wait for the others, which wait."""
-    logging.shutdown()
+    """Ends this process at once, with an exit status."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)

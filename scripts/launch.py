@@ -3,7 +3,9 @@
 from collections.abc import Callable
 import logging
 import os
+import signal
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -66,18 +68,15 @@ def run(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
             if "coordinator" in flags.FLAGS:
-                _start_processes()
+                _join_processes()
             main(*argv[1:])
-        except EXPECTED_ERRORS as error:
-            if flags.FLAGS.traceback and not distributed.is_lost_connection(error):
-                _stop_others_and_raise(error)
-            print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
-            _exit(1, error)
         except preemption.PreemptedError as stop:
-            print(f"\n{stop} The same command continues it.", file=sys.stderr)
-        except KeyboardInterrupt:
-            print(f"\n{interrupted}", file=sys.stderr)
-            _exit(130)
+            print(f"\n{stop} The same command continues.", file=sys.stderr)
+        except (Exception, KeyboardInterrupt) as error:
+            code = _explain(error, interrupted)
+            if distributed.several():
+                distributed.fail(error)
+            sys.exit(code)
 
     # libraries log through absl, a page a checkpoint: errors are enough of that
     log = logging.getLogger("nspo_jax")
@@ -86,6 +85,37 @@ def run(
     log.propagate = False
     flags.DEFINE_bool("traceback", False, "Show the traceback of an expected error.")
     app.run(start, flags_parser=_parse_flags)
+
+
+def _join_processes() -> None:
+    values = flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process
+    distributed.initialize(*values)
+    if not distributed.is_primary():
+        logging.getLogger("nspo_jax").setLevel(logging.WARNING)
+
+    def stop(*_) -> None:
+        print("\nSIGTERM: stopped; nothing was under way to save.", file=sys.stderr)
+        if distributed.several():
+            distributed.leave(0)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)  # outside the steps; within them, see nspo_jax.preemption
+
+
+def _explain(error: BaseException, interrupted: str) -> int:
+    """Says what ended a script, unless it is a bug with nobody waiting; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
+    if distributed.is_lost_connection(error):
+        print(f"\nLost another process: {str(error).splitlines()[0]}", file=sys.stderr)
+    elif isinstance(error, EXPECTED_ERRORS) and not flags.FLAGS.traceback:
+        print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
+    elif distributed.several():
+        traceback.print_exception(error)
+    else:
+        raise error
+    return 1
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
