@@ -50,7 +50,6 @@ def initialize(
         return
     if any(value is not None for value in given.values()):
         _check(given)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
