@@ -119,13 +119,16 @@ class Watch:
             self._selector.unregister(link)
             del self._links[link]
             return
-        if dead is None:  # the connection ended without a goodbye
+        lost = dead is None  # the connection ended without a goodbye
+        if lost:
             dead = self._links[link]
             self._selector.unregister(link)
             del self._links[link]
-        if not self._leaving:
+        if self._leaving:
+            return
+        if lost:
             self._tell(dead)
-            self._ended(dead)
+        self._ended(dead)
 
     def _tell(self, number: int) -> None:
         for link in list(self._links):

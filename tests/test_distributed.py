@@ -1,4 +1,4 @@
-"""Several real processes over localhost: the same run as one process, and what happens to deaths."""
+"""Several real processes over localhost: the run is that of one process, and survives deaths."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -23,12 +24,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 1,
     "model.num_heads": 2, "model.num_kv_heads": 1, "pretraining.steps": 20,
-    "pretraining.batch_size": 16, "calibration.rows": 20, "calibration.batch_size": 10,
+    "pretraining.batch_size": 16, "calibration.rows": 20, "calibration.batch_size": 250,
     "calibration.rank_rule": "fixed(6)", "optimizer.learning_rate": 1e-2, "rl.steps": 6,
     "rl.prompts": 8, "rl.samples": 4, "rl.minibatches": 2, "data.benign_fraction": 1.0,
     "data.wrapped_fraction": 0.5, "evaluation.every": 3, "evaluation.prompts": 5,
     "checkpoint.every": 2,
 }  # fmt: skip
+SHARDED = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
 # Summed in another order: what was measured between meshes is below a tenth of this.
 TOLERANCE = 1e-5
 
@@ -64,17 +66,22 @@ def child(workdir: str) -> None:
         judging.clear()
         return result
 
+    def main():
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        train.main()
+
     rewards.WorldJudge.__call__, rollouts.Rollouts.sample = judge, sample
-    launch.run(train.main)
+    launch.run(main)
 
 
 @dataclasses.dataclass
 class Run:
-    """Processes of one run. `workdir` and `outputs` are where they write."""
+    """Processes of one run; `outputs` and `notes` (see `child`) are where each writes."""
 
     workdir: pathlib.Path
     children: list[subprocess.Popen]
     outputs: list[pathlib.Path]
+    notes: list[pathlib.Path]
 
     def wait(self, seconds: float = 120) -> list[int]:
         """Their exit statuses; whatever happens, none of them outlives this."""
@@ -85,14 +92,14 @@ class Run:
             for child in self.children:
                 child.kill()
 
-    def until_step(self, step: int) -> None:
-        """Waits until the metrics of a step are written."""
+    def after_samples(self, count: int, before: int) -> None:
+        """Waits until process 0 has judged `count` steps more than the `before` of earlier runs."""
         end = time.monotonic() + 120
         while all(child.poll() is None for child in self.children) and time.monotonic() < end:
-            if any(row["step"] >= step for row in metrics.read_metrics(self.workdir)):
+            if lines(self.notes[0]) >= before + count:
                 return
             time.sleep(0.02)
-        pytest.fail(f"step {step} was not reached:\n{self.said()}")
+        pytest.fail(f"{count} steps were not reached:\n{self.said()}")
 
     def said(self) -> str:
         return "\n----\n".join(path.read_text() for path in self.outputs)
@@ -116,7 +123,9 @@ class Pods:
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TEST_PAUSE": str(pause),
                 "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                # the cheapest compilation: nothing here runs for long
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+                "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
                 "TEST_PROCESS": str(process),
             }  # fmt: skip
             joins = [f"--coordinator=localhost:{port}", f"--process={process}"]
@@ -129,13 +138,18 @@ class Pods:
                     stderr=subprocess.STDOUT,
                 )  # fmt: skip
             )
-        return Run(workdir, children, outputs)
+        notes = [self.folder / f"{name}.{process}.jsonl" for process in range(processes)]
+        return Run(workdir, children, outputs, notes)
 
     def finish(self, *arguments, **options) -> Run:
         run = self.start(*arguments, **options)
         codes = run.wait()
         assert codes == [0] * len(codes), run.said()
         return run
+
+
+def lines(path: pathlib.Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def free_port() -> int:
@@ -152,9 +166,9 @@ def logged(workdir):
     ]
 
 
-def judged(pods, name, processes):
-    """What was judged: a list a step, the processes' rows one after another."""
-    notes = [(pods.folder / f"{name}.{i}.jsonl").read_text().splitlines() for i in range(processes)]
+def judged(run):
+    """What was judged: a list a step, of the processes' rows one after another."""
+    notes = [path.read_text().splitlines() for path in run.notes]
     return [[json.loads(rows) for rows in step] for step in zip(*notes, strict=True)]
 
 
@@ -165,8 +179,11 @@ def pods(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(pods):
-    """An uninterrupted run of two processes, which made the base model and the projectors."""
-    return pods.finish("two", 2)
+    """An uninterrupted run of two processes, which made the base model and the projectors.
+
+    Each holds half of the parameters.
+    """
+    return pods.finish("two", 2, *SHARDED)
 
 
 @pytest.fixture(scope="module")
@@ -195,19 +212,19 @@ def assert_same_curve(workdir, reference):
         np.testing.assert_allclose(policies[0][name], tensor, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
-def test_two_processes_are_one(pods, one, two):
+def test_two_processes_with_sharded_parameters_are_one(one, two):
     assert_same_curve(two.workdir, one.workdir)
-    shares, whole = judged(pods, "two", 2), judged(pods, "one", 1)
+    shares, whole = judged(two), judged(one)
     assert len(whole) == 6
     for (first, second), (both,) in zip(shares, whole, strict=True):
         assert len(first) == len(second) == 32
         assert first + second == both  # disjoint, complete, in order, with the same completions
 
 
-def test_four_processes_with_sharded_parameters_are_one(pods, one):
-    four = pods.finish("four", 4, "--config.mesh.fsdp=2")
+def test_four_processes_are_one(pods, one):
+    four = pods.finish("four", 4)
     assert_same_curve(four.workdir, one.workdir)
-    shares, whole = judged(pods, "four", 4), judged(pods, "one", 1)
+    shares, whole = judged(four), judged(one)
     assert [sum(parts, []) for parts in shares] == [both for (both,) in whole]
 
 
@@ -220,7 +237,7 @@ def test_process_0_writes_and_the_others_are_silent(two):
     assert (
         "weight change inside the protected subspace" in first and "process 0 of 2 is up" in first
     )
-    assert [line for line in second.splitlines() if "Gloo" not in line] == []
+    assert [line for line in second.splitlines() if "Gloo" not in line] == ["process 1 of 2 is up"]
 
 
 def test_a_run_of_one_device_continues_on_eight(pods, one):
@@ -240,11 +257,17 @@ def test_a_run_of_one_device_continues_on_eight(pods, one):
 def test_kills_and_a_preemption_cost_nothing(pods, two):
     """kill -9 of either process, then SIGTERM to one of them: all stop, and go on bit for bit."""
     rng = random.Random()
-    steps, victims = sorted(rng.sample(range(1, 6), 2)), rng.sample(range(2), 2)
-    print(f"kills: {steps=} {victims=}")
-    for step, victim in zip(steps, victims, strict=True):
-        run = pods.start("killed", 2, pause=0.3)
-        run.until_step(step)
+    kills = list(zip((rng.randint(1, 4), rng.randint(1, 2)), rng.sample(range(2), 2), strict=True))
+    print(f"kills, as (steps of a run, process): {kills}")
+
+    def start(steps):
+        before = lines(pods.folder / "killed.0.jsonl")
+        run = pods.start("killed", 2, *SHARDED, pause=0.2)
+        run.after_samples(steps, before)
+        return run
+
+    for steps, victim in kills:
+        run = start(steps)
         run.children[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         codes = run.wait(60)
@@ -254,17 +277,16 @@ def test_kills_and_a_preemption_cost_nothing(pods, two):
         assert f"Process {victim} of 2 died" in said and "Run the same command again" in said
         assert not (run.workdir / "summary.json").exists()
 
-    run = pods.start("killed", 2, pause=0.3)
-    run.until_step(6 if steps[-1] == 5 else steps[-1])
+    run = start(1)
     run.children[rng.randrange(2)].send_signal(signal.SIGTERM)
     asked = time.monotonic()
     assert run.wait(60) == [0, 0], run.said()
     assert time.monotonic() - asked < 30
-    said = run.said()
-    if not (run.workdir / "summary.json").exists():
-        assert "SIGTERM: stopped with step" in said
+    for output in run.outputs:
+        assert "SIGTERM: stopped with step" in output.read_text()
+    assert not (run.workdir / "summary.json").exists()
 
-    pods.finish("killed", 2)
+    pods.finish("killed", 2, *SHARDED)
     for name in ("policy/model.safetensors", "certificate.json"):
         assert (run.workdir / name).read_bytes() == (two.workdir / name).read_bytes(), name
     assert logged(run.workdir) == logged(two.workdir)

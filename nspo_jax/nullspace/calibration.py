@@ -220,7 +220,10 @@ def calibrate(
     splits: dict[str, list[_Split]] = {name: [] for name in inputs}
     steps = layer_moments(config, params, batches)
     total = config.num_layers + ("head/in" in inputs)
-    for moments in tqdm.tqdm(steps, desc="calibrate", unit="layer", total=total, leave=False):
+    for moments in tqdm.tqdm(
+        steps, desc="calibrate", unit="layer", total=total, leave=False,
+        disable=not distributed.is_primary(),
+    ):  # fmt: skip
         for name, moment in moments.items():
             splits[name].append(_split(moment, rules.of(name)))
     sites, spectra = {}, {}
