@@ -86,12 +86,14 @@ class Checkpointer:
         reasons: dict[int, str] = {}
         for step in steps:
             try:
-                restored, reason = self._read(step, like), ""
-            except (ValueError, KeyError, OSError) as error:
+                (state, data), reason = self._read(step, like), ""
+            except Exception as error:  # Orbax raises that very class too, for damaged arrays
+                if distributed.is_lost_connection(error):
+                    raise
                 reason = str(error).splitlines()[0][:150]  # tensorstore's go on for pages
             if not distributed.any_process(bool(reason)):
                 self._set_aside(reasons, step)
-                return step, restored["state"], restored["data"]
+                return step, state, data
             reasons[step] = reason or "another process cannot read it"
         raise ValueError(
             f"No checkpoint in {self._directory} can be restored: "
@@ -100,14 +102,16 @@ class Checkpointer:
             "in another --workdir, or delete this one to start over."
         )
 
-    def _read(self, step: int, like: Any) -> Any:
+    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+        """This process's part. The manager's own restore ends in a barrier, which a process that
+        cannot read its part would never reach."""
+        directory = self._directory / str(step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-            ),
+        data = ocp.JsonCheckpointHandler().restore(directory / "data", args=ocp.args.JsonRestore())
+        state = ocp.StandardCheckpointHandler().restore(
+            directory / "state", args=ocp.args.StandardRestore(abstract)
         )
+        return state, data
 
     def _set_aside(self, reasons: dict[int, str], good: int) -> None:
         """Takes unreadable steps out of the way of those that will be saved under their names."""

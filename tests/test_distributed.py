@@ -292,6 +292,18 @@ def test_kills_and_a_preemption_cost_nothing(pods, two):
     assert logged(run.workdir) == logged(two.workdir)
 
 
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_both(pods, two):
+    workdir = shutil.copytree(two.workdir, pods.folder / "damaged")
+    (workdir / "summary.json").unlink()
+    for path in (workdir / "checkpoints" / "6" / "state").glob("ocdbt.process_1/d/*"):
+        path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+    run = pods.finish("damaged", 2, *SHARDED)
+    said = run.outputs[0].read_text()
+    assert "checkpoints/6 cannot be restored (another process cannot read it)" in said
+    assert "falling back to" in said and "at step 4" in said
+    assert logged(run.workdir) == logged(two.workdir)
+
+
 # -------------------------------------------------------------------------------- the parts
 
 

@@ -390,6 +390,11 @@ def test_a_period_that_the_mode_does_not_have(finished, tmp_path):
     refuse(micro(finished[0], **changes), tmp_path / "run", "projection.period is 5", "'update'")
 
 
+def test_checkpoints_to_keep_that_are_never_saved(finished, tmp_path):
+    config = micro(finished[0], **{"checkpoint.keep_every": 3})
+    refuse(config, tmp_path / "run", "checkpoint.keep_every is 3", "every 2 steps")
+
+
 def test_a_mistake_does_not_cost_a_pretraining(workspace, tmp_path):
     shutil.rmtree(workspace / "seed_0")
     mistakes = {"projection.targets": "mpl", "task": "chess", "data.prompt_length": 9}
