@@ -88,7 +88,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = 20  # steps
-    config.checkpoint.keep = 2
+    config.checkpoint.keep = 2  # of the last ones
+    config.checkpoint.keep_every = 0  # keep those of every so many steps as well, for good; 0: none
 
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 takes the rest
     config.mesh.data = -1

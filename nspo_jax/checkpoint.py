@@ -1,76 +1,183 @@
 """Checkpoints of a run: Orbax for arrays, the data iterator's state beside them."""
 
-import json
+from collections.abc import Iterator
+import contextlib
+import logging
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from nspo_jax import distributed
+
+_log = logging.getLogger(__name__)
+
 
 class Checkpointer:
-    """Saves and restores (state, iterator state) by step, asynchronously, keeping the last few.
+    """Saves and restores (state, iterator state) by step, asynchronously.
 
     A step counts as saved only once Orbax has renamed its finished directory, so a kill at any
-    moment leaves the previous step intact.
+    moment leaves the previous step intact. Every process makes one and calls what it calls: each
+    writes the shards that it holds.
+
+    Args:
+      directory: where the steps go.
+      keep: how many of the last steps stay.
+      keep_every: steps that this divides stay too, for good; 0: none do.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2, keep_every: int = 0):
         self._directory = pathlib.Path(directory).resolve()
         self._manager = ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                create=True,
+                cleanup_tmp_directories=True,  # what a kill or a full disk left unfinished
+            ),
         )
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        # after an error of one process, closing would wait for others that wait for this one
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def latest_step(self) -> int | None:
         """The last whole checkpoint's step, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data_state: dict) -> None:
-        """Starts saving; returns once the arrays are copied off the devices."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
-            ),
-        )
+        """Starts saving; returns once the arrays are copied off the devices. Collective.
+
+        Raises:
+          OSError: if this checkpoint, or the one that was being written, cannot be.
+        """
+        with _write_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+                ),
+            )
 
     def restore(self, like: Any) -> tuple[int, Any, dict]:
-        """Restores the last checkpoint.
+        """Restores the last checkpoint that can be read, and says so if it is not the last.
+
+        Those that cannot are renamed to STEP.unreadable. Collective.
 
         Args:
-          like: a state of the same shapes, dtypes and shardings.
+          like: a state of the same shapes and dtypes, in the shardings to restore to.
 
         Returns:
           (step, state, iterator state).
 
         Raises:
           FileNotFoundError: if there is none.
-          ValueError: if it cannot be read as such a state.
+          ValueError: if none can be read as such a state.
         """
-        step = self.latest_step()
-        if step is None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
             raise FileNotFoundError(f"{self._directory} holds no checkpoint to restore.")
+        reasons: dict[int, str] = {}
+        for step in steps:
+            try:
+                (state, data), reason = self._read(step, like), ""
+            except Exception as error:  # Orbax raises that very class too, for damaged arrays
+                if distributed.is_lost_connection(error):
+                    raise
+                reason = str(error).splitlines()[0][:150]  # tensorstore's go on for pages
+            if not distributed.any_process(bool(reason)):
+                self._set_aside(reasons, step)
+                return step, state, data
+            reasons[step] = reason or "another process cannot read it"
+        raise ValueError(
+            f"No checkpoint in {self._directory} can be restored: "
+            + "; ".join(f"{step}: {reason}" for step, reason in list(reasons.items())[:3])
+            + ". They are damaged, or of a run with other parameters or another optimizer: start "
+            "in another --workdir, or delete this one to start over."
+        )
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+        """This process's part. The manager's own restore ends in a barrier, which a process that
+        cannot read its part would never reach."""
+        directory = self._directory / str(step)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        data = ocp.JsonCheckpointHandler().restore(directory / "data", args=ocp.args.JsonRestore())
+        state = ocp.StandardCheckpointHandler().restore(
+            directory / "state", args=ocp.args.StandardRestore(abstract)
+        )
+        return state, data
+
+    def _set_aside(self, reasons: dict[int, str], good: int) -> None:
+        """Takes unreadable steps out of the way of those that will be saved under their names."""
+        for step, reason in reasons.items():
+            if distributed.is_primary():
+                path = self._directory / str(step)
+                aside = _free_name(path.with_name(f"{step}.unreadable"))
+                path.rename(aside)
+                _log.warning(
+                    "The checkpoint %s cannot be restored (%s): falling back to %s. The unreadable "
+                    "one is now %s; delete it once you have looked at it.",
+                    path, reason, self._directory / str(good), aside,
+                )  # fmt: skip
+        if reasons:
+            distributed.barrier("unreadable checkpoints are set aside")
+            self._manager.reload()
+
+    def last_good(self) -> str:
+        """Which checkpoint a run would continue from, in words; asks the disk."""
+        whole = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+        if not whole:
+            return "No checkpoint is saved yet"
+        return f"The last good checkpoint is step {max(whole)}"
+
+    @contextlib.contextmanager
+    def naming_last_good(self) -> Iterator[None]:
+        """Makes an OSError inside, such as of a full disk, say where the run stands."""
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(
-                        jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-                    ),
-                    data=ocp.args.JsonRestore(),
-                ),
-            )
-        except (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
-            reason = str(error).splitlines()[0][:200]  # tensorstore's go on for pages
-            raise ValueError(
-                f"The checkpoint {self._directory / str(step)} cannot be restored ({reason}). It "
-                "is damaged, or of a run with other parameters or another optimizer: delete that "
-                "step's directory to fall back to the one before, or start in another --workdir."
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{error}\n{self.last_good()} of {self._directory}: make room, and run the same "
+                "command again to continue from it."
             ) from error
-        return step, restored["state"], restored["data"]
+
+    def wait(self) -> None:
+        """Waits until what was started is on disk. Collective.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        with _write_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until what was started is on disk."""
-        self._manager.wait_until_finished()
+        """Waits, and ends Orbax's threads. Collective; raises as `wait`."""
+        self.wait()
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _write_errors() -> Iterator[None]:
+    """One kind of error for what Orbax and tensorstore raise when they cannot write."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if distributed.is_lost_connection(error):
+            raise
+        reason = str(error).splitlines()[0][:300]
+        raise OSError(f"A checkpoint could not be written: {reason}") from error
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path, or with a number behind it the first that is not taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free

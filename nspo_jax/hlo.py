@@ -6,7 +6,9 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"\b(pred|[subf]\w*?\d+\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-_CALLED = re.compile(r"(?:to_apply|calls|condition|body|branch_computations|called_computations)=\{?([^,}]+)")
+_CALLED = re.compile(
+    r"(?:to_apply|calls|condition|body|branch_computations|called_computations)=\{?([^,}]+)"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 

@@ -1,20 +1,33 @@
-"""Metrics: JSON lines always, TensorBoard beside them."""
+"""Metrics: JSON lines always, TensorBoard beside them; how long phases take, and traces of them.
 
+What is under "speed/" depends on the machine; all else on the config alone.
+"""
+
+from collections.abc import Iterator
+import contextlib
 import json
 import math
 import pathlib
+import time
 
+import jax
 import tensorboardX
+
+from nspo_jax import distributed
 
 
 class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard events in a run's directory.
 
-    Opened at a step, it drops lines of later steps: a resumed run repeats them.
+    Opened at a step, it drops lines of later steps: a resumed run repeats them. Of several
+    processes the first writes, and in the others it does nothing.
     """
 
     def __init__(self, directory: str | pathlib.Path, *, step: int = 0):
         directory = pathlib.Path(directory)
+        self._active = distributed.is_primary()
+        if not self._active:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(directory) if row["step"] <= step] if step else []
@@ -28,6 +41,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line; `values` are Python floats."""
+        if not self._active:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             if math.isfinite(value):
@@ -35,8 +50,73 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes both files."""
+        if not self._active:
+            return
         self._file.close()
         self._events.close()
+
+
+class Stopwatch:
+    """Seconds spent in named phases since they were last read."""
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds what happens inside to a phase. What jax only started is not waited for."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def read(self) -> dict[str, float]:
+        """Phase -> seconds; starts anew."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def phase_seconds(seconds: dict[str, float]) -> dict[str, float]:
+    """What to log of phases, and the most memory that a device of this process has held, in bytes.
+
+    The latter only where the backend counts it; CPU does not.
+    """
+    logged = {f"speed/{phase}_seconds": spent for phase, spent in seconds.items()}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [part["peak_bytes_in_use"] for part in stats if "peak_bytes_in_use" in part]
+    return logged | ({"speed/device_bytes_peak": float(max(peaks))} if peaks else {})
+
+
+class Profiler:
+    """Traces some steps of a run with jax.profiler, in process 0.
+
+    Args:
+      directory: where the trace goes, for TensorBoard or Perfetto.
+      steps: (start, stop): from before step `start` until before step `stop`; None: no trace.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, steps: tuple[int, int] | None):
+        self._directory, self._steps = directory, steps if distributed.is_primary() else None
+        self._running = False
+
+    def at(self, step: int) -> None:
+        """To be called before every step."""
+        if self._steps is None:
+            return
+        start, stop = self._steps
+        if self._running and step >= stop:
+            self.close()
+        elif not self._running and start <= step < stop:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def close(self) -> None:
+        """Ends a trace that runs."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:

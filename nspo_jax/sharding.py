@@ -13,6 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from nspo_jax import distributed
 from nspo_jax.nullspace import projection
 
 AXES = ("data", "fsdp", "tensor")
@@ -77,12 +78,12 @@ def check_batch(mesh: jax.sharding.Mesh, rows: int, what: str) -> None:
 
 def shard_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     """Puts host arrays [rows, ...] on the mesh, rows over data and fsdp."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    return distributed.put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """Puts a tree on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return distributed.put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:

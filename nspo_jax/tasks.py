@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from nspo_jax import models, rewards
+from nspo_jax import distributed, models, rewards
 from nspo_jax.data import builders, chat, stories, world
 from nspo_jax.rl import rollout
 
@@ -143,6 +143,7 @@ def story_world(
             stop_ids=text.stop_ids,
             temperature=temperature,
         )
+        done = distributed.fetch(done)
         # decoded together with the prompt: alone, a completion would lose its leading space
         whole = text.decode(
             np.concatenate([encoded.tokens, done.tokens], axis=1),

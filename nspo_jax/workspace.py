@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from nspo_jax import models, nullspace, pretraining, sharding, tasks
+from nspo_jax import distributed, models, nullspace, pretraining, sharding, tasks
 from nspo_jax.data import builders, chat, world
 from nspo_jax.rl import rollout
 
@@ -69,8 +69,10 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     """Opens the base model and its task; pretrains the chat world's model if it is absent."""
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
     if not config.model.path:
-        if not path.exists():
-            pretrain_base(config, path)
+        if distributed.primary_says(not path.exists()):
+            if distributed.is_primary():
+                pretrain_base(config, path)
+            distributed.barrier("the base model is there")
         _check_recipe(config, path)
     model_config = models.load_config(path)
     if config.model.preset:
@@ -182,7 +184,7 @@ def open_projectors(
     directory = projectors_directory(config)
     source = _source(config, workspace)
     digest = data_digest(workspace.calibration)
-    if not directory.exists():
+    if distributed.primary_says(not directory.exists()):
         _log.info("calibrating projectors into %s", directory)
         projectors = nullspace.calibrate(
             workspace.config,
@@ -195,7 +197,9 @@ def open_projectors(
             mesh=workspace.mesh,
             scratch=directory.with_name(f"{directory.name}.unfinished"),
         )
-        projectors.save(directory)
+        if distributed.is_primary():
+            projectors.save(directory)
+        distributed.barrier("the projectors are there")
     projectors = nullspace.load_projectors(directory)
     try:
         projectors.check_model(workspace.config, source.fingerprint())
@@ -337,7 +341,8 @@ def _generate(
             stop_ids=chat_format.stop_ids,
             temperature=options.temperature,
         )
-        answer_mask = np.asarray(done.mask) & batch["mask"].any(axis=1, keepdims=True)
+        done = distributed.fetch(done)
+        answer_mask = done.mask & batch["mask"].any(axis=1, keepdims=True)
         parts.append({
             "tokens": np.concatenate([batch["tokens"], done.tokens], axis=1),
             "mask": np.concatenate([batch["mask"], answer_mask], axis=1),

@@ -19,7 +19,7 @@ from absl import flags
 
 from nspo_jax import models, nullspace, sharding, workspace
 from nspo_jax.nullspace import limits as limits_lib
-from nspo_jax.rl import trainer
+from nspo_jax.rl import record
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -48,7 +48,7 @@ def main() -> None:
     report["provenance"]["stored"] = models.stored_as(POLICY.value)
     print(nullspace.format_certificate(report))
     if OUTPUT.value:
-        trainer.write_text(pathlib.Path(OUTPUT.value), json.dumps(report, indent=1))
+        record.write_text(pathlib.Path(OUTPUT.value), json.dumps(report, indent=1))
     if broken := limits_lib.exceeded(report, limits):
         print(
             f"\nerror: {POLICY.value} changes more of the base model than --fail_above allows: "

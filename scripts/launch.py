@@ -3,12 +3,16 @@
 from collections.abc import Callable
 import logging
 import os
+import signal
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
+
+from nspo_jax import distributed, preemption
 
 # What a user can get wrong, or meet, and fix: shown as a paragraph. Anything else is a bug, and
 # keeps its traceback.
@@ -25,6 +29,19 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     if default is None:
         flags.mark_flag_as_required("config")
     return holder
+
+
+def define_processes() -> None:
+    """The flags of a script that several processes run together: see `nspo_jax.distributed`.
+
+    Such a script also takes SIGTERM for a preemption: it saves, and its exit status is 0.
+    """
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, to start processes by hand.")
+    flags.DEFINE_integer(
+        "processes", None, "How many there are; 1 keeps this one alone. Default: TPU pods, Slurm "
+        "and GKE are recognised.", lower_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def run(
@@ -50,15 +67,16 @@ def run(
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
+            if "coordinator" in flags.FLAGS:
+                _join_processes()
             main(*argv[1:])
-        except EXPECTED_ERRORS as error:
-            if flags.FLAGS.traceback:
-                raise
-            print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print(f"\n{interrupted}", file=sys.stderr)
-            sys.exit(130)
+        except preemption.PreemptedError as stop:
+            print(f"\n{stop} The same command continues.", file=sys.stderr)
+        except (Exception, KeyboardInterrupt) as error:
+            code = _explain(error, interrupted)
+            if distributed.several():
+                distributed.fail(error)
+            sys.exit(code)
 
     # libraries log through absl, a page a checkpoint: errors are enough of that
     log = logging.getLogger("nspo_jax")
@@ -67,6 +85,37 @@ def run(
     log.propagate = False
     flags.DEFINE_bool("traceback", False, "Show the traceback of an expected error.")
     app.run(start, flags_parser=_parse_flags)
+
+
+def _join_processes() -> None:
+    values = flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process
+    distributed.initialize(*values)
+    if not distributed.is_primary():
+        logging.getLogger("nspo_jax").setLevel(logging.WARNING)
+
+    def stop(*_) -> None:
+        print("\nSIGTERM: stopped; nothing was under way to save.", file=sys.stderr)
+        if distributed.several():
+            distributed.leave(0)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)  # outside the steps; within them, see nspo_jax.preemption
+
+
+def _explain(error: BaseException, interrupted: str) -> int:
+    """Says what ended a script, unless it is a bug with nobody waiting; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
+    if distributed.is_lost_connection(error):
+        print(f"\nLost another process: {str(error).splitlines()[0]}", file=sys.stderr)
+    elif isinstance(error, EXPECTED_ERRORS) and not flags.FLAGS.traceback:
+        print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
+    elif distributed.several():
+        traceback.print_exception(error)
+    else:
+        raise error
+    return 1
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from absl import flags
 import tqdm
 
 from nspo_jax.evaluation import figures, report
-from nspo_jax.rl import trainer
+from nspo_jax.rl import record, trainer
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -45,8 +45,8 @@ def main() -> None:
         "seeds": seeds,
         "seconds": time.monotonic() - started,
     }
-    trainer.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
-    trainer.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
+    record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
+    record.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
     figure = figures.plot_arms(workdir, arms, seeds)
     certificate = run_directory(workdir, "nspo", seeds[0]) / "certificate.json"
     print(f"\n{report.format_scores(summary['arms'])}\n")

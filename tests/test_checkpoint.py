@@ -1,6 +1,9 @@
 """Checkpoints: what is saved comes back bit for bit, and damage is an error that says so."""
 
+import contextlib
 import gc
+import logging
+import resource
 import shutil
 
 import jax
@@ -113,8 +116,11 @@ def test_nothing_to_restore(tmp_path):
     ids=["shape", "more", "fewer"],
 )
 def test_a_state_of_another_run_is_an_error(saved, like):
-    with pytest.raises(ValueError, match=f"{saved / '3'} .*another optimizer: delete .*--workdir"):
+    message = f"No checkpoint in {saved} .*3: .*; 2: .*another optimizer: start .*--workdir"
+    with pytest.raises(ValueError, match=message) as error:
         restore(saved, like)
+    assert len(str(error.value)) < 900  # a paragraph, not tensorstore's page
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]  # nothing is moved
 
 
 DAMAGE = {
@@ -133,15 +139,63 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_an_error_and_the_step_before_still_there(copied, damage):
+def test_damage_falls_back_to_the_step_before_and_says_so(copied, damage, caplog):
     damage(copied / "3")
-    with pytest.raises(ValueError, match=f"{copied / '3'} cannot be restored") as error:
-        restore(copied, state_of(0))
-    assert len(str(error.value)) < 700  # a paragraph, not tensorstore's page
-    shutil.rmtree(copied / "3")  # as it says
-    step, state, _ = restore(copied, state_of(0))
-    assert step == 2
+    checkpoints = checkpoint.Checkpointer(copied)
+    with caplog.at_level(logging.WARNING, "nspo_jax"):
+        step, state, data = checkpoints.restore(state_of(0))
+    assert step == 2 and data == {"parts": [{"next": 2}]}
     assert_equal(state, state_of(2))
+    assert f"{copied / '3'} cannot be restored (" in caplog.text
+    assert f"falling back to {copied / '2'}. The" in caplog.text
+    assert len(caplog.text) < 900
+    assert checkpoints.latest_step() == 2
+    checkpoints.save(3, state_of(3), {})  # its name is free again
+    checkpoints.close()
+    assert restore(copied, state_of(0))[0] == 3
+    assert sorted(path.name for path in copied.iterdir()) == ["2", "3", "3.unreadable"]
+
+
+def test_when_all_are_damaged_it_is_an_error(copied):
+    for step in ("2", "3"):
+        shutil.rmtree(copied / step / "state")
+    with pytest.raises(ValueError, match=f"No checkpoint in {copied} can be restored: 3: .*; 2: "):
+        restore(copied, state_of(0))
+
+
+def test_some_steps_are_kept_for_good(tmp_path):
+    checkpoints = checkpoint.Checkpointer(tmp_path, keep=1, keep_every=2)
+    for step in range(1, 6):
+        checkpoints.save(step, state_of(step), {})
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file may grow beyond `size` bytes: writing fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_last_good_one(tmp_path):
+    state = {"a": jax.random.normal(jax.random.key(0), (512, 1024))}  # 2 MB that do not compress
+    checkpoints = checkpoint.Checkpointer(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    with full_disk(2**20):
+        with pytest.raises(OSError, match="(?s)could not be written.*good checkpoint is step 1 of"):
+            with checkpoints.naming_last_good(), checkpoints:
+                checkpoints.save(2, state, {})
+    assert restore(tmp_path, state)[0] == 1
+    again = checkpoint.Checkpointer(tmp_path)  # cleans up what was begun
+    again.save(2, state, {})
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_a_save_that_was_killed_does_not_count(copied):

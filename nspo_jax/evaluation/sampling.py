@@ -2,26 +2,25 @@
 
 import jax
 import ml_collections
-import numpy as np
 
-from nspo_jax import nullspace, sharding, tasks, workspace
+from nspo_jax import distributed, nullspace, sharding, tasks, workspace
 from nspo_jax.rl import rollout
 
 
 class Evaluator:
     """Samples one completion for every prompt of a task's suites and scores them.
 
-    All suites go through one compiled rollout; rows are padded to a multiple of the mesh.
+    All suites go through one compiled rollout; rows are padded to a multiple of the mesh. Each
+    process renders and tokenizes its own rows; all get every completion, and the same scores.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, work: workspace.Workspace):
         prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
-        encoded = work.format.encode_prompts(prompts, config.data.prompt_length)
-        extra = -len(prompts) % work.mesh.size
-        self._prompts = sharding.shard_batch(
-            work.mesh,
-            tuple(np.concatenate([part, part[:1].repeat(extra, axis=0)]) for part in encoded),
+        prompts += prompts[:1] * (-len(prompts) % work.mesh.size)
+        own = work.format.encode_prompts(
+            prompts[distributed.own_rows(len(prompts))], config.data.prompt_length
         )
+        self._prompts = sharding.shard_batch(work.mesh, distributed.gather_rows(tuple(own)))
         self._held_out = list(workspace.split_batches(work.held_out, config.calibration.batch_size))
         self._work = work
         self._options = {
@@ -33,7 +32,7 @@ class Evaluator:
     def complete(self, params, key: jax.Array) -> tasks.Completed:
         """Suite name -> (conversations, sampled completions)."""
         work = self._work
-        done = jax.device_get(
+        done = distributed.fetch(
             rollout.rollout(work.config, params, *self._prompts, key, **self._options)
         )
         texts = work.format.decode(done.tokens, done.mask)

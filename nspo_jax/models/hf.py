@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 import tqdm
 
+from nspo_jax import distributed
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import families, hf_config, transformer
 
@@ -99,11 +100,12 @@ def stored_as(directory: str | os.PathLike) -> str:
 def fingerprint(params: transformer.Params) -> str:
     """16 hex digits that identify parameters: sha256 of their paths, shapes, dtypes and bytes.
 
-    Runs on the host. Saving a float32 model and loading it again keeps its fingerprint.
+    Runs on the host, and on every host if there are several. Saving a float32 model and loading it
+    again keeps its fingerprint.
     """
     digest = hashlib.sha256()
     for path, value in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        array = np.asarray(jax.device_get(value))
+        array = np.asarray(distributed.fetch(value))
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:16]

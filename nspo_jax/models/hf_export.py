@@ -15,12 +15,12 @@ import tempfile
 from typing import Any
 
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import tqdm
 
+from nspo_jax import distributed
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import hf, hf_config, transformer
 
@@ -52,6 +52,9 @@ def save_model(
     An existing model is first renamed to `<name>.previous-...` and removed last; a process killed
     between the two renames leaves both the old and the new one complete, beside the target.
 
+    Parameters that are sharded over several processes are gathered by all of them, tensor by
+    tensor, and written by process 0: all call it, and wait for it in their own way.
+
     Args:
       directory: where the model goes: new, empty, or a model to replace.
       config: the model's config; its compute dtype and remat policy are not stored.
@@ -79,7 +82,7 @@ def save_model(
     def read(name: str) -> np.ndarray:
         path, layer, _ = expected[name]
         value = flat[path] if layer is None else flat[path][layer]
-        value = np.asarray(jax.device_get(value))
+        value = np.asarray(distributed.fetch(value))
         return value.T if hf.is_transposed(path) else value
 
     def write(folder: pathlib.Path) -> None:
@@ -97,7 +100,11 @@ def save_model(
         shapes = {name: shape for name, (*_, shape) in expected.items()}
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
-    _write_directory(target, write)
+    if distributed.is_primary():
+        _write_directory(target, write)
+    else:
+        for name in expected:  # in the order of _write_weights
+            read(name)
 
 
 def export_model(

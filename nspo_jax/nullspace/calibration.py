@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tqdm
 
-from nspo_jax import models
+from nspo_jax import distributed, models
 from nspo_jax.nullspace import moments as moments_lib
 from nspo_jax.nullspace import projection, rank_rules, splits
 from nspo_jax.nullspace import projectors as projectors_lib
@@ -75,11 +75,10 @@ def calibrate(
         first_token=first_token,
     )
     store = splits.Store(scratch, provenance)
-    started = time.monotonic()
+    distributed.barrier("the finished layers are known")
+    done, started = store.done(), time.monotonic()
     found: dict[str, list[splits.Split]] = {name: [] for name in inputs}
-    for layer, moments in _progress(
-        config, source, batches, statistics, first_token, mesh, store.done()
-    ):
+    for layer, moments in _progress(config, source, batches, statistics, first_token, mesh, done):
         if not moments:
             parts = store.read(layer)
         else:
@@ -98,6 +97,7 @@ def calibrate(
         tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
         site, spectrum = _embedding(config, tokens)
         sites["embed/tokens"], spectra["embed/tokens"] = site, spectrum
+    distributed.barrier("the finished layers are read")
     store.remove()
     _log.info(
         "calibrated %d layers on %d tokens in %.0f s",
@@ -217,7 +217,10 @@ def _progress(
             source, batches, first_token=first_token, done=done, mesh=mesh
         )
     total = config.num_layers + ("head/in" in models.input_sites(config))
-    bar = tqdm.tqdm(steps, desc="calibrate", unit="layer", total=total, leave=False)
+    bar = tqdm.tqdm(
+        steps, desc="calibrate", unit="layer", total=total, leave=False,
+        disable=not distributed.is_primary(),
+    )  # fmt: skip
     for layer, moments in enumerate(bar):
         yield layer, {} if layer in done else moments
 

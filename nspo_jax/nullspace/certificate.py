@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import models
+from nspo_jax import distributed, models
 from nspo_jax.nullspace import activations, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
@@ -75,7 +75,7 @@ def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) ->
     means = ("kl", "loss", "top1_agreement")
     total = dict.fromkeys(("positions", *means, "max_logit_change"), 0.0)
     for batch in batches:
-        sums = jax.device_get(_drift_sums(config, base, policy, batch))
+        sums = distributed.fetch(_drift_sums(config, base, policy, batch))
         for name in ("positions", *means):
             total[name] += float(sums[name])
         total["max_logit_change"] = max(total["max_logit_change"], float(sums["max_logit_change"]))
@@ -94,6 +94,7 @@ def certify(
     projectors: projectors_lib.Projectors,
     calibration: Iterable[Batch],
     held_out: Iterable[Batch],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
     """Measures what the policy kept of the base model, a layer at a time.
 
@@ -104,6 +105,7 @@ def certify(
       projectors: every site to report on, whether or not the run projected it.
       calibration: batches of the text that the projectors were calibrated on.
       held_out: batches of general text that they never saw.
+      mesh: spreads the calibration text's rows; None: one device.
 
     Returns:
       A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` of the whole run,
@@ -118,7 +120,7 @@ def certify(
     projectors.check_model(config, models.fingerprint(base))
     calibration = list(calibration)
     masked = ({name: batch[name] for name in ("tokens", "mask")} for batch in calibration)
-    run = activations.Activations(models.ParamsSource(config, base), masked)
+    run = activations.Activations(models.ParamsSource(config, base), masked, mesh)
     before, after = (projection.leaves_by_path(tree) for tree in (base, policy))
     tokens = int(sum(np.sum(batch["mask"]) for batch in calibration))
     rows, changed = [], dict.fromkeys(before, 0.0)  # path -> |dW|^2
@@ -203,7 +205,7 @@ def _measure(config, run, sites, weights, layer) -> dict[str, Any]:
     dense = {name: site for name, site in sites.items() if site.side != projection.ROWS}
     extra = (
         {name: {path: weights[path] for path in site.kernels} for name, site in dense.items()},
-        {name: jnp.asarray(site.protected_basis()) for name, site in dense.items()},
+        {name: np.asarray(site.protected_basis()) for name, site in dense.items()},
     )
     if layer is not None:
         return run.run_layer(_observe, _fold, extra)
@@ -217,22 +219,25 @@ def _measure_rows(name, site, weights, batches: list[Batch]) -> dict[str, Any]:
     protected = np.asarray(site.basis)[:, 0] == 0
     outputs = {}
     for path in site.kernels:
-        kernel, change = (np.asarray(part, np.float64) for part in weights[path])
+        kernel, change = (np.float64(distributed.fetch(part)) for part in weights[path])
         outputs[path] = np.array([counts @ (change**2).sum(1), counts @ (kernel**2).sum(1)])
     inputs = np.array([counts @ protected, counts.sum()])
     spectrum = np.sort(counts)[::-1] / counts.sum()
     return {name: {**outputs, "inputs": inputs, "spectrum": spectrum}}
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _inside(change: jax.Array, basis: np.ndarray, side: str) -> jax.Array:
+    """What of a change is inside the protected subspace; its norm counts."""
+    if side == projection.PROTECTED:
+        return projection.coordinates(change, basis)
+    return change - projection.project(change, basis, side)
+
+
 def _row(site, spectrum, weights, measured, path, tokens) -> dict[str, Any]:
     """What is said of one kernel in one layer; "inside" is |U^T dW|^2."""
     kernel, change = weights
-    if site.side == projection.ROWS:
-        inside = _energy(np.where(np.asarray(site.basis) == 0, np.asarray(change), 0))
-    elif site.side == projection.PROTECTED:
-        inside = _energy(projection.coordinates(change, jnp.asarray(site.basis)))
-    else:
-        inside = _energy(change - projection.project(change, jnp.asarray(site.basis), site.side))
+    inside = _energy(_inside(change, np.asarray(site.basis), site.side))
     rank, moved = int(site.protected_ranks), _energy(change)
     outputs, inputs = measured[path], measured["inputs"]
     bound, same = None, spectrum.is_of(rank, *(inputs / tokens))
@@ -280,7 +285,7 @@ def format_certificate(report: dict[str, Any]) -> str:
 
 
 def _energy(array) -> float:
-    return float(np.sum(np.square(np.asarray(array, np.float64))))
+    return float(np.sum(np.square(np.asarray(distributed.fetch(array), np.float64))))
 
 
 def _ratio(part: float, whole: float) -> float:

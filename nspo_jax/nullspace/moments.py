@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import models
+from nspo_jax import distributed, models
 from nspo_jax.nullspace import activations, eigen, projection
 
 Batch = activations.Batch
@@ -43,7 +43,8 @@ class Moment:
 
     def float64(self) -> np.ndarray:
         """[in, in], on the host."""
-        return (np.asarray(self.high, np.float64) + np.asarray(self.low, np.float64)) / self.count
+        high, low = distributed.fetch((self.high, self.low))
+        return (np.asarray(high, np.float64) + np.asarray(low, np.float64)) / self.count
 
     def matrix(self) -> np.ndarray | jax.Array:
         """[in, in] to be decomposed: float64 where that is done on the host, else float32."""

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nspo_jax import models, version
+from nspo_jax import distributed, models, version
 from nspo_jax.nullspace import projection
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
@@ -93,7 +93,7 @@ class Projectors:
     def place(self, shardings: Shardings) -> "Projectors":
         """Copies the bases to the devices, each the part that it needs; see `load_projectors`."""
         bases = {name: site.basis for name, site in self.sites.items()}
-        bases = jax.device_put(bases, shardings({"bases": bases})["bases"])
+        bases = distributed.put(bases, shardings({"bases": bases})["bases"])
         sites = {n: dataclasses.replace(s, basis=bases[n]) for n, s in self.sites.items()}
         return dataclasses.replace(self, sites=sites)
 

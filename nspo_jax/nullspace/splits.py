@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from nspo_jax import distributed
 from nspo_jax.nullspace import eigen, projection, rank_rules
 from nspo_jax.nullspace import moments as moments_lib
 from nspo_jax.nullspace import spectrum as spectrum_lib
@@ -82,6 +83,8 @@ def join(
 class Store:
     """Splits of finished layers in a directory: a file a layer, each whole or not there.
 
+    Of several processes the first writes; all read.
+
     Args:
       directory: made if it is absent; None: nothing is stored.
       identity: what the splits are of, JSON-able. Those of something else are deleted.
@@ -89,7 +92,7 @@ class Store:
 
     def __init__(self, directory: str | os.PathLike | None, identity: dict[str, Any]):
         self._directory = None if directory is None else pathlib.Path(directory)
-        if self._directory is None:
+        if not self._writes():
             return
         path, text = self._directory / "identity.json", json.dumps(identity, sort_keys=True)
         if path.exists() and path.read_text() == text:
@@ -102,6 +105,9 @@ class Store:
         self._directory.mkdir(parents=True)
         path.write_text(text)
 
+    def _writes(self) -> bool:
+        return self._directory is not None and distributed.is_primary()
+
     def done(self) -> frozenset[int]:
         """The layers that are there."""
         if self._directory is None:
@@ -110,7 +116,7 @@ class Store:
 
     def write(self, layer: int, splits: dict[str, Split]) -> None:
         """Stores a layer's splits by site."""
-        if self._directory is None:
+        if not self._writes():
             return
         arrays = {}
         for name, split in splits.items():
@@ -147,7 +153,7 @@ class Store:
 
     def remove(self) -> None:
         """Deletes all of it."""
-        if self._directory is not None:
+        if self._writes():
             shutil.rmtree(self._directory)
 
 

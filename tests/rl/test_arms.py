@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import models, nullspace, rewards, sharding, workspace
+from nspo_jax import metrics, models, nullspace, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
-from nspo_jax.rl import trainer
+from nspo_jax.rl import rollouts, trainer
 
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
@@ -78,7 +78,8 @@ def test_replay_mixes_the_stated_numbers(shared_workspace):
     config = micro(shared_workspace, "nspo_replay")
     work = workspace.open_workspace(config, sharding.make_mesh())
     key = trainer.role_key(0, "rollout", 0)
-    batch, logged = trainer.Rollouts(config, work).sample(work.base, key)
+    batches = rollouts.Rollouts(config, work)
+    batch, logged = batches.sample(work.base, key, metrics.Stopwatch())
     assert batch.prompts.shape[0] == (4 + 2) * 2
     assert np.isfinite(list(logged.values())).all()
     assert [count for _, count in work.task.parts] == [2, 2, 1, 1]

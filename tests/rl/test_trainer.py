@@ -1,7 +1,10 @@
 """The whole run on a micro model: what it leaves, that it resumes bit for bit, what it refuses."""
 
 import contextlib
+import dataclasses
+import errno
 import json
+import logging
 import os
 import pathlib
 import re
@@ -17,8 +20,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from nspo_jax import evaluation, metrics, models, rewards
-from nspo_jax.rl import trainer
+from nspo_jax import evaluation, metrics, models, preemption, rewards
+from nspo_jax.data import builders
+from nspo_jax.rl import rollouts, trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MICRO = {
@@ -83,22 +87,29 @@ def workspace(finished, tmp_path):
 
 def stop_at(monkeypatch, sample, error):
     """Makes the rollout number `sample` raise; the later ones work again."""
-    original, calls = trainer.Rollouts.sample, []
+    original, calls = rollouts.Rollouts.sample, []
 
-    def sampling(self, params, key):
-        calls.append(key)
+    def sampling(self, *arguments):
+        calls.append(arguments)
         if len(calls) == sample:
             raise error
-        return original(self, params, key)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(trainer.Rollouts, "sample", sampling)
+    monkeypatch.setattr(rollouts.Rollouts, "sample", sampling)
+
+
+def logged(workdir):
+    return [
+        {name: value for name, value in row.items() if not name.startswith("speed/")}
+        for row in metrics.read_metrics(workdir)
+    ]
 
 
 def assert_same_run(workdir, whole):
-    """Weights bit for bit, and every logged number."""
+    """Weights bit for bit, and every logged number that does not depend on the machine."""
     for name in ("policy/model.safetensors", "certificate.json"):
         assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
-    assert metrics.read_metrics(workdir) == metrics.read_metrics(whole)
+    assert logged(workdir) == logged(whole)
     drop = lambda path: {**json.loads(path.read_text()), "seconds": None}  # noqa: E731
     assert drop(workdir / "summary.json") == drop(whole / "summary.json")
 
@@ -222,7 +233,91 @@ def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(finished, tm
     failed = int(message.split()[1])
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert all(step < failed for step in saved)
-    assert (f"Checkpoint {failed - 1} was" if failed > 1 else "No checkpoint was") in message
+    good = f"good checkpoint is step {failed - 1}" if failed > 1 else "No checkpoint is saved yet"
+    assert good in message
+
+
+def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, monkeypatch):
+    """kill's own signal, in the middle of the second step: not at a checkpoint."""
+    workspace, whole, _ = finished
+    with monkeypatch.context() as patch:
+        original, calls = rollouts.Rollouts.sample, []
+
+        def sampling(self, *arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, *arguments)
+
+        patch.setattr(rollouts.Rollouts, "sample", sampling)
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(preemption.PreemptedError, match="stopped with step 3 saved"):
+            trainer.train(micro(workspace), tmp_path / "run")
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "run" / "checkpoints" / "3").exists()
+    trainer.train(micro(workspace), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_another_config_continues_a_run_when_it_is_allowed_to(finished, tmp_path, caplog):
+    """Also a finished one, whose summary is then no longer true."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    config = micro(finished[0], **{"rl.steps": 5})
+    refuse(config, tmp_path / "run", "rl.steps: 4 there, 5 now", "--allow_config_change")
+    with caplog.at_level(logging.WARNING, "nspo_jax"):
+        summary = trainer.train(config, tmp_path / "run", allow_config_change=True)
+    assert "rl.steps: 4 there, 5 now" in caplog.text
+    assert summary["step"] == 5 and trainer.train(config, tmp_path / "run") == summary
+    assert [row["step"] for row in logged(tmp_path / "run") if "train/loss" in row] == [
+        *range(1, 6)
+    ]
+
+
+def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[1], tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    load = builders.load_split
+
+    def changed(directory, seed, split):
+        rows = load(directory, seed, split)
+        if split == "train":
+            rows[0] = dataclasses.replace(rows[0], prompt=rows[1].prompt)
+        return rows
+
+    monkeypatch.setattr(builders, "load_split", changed)
+    with pytest.raises(ValueError, match="trained on other prompts: their digest is .*--workdir"):
+        trainer.train(micro(finished[0]), tmp_path / "run")
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(finished, tmp_path, monkeypatch):
+    original = metrics.MetricsWriter.write
+
+    def write(self, step, values):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, step, values)
+
+    monkeypatch.setattr(metrics.MetricsWriter, "write", write)
+    with pytest.raises(
+        OSError, match="(?s)No space.*last good checkpoint is step 2 of .*make room"
+    ):
+        trainer.train(micro(finished[0]), tmp_path / "run")
+
+
+def test_speed_is_logged_and_steps_are_traced(finished, tmp_path):
+    trainer.train(micro(finished[0]), tmp_path / "run", profile=(1, 2))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    rows = metrics.read_metrics(tmp_path / "run")
+    phases = ("rollout_seconds", "reward_seconds", "update_seconds")
+    rates = ("rollout_tokens_per_second", "update_tokens_per_second")
+    steps = [row for row in rows if "train/loss" in row]
+    for name in (*phases, *rates):
+        assert all(row[f"speed/{name}"] > 0 for row in steps), name
+    for row in steps:  # of 6 prompts with 4 completions each
+        sampled = row["speed/rollout_tokens_per_second"] * row["speed/rollout_seconds"]
+        assert sampled == pytest.approx(24 * row["train/completion_length"])
+    scored = [row for row in rows if "evaluation/unsafe" in row]
+    assert all(row["speed/evaluation_seconds"] > 0 for row in scored)
 
 
 # -------------------------------------------------------------------------------------- errors
@@ -298,6 +393,11 @@ def test_a_period_that_the_mode_does_not_have(finished, tmp_path):
     refuse(micro(finished[0], **changes), tmp_path / "run", "projection.period is 5", "'update'")
 
 
+def test_checkpoints_to_keep_that_are_never_saved(finished, tmp_path):
+    config = micro(finished[0], **{"checkpoint.keep_every": 3})
+    refuse(config, tmp_path / "run", "checkpoint.keep_every is 3", "every 2 steps")
+
+
 def test_a_mistake_does_not_cost_a_pretraining(workspace, tmp_path):
     shutil.rmtree(workspace / "seed_0")
     mistakes = {"projection.targets": "mpl", "task": "chess", "data.prompt_length": 9}
@@ -356,15 +456,15 @@ def test_damaged_projectors(workspace, tmp_path):
 
 def slow_run(workspace, workdir):
     """For the test that kills it: the steps after the second one take a while."""
-    original, calls = trainer.Rollouts.sample, []
+    original, calls = rollouts.Rollouts.sample, []
 
-    def sampling(self, params, key):
-        calls.append(key)
+    def sampling(self, *arguments):
+        calls.append(arguments)
         if len(calls) > 3:
             time.sleep(60)
-        return original(self, params, key)
+        return original(self, *arguments)
 
-    trainer.Rollouts.sample = sampling
+    rollouts.Rollouts.sample = sampling
     rewards.WorldJudge.__call__ = judge
     trainer.train(micro(workspace), workdir)
 

@@ -1,0 +1,243 @@
+"""Several processes that run one program: a process a host on TPU, a GPU or a host elsewhere.
+
+Every process runs the same lines. What is marked *collective* waits for the others: all processes
+must reach it, in the same order, so it never stands behind a condition that only some of them meet.
+With one process all of it costs nothing. The workspace and the workdir are on a file system that
+all processes see; process 0 writes there, and the others wait for it.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from nspo_jax import liveness
+
+# jax.distributed ends all processes when one is not heard of for so long; `liveness` is faster.
+HEARTBEAT_SECONDS = 30
+# How jax spells what it caught from XLA, gRPC and Gloo: "UNAVAILABLE: Socket closed".
+_STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+_log = logging.getLogger(__name__)
+
+
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins the other processes, if there are any; before anything else asks jax for devices.
+
+    Without arguments the environment decides: on a TPU pod, and under Slurm, Open MPI or a GKE
+    job, jax.distributed finds the others by itself; anywhere else this process is alone.
+
+    Args:
+      coordinator: "host:port" of process 0, any free port.
+      processes: how many there are; 1: alone, whatever the environment says.
+      process: which of them this is, from 0.
+
+    Raises:
+      ValueError: if only some of the three are given, or they do not fit together.
+      RuntimeError: if the others do not come, from jax.
+    """
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    if processes == 1 and not coordinator and not process:
+        return
+    if any(value is not None for value in given.values()):
+        _check(given)
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+    except ValueError as error:
+        # what jax says where no environment is one that it knows
+        if coordinator is not None or "coordinator_address should be defined" not in str(error):
+            raise
+        return
+    if several():
+        _watch_others(coordinator)
+        _log.info("process %d of %d is up", jax.process_index(), jax.process_count())
+
+
+def _watch_others(coordinator: str | None) -> None:
+    """Connects every process to process 0, which says where it is. Collective."""
+    where = np.zeros(512, np.uint8)
+    if is_primary():
+        server, name = liveness.listen(), socket.gethostname()
+        hosts = [coordinator.rsplit(":", 1)[0]] if coordinator else [name, *_addresses(name)]
+        text = json.dumps([hosts, server.getsockname()[1]]).encode()[: where.size]
+        where[: len(text)] = np.frombuffer(text, np.uint8)
+    where = np.asarray(multihost_utils.broadcast_one_to_all(where)).tobytes().rstrip(b"\0")
+    if is_primary():
+        liveness.Watch(_end_with, {}, server)
+        return
+    link = liveness.connect(*json.loads(where), jax.process_index())
+    if link is not None:
+        liveness.Watch(_end_with, {0: link})
+
+
+def _addresses(name: str) -> list[str]:
+    try:
+        return [socket.gethostbyname(name)]
+    except OSError:  # a host that does not know its own name
+        return []
+
+
+def _end_with(dead: int) -> None:
+    """Ends this process because another died."""
+    print(
+        f"\nerror: Process {dead} of {jax.process_count()} died, so this one "
+        f"({jax.process_index()}) stops too. The output of process {dead} says why. Run the same "
+        "command again in every process: the run continues from its last checkpoint.",
+        file=sys.stderr,
+    )
+    leave(1)
+
+
+def several() -> bool:
+    """Whether there are other processes; asks for no device where there cannot be."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _check(given: dict[str, Any]) -> None:
+    said = " ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{said} without {' and '.join(missing)}: every process needs all three, for example "
+            "--coordinator=localhost:9876 --processes=2 --process=0."
+        )
+    if not re.fullmatch(r"\S+:\d+", given["coordinator"]):
+        raise ValueError(f"--coordinator is {given['coordinator']!r}; expected host:port.")
+    if not 0 <= given["process"] < given["processes"]:
+        raise ValueError(
+            f"{said}: processes are numbered from 0 to {given['processes'] - 1}. Give each of the "
+            "commands its own --process."
+        )
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is at the barrier of this name. Collective."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def primary_says(flag: bool) -> bool:
+    """Process 0's answer, in every process. Collective.
+
+    What a file system says can differ from one host to the next, and what all must do alike is
+    decided by one.
+    """
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag)))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so, in every process. Collective."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def own_rows(count: int) -> slice:
+    """This process's share of `count` rows: with the others' it makes up all of them, in order.
+
+    Raises:
+      ValueError: if the rows do not divide over the processes.
+    """
+    processes = jax.process_count()
+    if count % processes:
+        raise ValueError(
+            f"{count} rows do not divide over {processes} processes: make rl.prompts and "
+            f"data.benign_fraction give a multiple of {processes}."
+        )
+    share = count // processes
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def gather_rows(tree: Any) -> Any:
+    """Joins every process's host arrays [rows, ...], in the order of the processes. Collective.
+
+    Each process gets all of it, bit for bit: bytes travel, so that no dtype is converted.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        array = np.ascontiguousarray(array)
+        rows = array.view(np.uint8).reshape(len(array), -1)
+        joined = np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+        return np.ascontiguousarray(joined).view(array.dtype).reshape(-1, *array.shape[1:])
+
+    return jax.tree.map(gather, tree)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Places arrays as their shardings say. Collective.
+
+    Args:
+      tree: arrays that are global already, or whole and equal in every process.
+      shardings: one for every leaf, or one for all.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        leaf = np.asarray(leaf)  # each process keeps its part of it; nothing travels
+        return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: place(leaf, shardings), tree)
+    return jax.tree.map(place, tree, shardings)
+
+
+def fetch(tree: Any) -> Any:
+    """The whole of every array, on every host. Collective where one is sharded over processes."""
+
+    def get(leaf: Any) -> Any:
+        whole = not isinstance(leaf, jax.Array) or (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        return leaf if whole else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(get, tree))
+
+
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is what a dead process leaves behind in others."""
+    while several() and error is not None:
+        if _STATUS.match(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def fail(error: BaseException) -> None:
+    """Ends this process for an error that has been printed, without a word to the others.
+
+    A normal exit would wait for them, while they wait in the step that this one left. Where the
+    error says no more than that another process is gone, who it was is heard first.
+    """
+    if is_lost_connection(error):
+        time.sleep(2 * HEARTBEAT_SECONDS)
+    leave(1)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once, with an exit status."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,151 @@
+"""Noticing that another process died, at once, and saying which.
+
+jax.distributed ends all processes when it has not heard of one for a while, in a page that may
+not name it. Here every process holds a connection to process 0, which the operating system closes
+when either dies, whatever the cause; a machine that vanishes stops answering keepalives. Process 0
+tells the others which it was, and each ends in a paragraph.
+"""
+
+import atexit
+from collections.abc import Callable
+import ctypes
+import logging
+import selectors
+import signal
+import socket
+import threading
+import time
+
+KEEPALIVE_SECONDS = 20  # until a machine that vanished counts as dead
+_GOODBYE = 0xFFFFFFFF
+_log = logging.getLogger(__name__)
+
+
+def listen() -> socket.socket:
+    """Opens process 0's end, on any free port."""
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    server.bind(("", 0))
+    server.listen(1024)
+    return server
+
+
+def connect(hosts: list[str], port: int, process: int) -> socket.socket | None:
+    """Opens another process's end, at the first of the hosts that answers; None: none does."""
+    for host in hosts:
+        try:
+            link = socket.create_connection((host, port), timeout=10)
+        except OSError as error:
+            _log.info("process 0 is not at %s:%d: %s", host, port, error)
+            continue
+        link.settimeout(None)
+        link.sendall(_encode(process))
+        return link
+    _log.warning(
+        "process 0 does not answer at %s: a process that dies is noticed by jax.distributed alone, "
+        "later",
+        " or ".join(f"{host}:{port}" for host in hosts),
+    )
+    return None
+
+
+class Watch:
+    """Watches connections in a thread.
+
+    Args:
+      ended: called with the number of a process that died; it ends this one.
+      links: number of a process -> the connection to it.
+      server: where the others connect to, in process 0.
+    """
+
+    def __init__(
+        self,
+        ended: Callable[[int], None],
+        links: dict[int, socket.socket],
+        server: socket.socket | None = None,
+    ):
+        self._ended, self._links = ended, {link: number for number, link in links.items()}
+        self._selector = selectors.DefaultSelector()
+        self._leaving = False
+        for link in links.values():
+            self._watch(link)
+        if server is not None:
+            self._selector.register(server, selectors.EVENT_READ, "server")
+        threading.Thread(target=self._run, name="liveness", daemon=True).start()
+        atexit.register(self.goodbye)
+        self._outlive_abort()
+
+    def goodbye(self) -> None:
+        """Ends the watch: from here on this process may end, and so may the others."""
+        self._leaving = True
+        self._tell(_GOODBYE)
+
+    def _outlive_abort(self) -> None:
+        """Has abort() wait for the thread.
+
+        jax.distributed aborts from a thread of its own as soon as process 0 is gone, a moment
+        before or after the thread here hears of it. Python's own handlers would run too late.
+        """
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: time.sleep(5))
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+
+    def _watch(self, link: socket.socket) -> None:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):  # Linux
+            for option, value in (
+                (socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS // 2),
+                (socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 4),
+                (socket.TCP_KEEPCNT, 2),
+            ):
+                link.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._selector.register(link, selectors.EVENT_READ, "link")
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.data == "server":
+                    link, _ = key.fileobj.accept()
+                    number = _receive(link)
+                    if number is not None:
+                        self._links[link] = number
+                        self._watch(link)
+                else:
+                    self._hear(key.fileobj)
+
+    def _hear(self, link: socket.socket) -> None:
+        dead = _receive(link)
+        if dead == _GOODBYE:
+            self._selector.unregister(link)
+            del self._links[link]
+            return
+        lost = dead is None  # the connection ended without a goodbye
+        if lost:
+            dead = self._links[link]
+            self._selector.unregister(link)
+            del self._links[link]
+        if self._leaving:
+            return
+        if lost:
+            self._tell(dead)
+        self._ended(dead)
+
+    def _tell(self, number: int) -> None:
+        for link in list(self._links):
+            try:
+                link.sendall(_encode(number))
+            except OSError:  # that one died too
+                _log.debug("process %d does not listen any more", self._links.get(link))
+
+
+def _encode(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def _receive(link: socket.socket) -> int | None:
+    """A number, or None when the connection has ended."""
+    try:
+        data = link.recv(4, socket.MSG_WAITALL)
+    except OSError:
+        return None
+    return int.from_bytes(data, "big") if len(data) == 4 else None

@@ -1,0 +1,78 @@
+"""What a workdir records of its run: the config that it belongs to, and whether it is finished."""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from nspo_jax import distributed
+
+_log = logging.getLogger(__name__)
+
+
+def resumes_finished(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_change: bool = False
+) -> bool:
+    """Whether this very run already finished in the workdir. Collective.
+
+    With `allow_change`, a run of another config is not finished: it goes on with this one, and the
+    differences are logged.
+
+    Raises:
+      ValueError: listing the differences, if the workdir belongs to another config.
+    """
+    wanted, found = _recorded(config), {}
+    if (workdir / "config.json").exists():
+        found = json.loads((workdir / "config.json").read_text())
+    changed = [
+        f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
+        for name in sorted(set(found) | set(wanted))
+        if found and json.dumps(found.get(name)) != json.dumps(wanted.get(name))  # NaN equals NaN
+    ]
+    if changed and not allow_change:
+        raise ValueError(
+            f"The workdir {workdir} holds a run with another config:\n" + "\n".join(changed)
+            + "\nUse another --workdir, delete it to start over, or continue it with this config "
+            "by --allow_config_change."
+        )  # fmt: skip
+    if changed:
+        _log.warning("continuing %s with another config:\n%s", workdir, "\n".join(changed))
+    finished = bool(found) and not changed and (workdir / "summary.json").exists()
+    return distributed.primary_says(finished)
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the workdir this config's; once it is set up, so that a mistake does not claim it.
+
+    Collective. A summary that is there is of another config, and goes.
+    """
+    if distributed.is_primary():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "summary.json").unlink(missing_ok=True)
+        write_text(workdir / "config.json", json.dumps(_recorded(config), indent=1))
+    distributed.barrier("the config is written")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Dotted field names to values."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _recorded(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a resumed run must have in common with the interrupted one."""
+    return {name: value for name, value in flatten(config).items() if name != "workspace"}
