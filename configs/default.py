@@ -24,6 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = 4
     config.model.num_kv_heads = 4
     config.model.compute_dtype = "float32"  # of activations: float32 or bfloat16; weights: float32
+    config.model.frozen_dtype = "float32"  # frozen matrices are held in; bfloat16 only where that
+    #   rounds nothing: for checkpoints that are stored so
     config.model.remat = (
         "layer"  # kept for gradients: a residual a layer; dots: matmuls too; none: all
     )
@@ -76,6 +78,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.prompts = 16  # harmful prompts a step; benign_fraction adds to them
     config.rl.samples = 5  # completions a prompt: the group
     config.rl.minibatches = 1  # updates a step
+    config.rl.microbatches = 1  # parts of a minibatch whose gradients are added up: less memory
+    config.rl.rollout_batches = (
+        1  # parts of a step's prompts that are answered in turn: less memory
+    )
     config.rl.clip = 0.2  # the ratio's
     config.rl.kl_coefficient = 0.0  # k3 penalty to the base model
     config.rl.temperature = 1.0  # of rollouts
@@ -95,4 +101,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+    config.mesh.gather_for_rollouts = True  # weights whole on every device, in the compute dtype,
+    #   while it samples; False gathers a layer at a time, at every token
     return config

@@ -65,6 +65,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding
     )
 
 
+def mesh_from_config(config: Any) -> jax.sharding.Mesh:
+    """The mesh of `config.mesh`; errors as `make_mesh`."""
+    return make_mesh(**{axis: config.mesh[axis] for axis in AXES})
+
+
 def check_batch(mesh: jax.sharding.Mesh, rows: int, what: str) -> None:
     """Raises ValueError unless `rows` divides over the mesh's data and fsdp axes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -94,17 +99,50 @@ def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """
 
     def sharding(path, leaf) -> NamedSharding:
-        name = projection.path_string(path)
-        axes = next((axes for pattern, axes in RULES + BASIS_RULES if re.search(pattern, name)), ())
-        spec: list = [None] * leaf.ndim
-        for dimension, axis in zip(reversed(range(leaf.ndim)), axes, strict=False):
-            names = (axis,) if isinstance(axis, str) else axis or ()
-            shards = int(np.prod([mesh.shape[name] for name in names]))
-            if shards > 1 and leaf.shape[dimension] % shards == 0:
-                spec[dimension] = axis
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, _spec(mesh, projection.path_string(path), leaf.shape, AXES))
 
     return jax.tree.map_with_path(sharding, tree)
+
+
+def constrain(tree: Any) -> Any:
+    """Under jit and `jax.set_mesh`, keeps a tree in its `shardings`; elsewhere it is as it was."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(mesh, tree))
+
+
+def gather(params: Any, dtype: Any) -> Any:
+    """Parameters for use in a loop: matrices in `dtype`, whole on all devices of the fsdp axis.
+
+    Where they are used as they lie, every turn of a loop gathers them anew. Under jit and
+    `jax.set_mesh`; elsewhere they are only converted. Shards of the tensor axis stay.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def whole(path, leaf):
+        name = projection.path_string(path)
+        if leaf.ndim - name.startswith("layers/") >= 2:
+            leaf = leaf.astype(dtype)  # what a matrix product would do; first, as less travels
+        if mesh.empty:
+            return leaf
+        spec = _spec(mesh, name, leaf.shape, ("tensor",))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(whole, params)
+
+
+def _spec(mesh, name: str, shape: tuple[int, ...], kept: tuple[str, ...]) -> PartitionSpec:
+    """The rule for a path, of the mesh's axes that are `kept`."""
+    axes = next((axes for pattern, axes in RULES + BASIS_RULES if re.search(pattern, name)), ())
+    spec: list = [None] * len(shape)
+    for dimension, axis in zip(reversed(range(len(shape))), axes, strict=False):
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        names = tuple(part for part in names if part in kept)
+        shards = int(np.prod([mesh.shape[part] for part in names]))
+        if shards > 1 and shape[dimension] % shards == 0:
+            spec[dimension] = names[0] if len(names) == 1 else names
+    return PartitionSpec(*spec)
 
 
 def check_rules(params: Any) -> None:

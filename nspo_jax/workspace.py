@@ -42,7 +42,7 @@ class Workspace:
       calibration: the task's general conversations, encoded: see `data.chat`.
       held_out: general conversations disjoint from those, encoded.
       mesh: the device mesh.
-      load_base: gives `base`, loaded when it is first asked for.
+      load_base: loads `base`.
     """
 
     config: models.ModelConfig
@@ -54,10 +54,14 @@ class Workspace:
     mesh: jax.sharding.Mesh
     load_base: Callable[[], Any]
 
-    @property
+    @functools.cached_property
     def base(self) -> Any:
-        """The base model's parameters, float32, sharded over the mesh."""
+        """The base model's parameters, float32, sharded over the mesh; loaded when asked for."""
         return self.load_base()
+
+    def release_base(self) -> None:
+        """Lets go of `base`; it is loaded again when it is asked for again."""
+        self.__dict__.pop("base", None)
 
 
 def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -81,7 +85,6 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
         model_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
     )
 
-    @functools.cache
     def load_base():
         return models.load_model(path, shardings=functools.partial(_place, mesh))[1]
 
@@ -279,7 +282,7 @@ def _place(mesh: jax.sharding.Mesh, params: Any) -> Any:
 def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields that made the pretrained base what it is."""
     fields = {f"model.{name}": value for name, value in config.model.items()}
-    for name in ("path", "preset", "compute_dtype", "remat"):
+    for name in ("path", "preset", "compute_dtype", "frozen_dtype", "remat"):
         del fields[f"model.{name}"]
     return fields | {f"pretraining.{name}": value for name, value in config.pretraining.items()}
 

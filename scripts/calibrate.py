@@ -35,7 +35,7 @@ def main() -> None:
     if TRY_RULE.value and OUTPUT.value:
         raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
     trainer.check_config(config)
-    work = workspace.open_workspace(config, sharding.make_mesh(**config.mesh))
+    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     if TRY_RULE.value:
         rows = workspace.preview_projectors(config, work, TRY_RULE.value)
         print(f"\n{report.format_rules(rows)}")

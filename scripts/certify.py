@@ -34,7 +34,7 @@ FAIL_ABOVE = flags.DEFINE_string(
 def main() -> None:
     """Certifies, prints, writes, and fails above a limit."""
     config, limits = CONFIG.value, limits_lib.parse_limits(FAIL_ABOVE.value)
-    work = workspace.open_workspace(config, sharding.make_mesh(**config.mesh))
+    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     policy = workspace.load_policy(work, POLICY.value)
     if PROJECTORS.value:
         projectors = nullspace.load_projectors(PROJECTORS.value)

@@ -24,7 +24,7 @@ SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set."
 def main() -> None:
     """Evaluates and prints."""
     config = CONFIG.value
-    work = workspace.open_workspace(config, sharding.make_mesh(**config.mesh))
+    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     params, name = work.base, "base"
     if POLICY.value:
         params = workspace.load_policy(work, POLICY.value)

@@ -1,5 +1,6 @@
 """The mesh and its rules, and that eight devices compute what one does."""
 
+import contextlib
 import filecmp
 import functools
 import json
@@ -136,8 +137,14 @@ def trained(mesh, steps=3):
         kernel = state.trainable["layers"]["mlp"]["up"]["kernel"]
         shards = kernel.size // kernel.addressable_shards[0].data.size
     step = train_step.make_train_step(CONFIG, transform)
-    for _ in range(steps):
-        state, metrics = step(state, frozen, None, batch)
+    before = jax.tree.map(lambda leaf: leaf.sharding, state)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, metrics = step(state, frozen, None, batch)
+    after = jax.tree.map(lambda leaf: leaf.sharding, state)
+    assert mesh is None or jax.tree.all(
+        jax.tree.map(lambda a, b, x: a.is_equivalent_to(b, x.ndim), before, after, state)
+    )
     norm = float(metrics["update_norm"])
     return jax.device_get(optimizer_lib.combine(state.trainable, frozen)), shards, norm
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import layers, transformer
+from nspo_jax.models import layers, rows, transformer
 
 # Logits of so many numbers, 1 GiB in float32, are in memory at once.
 CHUNK_ELEMENTS = 2**28
@@ -30,9 +30,9 @@ def map_positions(
 ) -> Any:
     """Applies a function of logits to every position without holding all logits at once.
 
-    Positions are taken in chunks, one after another, such that [batch, chunk, vocab] stays within
-    `CHUNK_ELEMENTS`, with at least one position of each row; gradients recompute a chunk's logits
-    instead of keeping them. What fits at once is computed at once.
+    Positions are taken in chunks, one after another, such that a device's part of [batch, chunk,
+    vocab] stays within `CHUNK_ELEMENTS`, with at least one position of each row; gradients
+    recompute a chunk's logits instead of keeping them. What fits at once is computed at once.
 
     Args:
       config: the model: its vocabulary decides the chunk.
@@ -44,7 +44,7 @@ def map_positions(
       The function's result for all positions, arrays [batch, time, ...].
     """
     batch, time = arrays[0].shape[:2]
-    chunk = max(1, CHUNK_ELEMENTS // (batch * config.vocab_size))
+    chunk = max(1, CHUNK_ELEMENTS * rows.shards_of(batch) // (batch * config.vocab_size))
     if chunk >= time:
         return function(*arrays)
     count = -(-time // chunk)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nspo_jax.models import config as config_lib
+from nspo_jax.models import rows
 
 INIT_STDDEV = 0.02
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}  # jax's default gelu is the tanh one
@@ -29,7 +30,8 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)  # [tokens, in] -> [tokens, out]
+        # [tokens, in] -> [tokens, out]
+        y = rows.shard_rows(rows.shard_rows(x) @ self.kernel[...].astype(x.dtype))
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -60,7 +62,7 @@ class Embedding(nnx.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return self.embedding[...][tokens]
+        return rows.shard_rows(self.embedding[...][tokens])
 
 
 class MLP(nnx.Module):

@@ -31,7 +31,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from nspo_jax.models import attention
+from nspo_jax.models import attention, rows
 from nspo_jax.models import cache as cache_lib
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import layers as layers_lib
@@ -154,7 +154,9 @@ class Transformer(nnx.Module):
     def _apply(self, kernel, hidden):
         """hidden @ kernel, float32 [..., out]."""
         x = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.compute_dtype)
+        x = rows.shard_rows(x)
         result = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        result = rows.shard_rows(result)
         return result.reshape(*hidden.shape[:-1], -1)
 
 
@@ -220,7 +222,7 @@ def embed(config: config_lib.ModelConfig, params: Params, tokens: jax.Array) -> 
     `params` needs `embed` alone. With `run_layer` and `final_norm`, a forward pass that holds one
     layer at a time.
     """
-    return _to_residual(config, params["embed"]["embedding"][tokens.reshape(-1)])
+    return _to_residual(config, rows.shard_rows(params["embed"]["embedding"][tokens.reshape(-1)]))
 
 
 def run_layer(

@@ -5,6 +5,7 @@ does not grow with depth, and the weights may stay on disk (`models.FileSource`)
 """
 
 from collections.abc import Callable, Iterable
+import contextlib
 import functools
 from typing import Any
 
@@ -60,9 +61,10 @@ class Activations:
         layer = self._source.layer(index)
         run = _run_layer(self._mesh)
         for place, batch in enumerate(self._batches):
-            self._hidden[place], observed = run(
-                config, observe, layer, window, self._hidden[place], batch, extra
-            )
+            with self._context():
+                self._hidden[place], observed = run(
+                    config, observe, layer, window, self._hidden[place], batch, extra
+                )
             if observe is not None:
                 total = fold(total, observed)
         self._next += 1
@@ -72,11 +74,15 @@ class Activations:
         """The same for the head's input, after the last layer."""
         norm, total = self._source.part("norm"), None
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
-            observed = _run_head(self._mesh)(
-                self._source.config, observe, norm, hidden, batch, extra
-            )
+            with self._context():
+                observed = _run_head(self._mesh)(
+                    self._source.config, observe, norm, hidden, batch, extra
+                )
             total = fold(total, observed)
         return total
+
+    def _context(self):
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _place(self, batch: Batch) -> dict[str, jax.Array]:
         if self._mesh is None:

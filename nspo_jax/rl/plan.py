@@ -83,7 +83,7 @@ def make_plan(
     Raises:
       ValueError: for a config or a mesh that cannot work, before anything is compiled.
     """
-    trainer.check_config(config)
+    trainer.check_config(config, has_weights=False)
     trainer.check_mesh(config, mesh)
     model = dataclasses.replace(
         model, compute_dtype=config.model.compute_dtype, remat=config.model.remat
@@ -116,11 +116,12 @@ def make_plan(
     if reference is not None:
         resident["reference weights"] = _bytes(reference)
     policy = optimizer_lib.combine(state.trainable, frozen)
-    compiled = {
-        "rollout": _rollout(config, model, mesh, policy),
-        "update": _update(config, model, mesh, optimizer, state, frozen, reference),
-    }
-    layer = _calibration(config, model, mesh, whole)
+    with jax.set_mesh(mesh):
+        compiled = {
+            "rollout": _rollout(config, model, mesh, policy),
+            "update": _update(config, model, mesh, optimizer, state, frozen, reference),
+        }
+        layer = _calibration(config, model, mesh, whole)
     rows = trainer.batch_prompts(config) * config.rl.samples
     at_once = rows // config.rl.rollout_batches
     times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
@@ -186,6 +187,7 @@ def _rollout(config, model, mesh, policy):
         max_new_tokens=config.data.completion_length,
         stop_ids=(0,),
         temperature=config.rl.temperature,
+        gather=config.mesh.gather_for_rollouts,
     ).compile()
 
 

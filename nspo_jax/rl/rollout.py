@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import models
+from nspo_jax import models, sharding
 from nspo_jax.models import sampling
 
 
@@ -94,8 +94,10 @@ def decode(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "samples", "max_new_tokens", "stop_ids", "top_k", "top_p"),
-)
+    static_argnames=(
+        "config", "samples", "max_new_tokens", "stop_ids", "top_k", "top_p", "gather",
+    ),
+)  # fmt: skip
 def rollout(
     config: models.ModelConfig,
     params,
@@ -109,6 +111,7 @@ def rollout(
     temperature: float | jax.Array = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    gather: bool = True,
 ) -> Completions:
     """Samples `samples` completions for every prompt.
 
@@ -125,7 +128,11 @@ def rollout(
       top_k: see `models.sampling`, like the next. A policy that is trained on what it samples is
         sampled without both: its gradient knows the whole distribution.
       top_p: 1 is off.
+      gather: bring sharded parameters together once, not at every token; each device then holds
+        all of them in the compute dtype.
     """
+    if gather:
+        params = sharding.gather(params, config.compute_dtype)
     rows = len(prompts) * samples
     keys = jax.random.split(key, rows) if key.ndim == 0 else key
     state = prefill(

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -42,6 +43,7 @@ class Rollouts:
             "max_new_tokens": config.data.completion_length,
             "stop_ids": work.format.stop_ids,
             "temperature": config.rl.temperature,
+            "gather": config.mesh.gather_for_rollouts,
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -87,9 +89,18 @@ class Rollouts:
                 [row.prompt for row in rows], self._config.data.prompt_length
             )
             tokens, mask = distributed.gather_rows((own.tokens, own.mask))
-            prompts = sharding.shard_batch(work.mesh, (tokens, mask))
-            done = rollout.rollout(work.config, params, *prompts, key, **self._options)
-            done = distributed.fetch(done)
+            # a key a row: what is drawn does not hang on how many are drawn at once
+            keys = jax.random.split(key, len(tokens) * samples)
+            count, parts = self._config.rl.rollout_batches, []
+            for part, part_keys in zip(
+                zip(np.split(tokens, count), np.split(mask, count), strict=True),
+                jnp.split(keys, count),
+                strict=True,
+            ):
+                prompts = sharding.shard_batch(work.mesh, part)
+                found = rollout.rollout(work.config, params, *prompts, part_keys, **self._options)
+                parts.append(distributed.fetch(found))
+            done = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         with clock.phase("reward"):
             share = distributed.own_rows(len(done.tokens))
             texts = work.format.decode(done.tokens[share], done.mask[share])

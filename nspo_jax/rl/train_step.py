@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nspo_jax import models
+from nspo_jax import models, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.rl import losses
 
@@ -53,9 +53,12 @@ def completion_logprobs(
     hidden = models.forward(config, params, tokens, mask).hidden
     start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
     predicting = hidden[:, start : start + batch.completions.shape[1]]
+    # of the head alone, once and not for every chunk
+    name = "embed" if config.tie_embeddings else "head"
+    head = params | sharding.gather({name: params[name]}, config.compute_dtype)
 
     def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-        return losses.token_logprobs(models.logits(config, params, hidden) / temperature, tokens)
+        return losses.token_logprobs(models.logits(config, head, hidden) / temperature, tokens)
 
     return models.map_positions(config, logprobs, predicting, batch.completions)
 
@@ -130,7 +133,8 @@ def make_train_step(
                 [~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, trainable))]
             ),
         }
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        # what goes out lies as what came in: the next step is the same program
+        return sharding.constrain(TrainState(state.step + 1, trainable, opt_state)), metrics
 
     return jax.jit(step, donate_argnums=0)
 

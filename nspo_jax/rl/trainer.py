@@ -8,6 +8,7 @@ saving and no two steps share one.
 With several processes each runs these lines: arrays are global, host values the same everywhere.
 """
 
+from collections.abc import Callable
 import contextlib
 import functools
 import json
@@ -81,33 +82,28 @@ def train(
     started = time.monotonic()
 
     # ---------------------------------------------------------------------------- set up
-    mesh = sharding.make_mesh(**config.mesh)
-    rl, prompts = config.rl, batch_prompts(config)
-    sharding.check_batch(mesh, prompts, "The RL batch of prompts")
-    sharding.check_batch(mesh, prompts * rl.samples // rl.minibatches, "A minibatch")
-    distributed.own_rows(prompts)
+    mesh = sharding.mesh_from_config(config)
+    rl = config.rl
+    check_mesh(config, mesh)
+    distributed.own_rows(batch_prompts(config))
     work = workspace_lib.open_workspace(config, mesh)
     batches = rollouts.Rollouts(config, work)
     evaluator = evaluation.Evaluator(config, work)
     projectors = workspace_lib.open_projectors(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
-    optimizer = make_optimizer(config, projectors, mesh)
+    optimizer = make_optimizer(config, select_projectors(config, projectors, mesh))
     trainable, frozen = optimizer_lib.partition(
-        jax.tree.map(jnp.copy, work.base),  # the step donates its state; the base stays
-        config.projection.targets,
-        config.projection.untargeted,
+        work.base, config.projection.targets, config.projection.untargeted
     )
+    frozen = freeze(frozen, config.model.frozen_dtype)
+    reference = None
+    if rl.kl_coefficient:  # the step donates its state; a reference stays
+        trainable, reference = jax.tree.map(jnp.copy, trainable), work.base
+    work.release_base()  # the certificate reads it again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
-    update = train_step.make_train_step(
-        work.config,
-        optimizer,
-        clip=rl.clip,
-        kl_coefficient=rl.kl_coefficient,
-        temperature=rl.temperature,
-    )
-    reference = work.base if rl.kl_coefficient else None
+    update = make_step(config, work.config, optimizer)
 
     # ---------------------------------------------------------------------------- resume
     record.write_config(config, workdir)
@@ -145,6 +141,7 @@ def train(
         disable=not distributed.is_primary(),
     )  # fmt: skip
     with (
+        jax.set_mesh(mesh),
         checkpoints.naming_last_good(),
         checkpoints,
         contextlib.closing(writer),
@@ -194,9 +191,12 @@ def train(
 
     # ---------------------------------------------------------------------------- report
     policy = optimizer_lib.combine(state.trainable, frozen)
-    report = nullspace.certify(
-        work.config, work.base, policy, projectors, calibration, held_out, mesh
-    )
+    policy = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy)  # of frozen ones exact
+    del state, reference
+    with jax.set_mesh(mesh):
+        report = nullspace.certify(
+            work.config, work.base, policy, projectors, calibration, held_out, mesh
+        )
     summary = {
         **scores,
         "protected_share": report["protected_share"],
@@ -218,22 +218,25 @@ def batch_prompts(config: ml_collections.ConfigDict) -> int:
     return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
 
 
-def make_optimizer(
+def select_projectors(
     config: ml_collections.ConfigDict, projectors: nullspace.Projectors, mesh: jax.sharding.Mesh
-) -> optax.GradientTransformation:
-    """The optax chain that `config.optimizer` and `config.projection` describe.
+) -> nullspace.Projectors | None:
+    """Those that `config.projection` names, their bases copied to the mesh; None for mode none."""
+    if config.projection.mode == "none":
+        return None
+    selected = projectors.select(config.projection.targets)
+    if config.projection.basis == "random":
+        selected = selected.randomized(config.seed)
+    return selected.place(functools.partial(sharding.shardings, mesh))
 
-    Its bases are on the mesh, for `init` to take as they are; those of `projectors` stay.
-    """
-    selected = None
-    if config.projection.mode != "none":
-        selected = projectors.select(config.projection.targets)
-        if config.projection.basis == "random":
-            selected = selected.randomized(config.seed)
-        selected = selected.place(functools.partial(sharding.shardings, mesh))
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, projectors: Any
+) -> optax.GradientTransformation:
+    """The optax chain that `config.optimizer` and `config.projection` describe."""
     return optimizer_lib.build_optimizer(
         config.optimizer.learning_rate,
-        selected,
+        projectors,
         mode=config.projection.mode,
         period=config.projection.period,
         max_gradient_norm=config.optimizer.max_gradient_norm,
@@ -243,10 +246,68 @@ def make_optimizer(
     )
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a value that cannot work, before anything expensive starts."""
+def make_step(
+    config: ml_collections.ConfigDict,
+    model: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+) -> Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]:
+    """The jitted update that `config.rl` describes; see `train_step.make_train_step`."""
+    return train_step.make_train_step(
+        model,
+        optimizer,
+        clip=config.rl.clip,
+        kl_coefficient=config.rl.kl_coefficient,
+        temperature=config.rl.temperature,
+        microbatches=config.rl.microbatches,
+    )
+
+
+def freeze(frozen: Any, dtype: str) -> Any:
+    """Frozen parameters as they are held: matrices in `dtype`, vectors as they are.
+
+    Raises:
+      ValueError: if that would change one of them.
+    """
+
+    def held(path, leaf):
+        if (
+            leaf.ndim - optimizer_lib.path_string(path).startswith("layers/") < 2
+            or dtype == leaf.dtype
+        ):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
+        narrow = leaf.astype(dtype)
+        if not jnp.array_equal(narrow.astype(leaf.dtype), leaf):
+            raise ValueError(
+                f"model.frozen_dtype is {dtype}, which would round the base model's "
+                f"{optimizer_lib.path_string(path)}: its checkpoint has more digits. Set "
+                "model.frozen_dtype=float32."
+            )
+        return narrow
+
+    return jax.tree.map_with_path(held, frozen)
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError unless the batches of a step divide over the mesh."""
+    rl, prompts = config.rl, batch_prompts(config)
+    parts = rl.minibatches * rl.microbatches
+    sharding.check_batch(mesh, prompts, "The RL batch of prompts")
+    sharding.check_batch(mesh, prompts // rl.rollout_batches, "A part of it (rl.rollout_batches)")
+    sharding.check_batch(
+        mesh, prompts * rl.samples // parts, "A microbatch (rl.minibatches x rl.microbatches)"
+    )
+
+
+def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
+    """Raises ValueError for a value that cannot work, before anything expensive starts.
+
+    `has_weights`: the run loads a model; without, a preset alone will do.
+    """
     positive = {
-        "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "data.prompt_length": 1,
+        "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "rl.microbatches": 1,
+        "rl.rollout_batches": 1, "data.prompt_length": 1,
         "data.completion_length": 1, "evaluation.every": 1, "evaluation.prompts": 1,
         "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
         "calibration.rows": 1,
@@ -267,11 +328,17 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name in ("benign_fraction", "wrapped_fraction"):
         if not 0 <= config.data[name] <= 1:
             raise ValueError(f"data.{name} is {config.data[name]}; expected a number in [0, 1].")
-    rows = prompts * config.rl.samples
-    if rows % config.rl.minibatches:
+    rows, parts = prompts * config.rl.samples, config.rl.minibatches * config.rl.microbatches
+    if rows % parts:
         raise ValueError(
-            f"rl.minibatches is {config.rl.minibatches}, which does not divide the {rows} "
+            f"rl.minibatches is {config.rl.minibatches} and rl.microbatches "
+            f"{config.rl.microbatches}, which do not divide the {rows} "
             f"completions of a step ({prompts} prompts x {config.rl.samples} samples)."
+        )
+    if prompts % config.rl.rollout_batches:
+        raise ValueError(
+            f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
+            f"{prompts} prompts of a step."
         )
     choices = {
         "task": ("chat_world", "stories"),
@@ -279,6 +346,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         "projection.untargeted": ("freeze", "train"),
         "projection.basis": ("null_space", "random"),
         "model.preset": ("", *models.PRESETS),
+        "model.frozen_dtype": ("float32", "bfloat16"),
         "calibration.completions": ("given", "generated"),
     }
     for name, values in choices.items():
@@ -290,7 +358,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "story model: only the chat world's base can be pretrained here. Set "
             "--config.model.path."
         )
-    if config.model.preset and not config.model.path:
+    if has_weights and config.model.preset and not config.model.path:
         raise ValueError(
             f"model.preset is {config.model.preset!r} and model.path is empty: a preset says what "
             "the checkpoint is, not where. Set --config.model.path to its Hugging Face directory."

@@ -113,6 +113,7 @@ def test_every_arm_starts(shared_workspace, arm):
         trainable, frozen = trainer.optimizer_lib.partition(
             work.base, config.projection.targets, config.projection.untargeted
         )
-        trainer.make_optimizer(config, projectors, work.mesh).init(trainable)
+        selected = trainer.select_projectors(config, projectors, work.mesh)
+        trainer.make_optimizer(config, selected).init(trainable)
         names = projection.leaves_by_path(frozen)
         assert ("embed/embedding" in names) == (config.projection.untargeted == "freeze")
