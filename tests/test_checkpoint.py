@@ -191,8 +191,8 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_the_last_goo
         with pytest.raises(OSError, match="(?s)could not be written.*good checkpoint is step 1 of"):
             with checkpoints.naming_last_good(), checkpoints:
                 checkpoints.save(2, state, {})
-    assert restore(tmp_path, state)[0] == 1
     again = checkpoint.Checkpointer(tmp_path)  # cleans up what was begun
+    assert again.restore(state)[0] == 1
     again.save(2, state, {})
     again.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]

@@ -83,7 +83,7 @@ class Run:
     outputs: list[pathlib.Path]
     notes: list[pathlib.Path]
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         """Their exit statuses; whatever happens, none of them outlives this."""
         end = time.monotonic() + seconds
         try:
@@ -94,7 +94,7 @@ class Run:
 
     def after_samples(self, count: int, before: int) -> None:
         """Waits until process 0 has judged `count` steps more than the `before` of earlier runs."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while all(child.poll() is None for child in self.children) and time.monotonic() < end:
             if lines(self.notes[0]) >= before + count:
                 return

@@ -1,10 +1,6 @@
 """The whole run on a micro model: what it leaves, that it resumes bit for bit, what it refuses."""
 
-import contextlib
-import dataclasses
-import errno
 import json
-import logging
 import os
 import pathlib
 import re
@@ -15,103 +11,15 @@ import sys
 import time
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
-from configs import default
-from nspo_jax import evaluation, metrics, models, preemption, rewards
-from nspo_jax.data import builders
+from nspo_jax import evaluation, metrics, models, rewards
 from nspo_jax.rl import rollouts, trainer
+from tests.rl.micro_run import assert_same_run, judge, micro, refuse, stop_at
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MICRO = {
-    "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 1,
-    "model.num_heads": 2, "model.num_kv_heads": 1, "pretraining.steps": 20,
-    "pretraining.batch_size": 16, "calibration.rows": 20, "calibration.batch_size": 10,
-    "calibration.rank_rule": "fixed(6)", "optimizer.learning_rate": 1e-2, "rl.steps": 4,
-    "rl.prompts": 4, "rl.samples": 4, "rl.minibatches": 2, "data.benign_fraction": 0.5,
-    "data.wrapped_fraction": 0.5, "evaluation.every": 3, "evaluation.prompts": 5,
-    "checkpoint.every": 2,
-}  # fmt: skip
-
-
-def micro(workspace, **changes):
-    config = default.get_config()
-    config.update_from_flattened_dict({**MICRO, **changes, "workspace": str(workspace)})
-    return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory):
-    """Runs that differ in their data alone share what they compile."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    directory = str(tmp_path_factory.mktemp("jax_cache"))
-    for name, value in zip(names, (directory, 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield directory
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-def judge(self, conversations, completions):
-    """Odd numbers of words are bad: a micro model never satisfies the world's judge, and where all
-    rewards are the same nothing is learned and every resume is right."""
-    odd = np.array([len(text.split()) % 2 for text in completions], np.float32)
-    return -odd, {"odd": odd}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def another_judge():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards.WorldJudge, "__call__", judge)
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """(workspace, workdir, summary) of an uninterrupted run, which made the base model too."""
-    workspace = tmp_path_factory.mktemp("workspace")
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workspace, workdir, trainer.train(micro(workspace), workdir)
-
-
-@pytest.fixture
-def workspace(finished, tmp_path):
-    """A copy of the workspace, to be damaged."""
-    return shutil.copytree(finished[0], tmp_path / "workspace")
-
-
-def stop_at(monkeypatch, sample, error):
-    """Makes the rollout number `sample` raise; the later ones work again."""
-    original, calls = rollouts.Rollouts.sample, []
-
-    def sampling(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == sample:
-            raise error
-        return original(self, *arguments)
-
-    monkeypatch.setattr(rollouts.Rollouts, "sample", sampling)
-
-
-def logged(workdir):
-    return [
-        {name: value for name, value in row.items() if not name.startswith("speed/")}
-        for row in metrics.read_metrics(workdir)
-    ]
-
-
-def assert_same_run(workdir, whole):
-    """Weights bit for bit, and every logged number that does not depend on the machine."""
-    for name in ("policy/model.safetensors", "certificate.json"):
-        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
-    assert logged(workdir) == logged(whole)
-    drop = lambda path: {**json.loads(path.read_text()), "seconds": None}  # noqa: E731
-    assert drop(workdir / "summary.json") == drop(whole / "summary.json")
+pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
 
 
 # -------------------------------------------------------------------------------------- a run
@@ -237,117 +145,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(finished, tm
     assert good in message
 
 
-def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, monkeypatch):
-    """kill's own signal, in the middle of the second step: not at a checkpoint."""
-    workspace, whole, _ = finished
-    with monkeypatch.context() as patch:
-        original, calls = rollouts.Rollouts.sample, []
-
-        def sampling(self, *arguments):
-            calls.append(arguments)
-            if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, *arguments)
-
-        patch.setattr(rollouts.Rollouts, "sample", sampling)
-        before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(preemption.PreemptedError, match="stopped with step 3 saved"):
-            trainer.train(micro(workspace), tmp_path / "run")
-        assert signal.getsignal(signal.SIGTERM) is before
-    assert (tmp_path / "run" / "checkpoints" / "3").exists()
-    trainer.train(micro(workspace), tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole)
-
-
-def test_another_config_continues_a_run_when_it_is_allowed_to(finished, tmp_path, caplog):
-    """Also a finished one, whose summary is then no longer true."""
-    shutil.copytree(finished[1], tmp_path / "run")
-    config = micro(finished[0], **{"rl.steps": 5})
-    refuse(config, tmp_path / "run", "rl.steps: 4 there, 5 now", "--allow_config_change")
-    with caplog.at_level(logging.WARNING, "nspo_jax"):
-        summary = trainer.train(config, tmp_path / "run", allow_config_change=True)
-    assert "rl.steps: 4 there, 5 now" in caplog.text
-    assert summary["step"] == 5 and trainer.train(config, tmp_path / "run") == summary
-    assert [row["step"] for row in logged(tmp_path / "run") if "train/loss" in row] == [
-        *range(1, 6)
-    ]
-
-
-def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch):
-    shutil.copytree(finished[1], tmp_path / "run")
-    (tmp_path / "run" / "summary.json").unlink()
-    load = builders.load_split
-
-    def changed(directory, seed, split):
-        rows = load(directory, seed, split)
-        if split == "train":
-            rows[0] = dataclasses.replace(rows[0], prompt=rows[1].prompt)
-        return rows
-
-    monkeypatch.setattr(builders, "load_split", changed)
-    with pytest.raises(ValueError, match="trained on other prompts: their digest is .*--workdir"):
-        trainer.train(micro(finished[0]), tmp_path / "run")
-
-
-def test_a_full_disk_names_the_last_good_checkpoint(finished, tmp_path, monkeypatch):
-    original = metrics.MetricsWriter.write
-
-    def write(self, step, values):
-        if step == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(self, step, values)
-
-    monkeypatch.setattr(metrics.MetricsWriter, "write", write)
-    with pytest.raises(
-        OSError, match="(?s)No space.*last good checkpoint is step 2 of .*make room"
-    ):
-        trainer.train(micro(finished[0]), tmp_path / "run")
-
-
-def test_speed_is_logged_and_steps_are_traced(finished, tmp_path):
-    trainer.train(micro(finished[0]), tmp_path / "run", profile=(1, 2))
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-    rows = metrics.read_metrics(tmp_path / "run")
-    phases = ("rollout_seconds", "reward_seconds", "update_seconds")
-    rates = ("rollout_tokens_per_second", "update_tokens_per_second")
-    steps = [row for row in rows if "train/loss" in row]
-    for name in (*phases, *rates):
-        assert all(row[f"speed/{name}"] > 0 for row in steps), name
-    for row in steps:  # of 6 prompts with 4 completions each
-        sampled = row["speed/rollout_tokens_per_second"] * row["speed/rollout_seconds"]
-        assert sampled == pytest.approx(24 * row["train/completion_length"])
-    scored = [row for row in rows if "evaluation/unsafe" in row]
-    assert all(row["speed/evaluation_seconds"] > 0 for row in scored)
-
-
 # -------------------------------------------------------------------------------------- errors
-
-
-@contextlib.contextmanager
-def nothing_compiles():
-    compiled = []
-
-    def listen(event, duration, **_):
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield
-    finally:
-        jax._src.monitoring.unregister_event_duration_listener(listen)
-    assert not compiled
-
-
-def refuse(config, workdir, *words, error=ValueError):
-    """The run is refused before it compiles, in a paragraph that holds all of `words`."""
-    with nothing_compiles(), pytest.raises(error) as caught:
-        trainer.train(config, workdir)
-    message = str(caught.value)
-    for word in words:
-        assert word in message, message
-    assert len(message) < 900
-    return message
 
 
 @pytest.mark.parametrize(
