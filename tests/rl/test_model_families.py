@@ -11,7 +11,7 @@ from configs import default
 from nspo_jax import models, rewards
 from nspo_jax.data import chat, world
 from nspo_jax.rl import trainer
-from tests.rl import test_trainer
+from tests.rl import micro_run
 
 LLAMA = models.ModelConfig(
     vocab_size=1, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2,
@@ -35,7 +35,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_mode_keeps_every_family_where_it_was(family, tmp_path, monkeypatch):
     """Biases, norms and embedding frozen, all kernels projected: protected logits do not move."""
-    monkeypatch.setattr(rewards.WorldJudge, "__call__", test_trainer.judge)
+    monkeypatch.setattr(rewards.WorldJudge, "__call__", micro_run.judge)
     tokenizer = chat.build_tokenizer(world.World(0).words())
     config = dataclasses.replace(
         LLAMA, family=family, vocab_size=len(tokenizer), **FAMILIES[family]
@@ -49,7 +49,7 @@ def test_exact_mode_keeps_every_family_where_it_was(family, tmp_path, monkeypatc
     run = default.get_config()
     targets = "mlp+attention" if config.tie_embeddings else "mlp+attention+head"
     run.update_from_flattened_dict({
-        **test_trainer.MICRO, "workspace": str(tmp_path / "workspace"),
+        **micro_run.MICRO, "workspace": str(tmp_path / "workspace"),
         "model.path": str(tmp_path / "base"), "calibration.rows": 1,
         "calibration.rank_rule": "relative_max(1e-6)", "projection.targets": targets,
     })  # fmt: skip
