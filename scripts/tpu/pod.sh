@@ -24,7 +24,7 @@
 #   RUNTIME      VM image, for create; default: the one for ACCELERATOR
 set -euo pipefail
 
-GCSFUSE=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v2.5.1/gcsfuse_2.5.1_amd64.deb
+GCSFUSE=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v3.2.9/gcsfuse_3.2.9_amd64.deb
 
 usage() { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
