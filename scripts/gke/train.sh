@@ -45,7 +45,7 @@ need ACCELERATOR v6e-16 "the type and size of the slice"
 need STORAGE bucket "the bucket's name in the cluster; --help says how it got one"
 [ -z "$missing" ] || exit 2
 if [ $# -eq 0 ]; then
-  echo "error: no command; for example python -m scripts.train --config=... --workdir=/bucket/run" >&2
+  echo "error: no command; such as python -m scripts.train --config=... --workdir=/bucket/x" >&2
   exit 2
 fi
 

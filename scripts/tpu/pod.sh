@@ -24,7 +24,8 @@
 #   RUNTIME      VM image, for create; default: the one for ACCELERATOR
 set -euo pipefail
 
-GCSFUSE=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v3.2.9/gcsfuse_3.2.9_amd64.deb
+GCSFUSE=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v3.2.9
+GCSFUSE=$GCSFUSE/gcsfuse_3.2.9_amd64.deb
 
 usage() { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 
@@ -137,7 +138,8 @@ if ! command -v gcsfuse >/dev/null; then
   sudo apt-get update -qq && sudo apt-get install -qqy /tmp/gcsfuse.deb
 fi
 sudo mkdir -p /bucket && sudo chown \$USER /bucket
-mountpoint -q /bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 $(printf %q "$BUCKET") /bucket
+mountpoint -q /bucket ||
+  gcsfuse --implicit-dirs --rename-dir-limit=10000 $(printf %q "$BUCKET") /bucket
 python3 -m pip install --quiet --user uv
 cd nspo_jax
 [ -d .venv ] || python3 -m uv venv --quiet --python=3.12
