@@ -216,12 +216,13 @@ def test_processes_share_the_accelerators(tmp_path, monkeypatch):
     assert processes.device_slots(8) == [{}] * 8
 
 
-def test_the_command_of_a_run_is_its_config(tmp_path):
+def test_the_command_of_a_run_is_its_config(tmp_path, monkeypatch):
     for run in sweep_runs.expand(make_sweep(GRID), tmp_path):
         values = flags.FlagValues()
         config = config_flags.DEFINE_config_file("config", flag_values=values)
         flags.DEFINE_string("workdir", None, "", flag_values=values)
-        values(run.command[2:])
+        monkeypatch.setattr(sys, "argv", list(run.command[2:]))  # ml_collections looks there
+        values(sys.argv)
         assert config.value.to_dict() == run.config.to_dict()
         assert values.workdir == str(run.directory)
 
