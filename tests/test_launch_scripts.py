@@ -82,6 +82,8 @@ POD_COMMANDS = {
 
 @pytest.mark.parametrize("command", POD_COMMANDS)
 def test_a_dry_run_of_a_pod_prints_the_commands(command, refusing):
+    if command == "sync" and not (ROOT / ".git").exists():
+        pytest.skip("sync copies what git tracks, and this is no git checkout")
     done = run(POD, "--dry_run", *command.split(), tools=refusing)
     assert done.returncode == 0 and not done.stderr
     # the words of the printed commands, however they are quoted

@@ -229,9 +229,12 @@ def test_the_command_of_a_run_is_its_config(tmp_path, monkeypatch):
 
 STUB = """
 import json
+from jax._src import xla_bridge
 from scripts import launch, processes, sweep
 
 def run_jobs(jobs, slots, retries, ended):
+    # a parent that has asked jax for devices keeps them from its runs
+    assert not xla_bridge.backends_are_initialized()
     assert len(slots) == 2 and retries == 1
     for job in jobs[:-1] if {fail} else jobs:
         job.directory.mkdir(parents=True)
