@@ -138,7 +138,7 @@ def primary_says(flag: bool) -> bool:
     What a file system says can differ from one host to the next, and what all must do alike is
     decided by one.
     """
-    if jax.process_count() == 1:
+    if not several():
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.bool_(flag)))
 

@@ -1,8 +1,12 @@
-"""Runs every arm of a sweep at every seed, here, one after another, and reports them together.
+"""Runs every arm of a sweep at every seed and grid point, and reports them together.
 
     python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
     python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/mlp \
         --config.arms=grpo+nspo_paper+nspo_mlp_frozen --config.seeds=0+1
+    # two runs at a time, each in a process of its own, on its own accelerators
+    python -m scripts.sweep --config=configs/sweeps/tiny_grid.py --workdir=runs/grid --parallel=2
+    # not here: the commands, one a run, for other machines
+    python -m scripts.sweep --config=configs/sweeps/tiny_grid.py --workdir=/bucket/grid --print
 
 Leaves in the workdir: a directory per run (seed_0/runs/nspo), summary.json, table.md and
 arms.png. The same command continues where it stopped: finished runs are not run again.
@@ -10,54 +14,100 @@ arms.png. The same command continues where it stopped: finished runs are not run
 
 import json
 import pathlib
-import runpy
 import time
+from typing import Any
 
 from absl import flags
 import tqdm
 
 from nspo_jax.evaluation import figures, report
 from nspo_jax.rl import record, trainer
-from scripts import launch
+from scripts import launch, processes, sweep_runs
 
 CONFIG = launch.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives.", required=True)
+PRINT = flags.DEFINE_bool(
+    "print", False, "Print the command of each run that is not finished, and run nothing."
+)
+PARALLEL = flags.DEFINE_integer(
+    "parallel", None, "Runs at a time, each in its own process, on its share of the accelerators. "
+    "Default: one after another in this process.",
+)  # fmt: skip
+RETRIES = flags.DEFINE_integer(
+    "retries", 2, "With --parallel: how often a run that crashed or was preempted is continued.",
+    lower_bound=0,
+)  # fmt: skip
 
 
 def main() -> None:
     """Runs what is missing, then writes summary, table and figure."""
     started = time.monotonic()
     sweep, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    arms, seeds = sweep.arms.split("+"), [int(seed) for seed in sweep.seeds.split("+")]
-    make_config = runpy.run_path(sweep.config)["get_config"]
-    configs = {arm: make_config(arm) for arm in arms}  # an unknown arm fails before anything runs
-    summaries: dict[str, list[dict]] = {arm: [] for arm in arms}
-    runs = [(arm, seed) for seed in seeds for arm in arms]
-    for arm, seed in tqdm.tqdm(runs, desc="sweep", unit="run"):
-        config = configs[arm].copy_and_resolve_references()
-        config.seed = seed
-        config.workspace = str(workdir)
-        config.model.path = sweep.model_path
-        summaries[arm].append(trainer.train(config, run_directory(workdir, arm, seed)))
+    if PARALLEL.value is None and flags.FLAGS["retries"].present:
+        raise ValueError(
+            f"--retries is {RETRIES.value} without --parallel: a run in this process is not tried "
+            "again. Add --parallel=1, or the number of runs at a time."
+        )
+    runs = sweep_runs.expand(sweep, workdir)
+    unfinished = [run for run in runs if not record.resumes_finished(run.config, run.directory)]
+    if PRINT.value:
+        sweep_runs.print_commands(unfinished)
+        return
+    if PARALLEL.value is None:
+        for run in tqdm.tqdm(runs, desc="sweep", unit="run"):
+            trainer.train(run.config, run.directory)
+    else:
+        run_processes(runs, unfinished, workdir)
 
+    names = list(dict.fromkeys(run.name for run in runs))
+    seeds = list(dict.fromkeys(run.seed for run in runs))
     summary = {
-        "arms": {arm: collect(rows) for arm, rows in summaries.items()},
+        "arms": {name: collect([load(run) for run in runs if run.name == name]) for name in names},
         "seeds": seeds,
         "seconds": time.monotonic() - started,
     }
     record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     record.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
-    figure = figures.plot_arms(workdir, arms, seeds)
-    certificate = run_directory(workdir, "nspo", seeds[0]) / "certificate.json"
+    figure = figures.plot_arms(workdir, names, seeds)
+    certificate = sweep_runs.run_directory(workdir, "nspo", seeds[0]) / "certificate.json"
     print(f"\n{report.format_scores(summary['arms'])}\n")
     print(f"table: {workdir / 'table.md'}, figure: {figure}")
     if certificate.exists():
         print(f"certificate of nspo: {certificate}")
 
 
-def run_directory(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
-    """Where one run of a sweep lives."""
-    return workdir / f"seed_{seed}" / "runs" / arm
+def run_processes(
+    runs: list[sweep_runs.Run], unfinished: list[sweep_runs.Run], workdir: pathlib.Path
+) -> None:
+    """Runs what is not finished in processes of their own.
+
+    Raises:
+      ValueError: naming the runs that were given up; the others are finished by then.
+    """
+    jobs = [
+        processes.Job(
+            name=f"{run.name} at seed {run.seed}",
+            command=run.command,
+            directory=run.directory,
+            log=workdir / f"seed_{run.seed}" / "logs" / f"{run.name}.log",
+            makes=run.makes(),
+        )
+        for run in unfinished
+    ]
+    slots = processes.device_slots(PARALLEL.value)
+    with tqdm.tqdm(total=len(runs), initial=len(runs) - len(jobs), desc="sweep", unit="run") as bar:
+        failures = processes.run_jobs(jobs, slots, RETRIES.value, lambda job: bar.update())
+    if failures:
+        lines = "\n".join(f"  {name}: {why}" for name, why in failures.items())
+        raise ValueError(
+            f"{len(failures)} of {len(runs)} runs did not finish:\n{lines}\n"
+            "The same command tries these again."
+        )
+
+
+def load(run: sweep_runs.Run) -> dict[str, Any]:
+    """A finished run's summary."""
+    return json.loads((run.directory / "summary.json").read_text())
 
 
 def collect(rows: list[dict]) -> dict:

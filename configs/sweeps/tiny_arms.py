@@ -19,4 +19,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.arms = "+".join((*ARMS, *EXACT, *(f"{arm}_replay" for arm in ARMS if arm != "base")))
     config.model_path = ""  # base model of every run; "" takes what its config makes
     config.seeds = "0+1+2"  # each with its own world and base model
+    config.grid = make_grid({})
     return config
+
+
+def make_grid(values: dict[str, list]) -> ml_collections.ConfigDict:
+    """Values to try of fields of the runs' config, such as {"rl.clip": [0.1, 0.2]}: all pairs."""
+    return ml_collections.ConfigDict(
+        {field: tuple(tried) for field, tried in values.items()},
+        allow_dotted_keys=True,
+        sort_keys=False,
+    )

@@ -14,8 +14,8 @@ from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen f
 def plot_arms(workdir: pathlib.Path, arms: list[str], seeds: list[int]) -> pathlib.Path:
     """Writes `workdir/arms.png`: a panel for harmful-only arms and one for those with replay."""
     regimes = {
-        "harmful prompts only": [arm for arm in arms if not arm.endswith("_replay")],
-        "with benign replay": [arm for arm in arms if arm.endswith("_replay")],
+        "harmful prompts only": [arm for arm in arms if not _is_replay(arm)],
+        "with benign replay": [arm for arm in arms if _is_replay(arm)],
     }
     regimes = {title: names for title, names in regimes.items() if set(names) - {"base"}}
     colours = _colours(arms)
@@ -113,6 +113,11 @@ def _colours(arms: list[str]) -> dict[str, tuple]:
     names = sorted({arm.removesuffix("_replay") for arm in arms})
     strong = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
     return {name: strong[index % len(strong)] for index, name in enumerate(names)}
+
+
+def _is_replay(arm: str) -> bool:
+    """Whether an arm, which a sweep's grid may have added ",FIELD=VALUE" to, replays."""
+    return arm.split(",")[0].endswith("_replay")
 
 
 def _root(values):

@@ -1,0 +1,117 @@
+"""The runs of a sweep: every arm at every point of a grid, at every seed, named and checked."""
+
+import dataclasses
+import itertools
+import pathlib
+import re
+import runpy
+import shlex
+import sys
+from typing import Any
+
+import ml_collections
+
+from nspo_jax import workspace
+from nspo_jax.rl import trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+      name: its arm and grid point, shared by its seeds: a row of the table.
+      seed: its seed.
+      config: its whole config.
+      directory: its workdir.
+      command: the command that runs it, anywhere.
+    """
+
+    name: str
+    seed: int
+    config: ml_collections.ConfigDict
+    directory: pathlib.Path
+    command: tuple[str, ...]
+
+    def makes(self) -> list[pathlib.Path]:
+        """What it shares with other runs of its seed and makes where it is absent."""
+        base = self.config.model.path or workspace.seed_directory(self.config) / "base"
+        return [pathlib.Path(base), workspace.projectors_directory(self.config)]
+
+
+def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]:
+    """All runs of a sweep: each arm at each point of its grid, at each seed.
+
+    Raises:
+      ValueError: for an unknown arm or field, a value that its field does not take, or two runs of
+        one name, before anything runs.
+    """
+    make_config = runpy.run_path(sweep.config)["get_config"]
+    grid = {field: list(values) for field, values in sweep.grid.items()}
+    runs = {}
+    for seed, arm in itertools.product(sweep.seeds.split("+"), sweep.arms.split("+")):
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            name = run_name(arm, point)
+            directory = run_directory(workdir, name, int(seed))
+            changes = {
+                **point,
+                "seed": int(seed),
+                "workspace": str(workdir),
+                "model.path": sweep.model_path,
+            }
+            config = make_config(arm)
+            for field, value in changes.items():
+                set_field(config, field, value)
+            trainer.check_config(config)
+            if directory in runs:
+                raise ValueError(
+                    f"Two runs of the sweep are called {name} at seed {seed}. Name every arm, seed "
+                    "and grid value once, and differing in letters or digits."
+                )
+            command = (
+                sys.executable, "-m", "scripts.train", f"--config={sweep.config}:{arm}",
+                f"--workdir={directory}",
+                *(f"--config.{field}={value}" for field, value in changes.items()),
+            )  # fmt: skip
+            runs[directory] = Run(name, int(seed), config, directory, command)
+    return list(runs.values())
+
+
+def run_name(arm: str, point: dict[str, Any]) -> str:
+    """A row's name, which is a directory's as well: nspo,learning_rate=0.001."""
+    parts = [f"{field.rpartition('.')[2]}={value}" for field, value in point.items()]
+    return ",".join([arm, *(re.sub(r"[^\w.=()-]", "_", part) for part in parts)])
+
+
+def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+    """Sets a dotted field, as `--config.FIELD=VALUE` would."""
+    config.lock()  # a new field is an error
+    try:
+        config.update_from_flattened_dict({field: value})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The sweep's grid sets {field} to {value!r}, which its config does not take: "
+            f"{error.args[0]} configs/default.py lists every field with a comment."
+        ) from error
+
+
+def print_commands(runs: list[Run]) -> None:
+    """Prints a command a run, first of those that make what others then share."""
+    made: set[pathlib.Path] = set()
+    first, then = [], []
+    for run in runs:
+        missing = {path for path in run.makes() if not path.exists()} - made
+        made |= missing
+        (first if missing else then).append(shlex.join(run.command[1:]))
+    if first:
+        print("# one after another: these make base models and projectors, which runs share")
+        print("\n".join(f"python {command}" for command in first))
+    if then:
+        print("# in any order, at once" + (", after those" if first else ""))
+        print("\n".join(f"python {command}" for command in then))
+
+
+def run_directory(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:
+    """Where one run of a sweep lives."""
+    return workdir / f"seed_{seed}" / "runs" / name
