@@ -90,6 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 10  # steps between evaluations; also at the start and the end
     config.evaluation.prompts = 200  # of each set
+    config.evaluation.batches = 1  # parts that they are answered in: less memory
     config.evaluation.temperature = 1.0
 
     config.checkpoint = ml_collections.ConfigDict()

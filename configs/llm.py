@@ -1,9 +1,11 @@
-"""A run on an open language model: `--config=configs/llm.py:SIZE`, NSPO at the paper's setting.
+"""A run on an open language model: `--config=configs/llm.py:SIZE[,HARDWARE]`, at NSPO's setting.
 
-    python -m scripts.train --config=configs/llm.py:qwen2_5_7b --config.model.path=PATH \
+    python -m scripts.train --config=configs/llm.py:qwen2_5_7b,h100x8 --config.model.path=PATH \
         --workdir=runs/qwen2_5_7b/nspo
 
-SIZE is a name of `nspo_jax.models.PRESETS`; PATH a Hugging Face directory of that model, base or
+SIZE is a name of `nspo_jax.models.PRESETS`; HARDWARE one of this file's, whose fields make a model
+of 7 or 8 billion parameters fit there (`--dry_run` counts it), or nothing: everything at once, on
+all devices that there are. PATH is a Hugging Face directory of that model, base or
 instruct, with a chat template. The prompts are still the chat world's: public safety datasets are
 not built in yet. Batch, lengths, learning rate and threshold are the paper's (arXiv 2512.11391):
 320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512 tokens, lr 1e-6, alpha 5e-4.
@@ -14,13 +16,32 @@ import ml_collections
 from configs import default
 from nspo_jax import models
 
+_EIGHT = {
+    "mesh.fsdp": 8, "rl.microbatches": 4, "rl.rollout_batches": 4, "evaluation.batches": 10,
+}  # fmt: skip
+HARDWARE: dict[str, dict] = {
+    "h100x8": _EIGHT,  # one node of eight H100 with 80 GB
+    "v5p_16": _EIGHT,  # 16 TensorCores: eight chips, as jax counts devices
+    # one H200: the MLP trained and projected, all else frozen
+    "h200": {
+        "mesh.fsdp": 1, "mesh.gather_for_rollouts": False, "rl.microbatches": 160,
+        "rl.rollout_batches": 16, "evaluation.batches": 25, "projection.targets": "mlp",
+        "model.frozen_dtype": "bfloat16",
+    },
+}  # fmt: skip
 
-def get_config(size: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
-    """The config of a size.
+
+def get_config(name: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
+    """The config of "SIZE" or "SIZE,HARDWARE".
 
     Raises:
-      ValueError: for an unknown size.
+      ValueError: for an unknown size or hardware.
     """
+    size, _, hardware = name.partition(",")
+    if hardware and hardware not in HARDWARE:
+        raise ValueError(
+            f"The hardware is {hardware!r}; expected one of {', '.join(HARDWARE)}, or none."
+        )
     if size not in models.PRESETS:
         raise ValueError(f"The size is {size!r}; expected one of {', '.join(models.PRESETS)}.")
     config = default.get_config()
@@ -39,4 +60,5 @@ def get_config(size: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
     config.rl.steps = 34  # about 11 thousand prompts, once
     config.mesh.data = 1
     config.mesh.fsdp = -1
+    config.update_from_flattened_dict(HARDWARE.get(hardware, {}))
     return config

@@ -42,6 +42,9 @@ def define_processes() -> None:
         "and GKE are recognised.", lower_bound=1,
     )  # fmt: skip
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_bool(
+        "dry_run", False, "Compile for virtual devices, print memory and work, and stop."
+    )
 
 
 def run(
@@ -67,7 +70,7 @@ def run(
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
-            if "coordinator" in flags.FLAGS:
+            if "coordinator" in flags.FLAGS and not flags.FLAGS.dry_run:
                 _join_processes()
             main(*argv[1:])
         except preemption.PreemptedError as stop:
@@ -90,7 +93,7 @@ def run(
 def _join_processes() -> None:
     values = flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process
     distributed.initialize(*values)
-    if not distributed.is_primary():
+    if distributed.several() and not distributed.is_primary():
         logging.getLogger("nspo_jax").setLevel(logging.WARNING)
 
     def stop(*_) -> None:

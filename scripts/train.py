@@ -11,6 +11,11 @@ Two processes on this machine, one command each, at the same time (README: More 
         --coordinator=localhost:9876 --processes=2 --process=0
     ... and --process=1
 
+Before paying for it: what it needs of each device, without an accelerator and without weights:
+
+    python -m scripts.train --config=configs/llm.py:qwen2_5_7b,h100x8 --dry_run --chip=h100
+    python -m scripts.train --config=configs/llm.py:qwen2_5_7b --dry_run --config.mesh.fsdp=16
+
 configs/default.py explains every field; `--config.FIELD=VALUE` sets one. The same command continues
 an interrupted run; SIGTERM saves first. --profile=10:12 traces the steps 10 and 11. The workdir
 ends up with metrics.jsonl, tensorboard/, certificate.json, summary.json, checkpoints/, policy/ (a
@@ -18,18 +23,29 @@ Hugging Face directory) and profile/, if it was asked for.
 """
 
 import json
+import math
 import pathlib
 import re
 
 from absl import flags
+import jax
 
-from nspo_jax import distributed, nullspace
+from nspo_jax import chips, distributed, models, nullspace, sharding
 from nspo_jax.evaluation import report
+from nspo_jax.rl import plan as plan_lib
 from nspo_jax.rl import trainer
 from scripts import launch
 
 CONFIG = launch.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+DEVICES = flags.DEFINE_integer(
+    "devices", 0, "--dry_run: how many, where an axis of config.mesh is -1.", lower_bound=0
+)
+CHIP = flags.DEFINE_enum("chip", None, list(chips.CHIPS), "--dry_run: does it fit this one?")
+RANK_SHARE = flags.DEFINE_float(
+    "assumed_rank_share", 1 / 8, "--dry_run: protected share of a site, unless the rule is fixed.",
+    lower_bound=0.0, upper_bound=1.0,
+)  # fmt: skip
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Continue the workdir's run with another config than it began."
 )
@@ -41,6 +57,10 @@ launch.define_processes()
 
 def main() -> None:
     """Trains, then prints the certificate and the scores."""
+    if flags.FLAGS.dry_run:
+        return dry_run()
+    if not WORKDIR.value:
+        raise ValueError("--workdir is empty; expected where the run lives, such as runs/first.")
     workdir = pathlib.Path(WORKDIR.value)
     summary = trainer.train(
         CONFIG.value,
@@ -56,6 +76,35 @@ def main() -> None:
     print(
         f"\nThe policy is in {workdir / 'policy'}, what it kept in {workdir / 'certificate.json'}."
     )
+
+
+def dry_run() -> None:
+    """Plans the run on as many virtual devices as its mesh has."""
+    config = CONFIG.value
+    sizes = [config.mesh[axis] for axis in sharding.AXES]
+    devices = DEVICES.value
+    if -1 not in sizes:
+        devices = devices or math.prod(sizes)
+    elif not devices:
+        axis = sharding.AXES[sizes.index(-1)]
+        raise ValueError(
+            f"mesh.{axis} is -1, all devices that there are: say how many with --devices=N, or set "
+            f"--config.mesh.{axis}=N."
+        )
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    mesh = sharding.mesh_from_config(config)
+    if config.model.path:
+        model = models.load_config(config.model.path)
+    elif config.model.preset:
+        model = models.PRESETS[config.model.preset]
+    else:
+        raise ValueError(
+            "--dry_run needs to know the model: set --config.model.path, or take a config with a "
+            "preset, such as configs/llm.py:qwen2_5_7b."
+        )
+    plan = plan_lib.make_plan(config, model, mesh, rank_share=RANK_SHARE.value)
+    print(plan_lib.format_plan(plan, config, CHIP.value))
 
 
 def parse_steps(text: str) -> tuple[int, int]:

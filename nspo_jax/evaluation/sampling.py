@@ -1,7 +1,9 @@
 """Scoring a policy by sampling from it."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from nspo_jax import distributed, nullspace, sharding, tasks, workspace
 from nspo_jax.rl import rollout
@@ -16,25 +18,40 @@ class Evaluator:
 
     def __init__(self, config: ml_collections.ConfigDict, work: workspace.Workspace):
         prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
-        prompts += prompts[:1] * (-len(prompts) % work.mesh.size)
+        self._batches = config.evaluation.batches
+        prompts += prompts[:1] * (-len(prompts) % (work.mesh.size * self._batches))
         own = work.format.encode_prompts(
             prompts[distributed.own_rows(len(prompts))], config.data.prompt_length
         )
-        self._prompts = sharding.shard_batch(work.mesh, distributed.gather_rows(tuple(own)))
-        self._held_out = list(workspace.split_batches(work.held_out, config.calibration.batch_size))
+        self._prompts = distributed.gather_rows(tuple(own))
+        self._base = nullspace.Reference(
+            work.config,
+            work.base,
+            workspace.split_batches(work.held_out, config.calibration.batch_size),
+        )
         self._work = work
         self._options = {
             "max_new_tokens": config.data.completion_length,
             "stop_ids": work.format.stop_ids,
             "temperature": config.evaluation.temperature,
+            "gather": config.mesh.gather_for_rollouts,
         }
 
     def complete(self, params, key: jax.Array) -> tasks.Completed:
         """Suite name -> (conversations, sampled completions)."""
         work = self._work
-        done = distributed.fetch(
-            rollout.rollout(work.config, params, *self._prompts, key, **self._options)
-        )
+        keys = jnp.split(jax.random.split(key, len(self._prompts[0])), self._batches)
+        tokens, mask = (np.split(array, self._batches) for array in self._prompts)
+        parts = [
+            distributed.fetch(
+                rollout.rollout(
+                    work.config, params, *sharding.shard_batch(work.mesh, part), part_keys,
+                    **self._options,
+                )
+            )
+            for *part, part_keys in zip(tokens, mask, keys, strict=True)
+        ]  # fmt: skip
+        done = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         texts = work.format.decode(done.tokens, done.mask)
         completed, start = {}, 0
         for name, rows in work.task.suites.items():
@@ -48,6 +65,4 @@ class Evaluator:
 
     def score(self, params, completed: tasks.Completed) -> tasks.Scores:
         """The scores of completions that `complete` made with these parameters."""
-        work = self._work
-        drift = nullspace.drift(work.config, work.base, params, self._held_out)
-        return work.task.score(completed, drift)
+        return self._work.task.score(completed, self._base.drift(params))

@@ -6,8 +6,9 @@ from nspo_jax.nullspace.calibration import (
     preview,
     site_from_moment,
 )
-from nspo_jax.nullspace.certificate import certify, drift, format_certificate
+from nspo_jax.nullspace.certificate import certify, format_certificate
 from nspo_jax.nullspace.coordinates import in_null_space
+from nspo_jax.nullspace.drift import Reference, drift
 from nspo_jax.nullspace.moments import second_moments
 from nspo_jax.nullspace.projection import (
     Site,
@@ -21,6 +22,7 @@ from nspo_jax.nullspace.rounding import feedback_rounding
 
 __all__ = [
     "Projectors",
+    "Reference",
     "Site",
     "calibrate",
     "certify",

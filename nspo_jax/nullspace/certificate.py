@@ -24,67 +24,11 @@ import numpy as np
 
 from nspo_jax import distributed, models
 from nspo_jax.nullspace import activations, projection
+from nspo_jax.nullspace import drift as drift_lib
 from nspo_jax.nullspace import projectors as projectors_lib
 
 Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _drift_sums(config: models.ModelConfig, base, policy, batch: dict[str, jax.Array]):
-    def hidden(params):
-        return models.forward(config, params, batch["tokens"], batch["mask"]).hidden
-
-    def compare(before, after, following):  # at a chunk of positions; see map_positions
-        before, after = models.logits(config, base, before), models.logits(config, policy, after)
-        log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
-        return (
-            jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1),  # [batch, chunk]
-            -jnp.take_along_axis(log_q, following[..., None], -1)[..., 0],
-            jnp.argmax(before, axis=-1) == jnp.argmax(after, axis=-1),
-            jnp.max(jnp.abs(after - before), axis=-1),
-        )
-
-    # position t predicts token t + 1: score the positions whose next token is in the answer
-    scored = jnp.pad(batch["answer_mask"][:, 1:], ((0, 0), (0, 1)))
-    following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
-    kl, loss, agree, moved = models.map_positions(
-        config, compare, hidden(base), hidden(policy), following
-    )
-    return {
-        "positions": jnp.sum(scored),
-        "kl": jnp.sum(jnp.where(scored, kl, 0.0)),
-        "loss": jnp.sum(jnp.where(scored, loss, 0.0)),
-        "top1_agreement": jnp.sum(scored & agree),
-        "max_logit_change": jnp.max(jnp.where(batch["mask"], moved, 0.0)),
-    }
-
-
-def drift(config: models.ModelConfig, base, policy, batches: Iterable[Batch]) -> dict[str, float]:
-    """How far the policy's next-token distributions are from the base model's.
-
-    Returns:
-      kl: KL(base || policy) in nats, mean over the positions that predict answer tokens;
-      loss: the policy's negative log-likelihood of those answer tokens in nats, mean;
-      top1_agreement: share of those positions with the same most likely token;
-      max_logit_change: the largest absolute change of any logit at any real position.
-
-    Raises:
-      ValueError: if there is no answer position.
-    """
-    means = ("kl", "loss", "top1_agreement")
-    total = dict.fromkeys(("positions", *means, "max_logit_change"), 0.0)
-    for batch in batches:
-        sums = distributed.fetch(_drift_sums(config, base, policy, batch))
-        for name in ("positions", *means):
-            total[name] += float(sums[name])
-        total["max_logit_change"] = max(total["max_logit_change"], float(sums["max_logit_change"]))
-    if not total["positions"]:
-        raise ValueError("No answer position to compare: the batches hold no answer tokens.")
-    return {
-        **{name: total[name] / total["positions"] for name in means},
-        "max_logit_change": total["max_logit_change"],
-    }
 
 
 def certify(
@@ -110,8 +54,8 @@ def certify(
     Returns:
       A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` of the whole run,
       the largest `output_change` and `output_bound`, `unprotected` (changed parameters without a
-      projector, by relative norm), `calibration` and `held_out` (see `drift`), `provenance` (that
-      of the projectors, and the `policy`'s fingerprint). A bound holds on the text that its
+      projector, by relative norm), `calibration` and `held_out` (see `drift.drift`), `provenance`
+      (that of the projectors, and the `policy`'s fingerprint). A bound holds on the text that its
       spectrum is of: it is None where `calibration` measures otherwise.
 
     Raises:
@@ -161,8 +105,8 @@ def certify(
             for path, change in changed.items()
             if path not in order and change
         },
-        "calibration": drift(config, base, policy, calibration),
-        "held_out": drift(config, base, policy, held_out),
+        "calibration": drift_lib.drift(config, base, policy, calibration),
+        "held_out": drift_lib.drift(config, base, policy, held_out),
         "provenance": {**projectors.provenance, "policy": models.fingerprint(policy)},
     }
 

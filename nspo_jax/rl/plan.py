@@ -17,6 +17,7 @@ import numpy as np
 
 from nspo_jax import chips, hlo, models, sharding
 from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.evaluation import report
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.rl import rollout, train_step, trainer
@@ -24,6 +25,7 @@ from nspo_jax.rl import rollout, train_step, trainer
 GIB = 2**30
 # Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
 USABLE = 0.92
+SUITES = 10  # sets of evaluation prompts: the chat world's; other tasks have fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Plan:
 
     Attributes:
       resident: kind -> bytes held all the time: weights, moments, bases.
-      phases: phase -> bytes that it adds to them at its peak: rollout, update.
+      phases: phase -> bytes that it adds to them at its peak: rollout, update, evaluation.
       calibration: bytes of calibration's layer step, which runs before the rest is there.
       cache: of the rollout's bytes, the keys and values.
       flops: phase -> floating-point operations a step, on all devices, by formula.
@@ -113,12 +115,23 @@ def make_plan(
         "optimizer moments": _bytes(state.opt_state, lambda path: "bases" not in path),
         "projector bases": _bytes(state.opt_state, lambda path: "bases" in path),
     }
+    head = whole["embed" if model.tie_embeddings else "head"]
+    width = jnp.dtype(model.compute_dtype).itemsize
+    resident["base's head, to compare with"] = _bytes(head) * width // 4
     if reference is not None:
         resident["reference weights"] = _bytes(reference)
     policy = optimizer_lib.combine(state.trainable, frozen)
     with jax.set_mesh(mesh):
         compiled = {
-            "rollout": _rollout(config, model, mesh, policy),
+            "rollout": _rollout(
+                config,
+                model,
+                mesh,
+                policy,
+                trainer.batch_prompts(config) // config.rl.rollout_batches,
+                config.rl.samples,
+            ),
+            "evaluation": _rollout(config, model, mesh, policy, _evaluated(config, mesh), 1),
             "update": _update(config, model, mesh, optimizer, state, frozen, reference),
         }
         layer = _calibration(config, model, mesh, whole)
@@ -126,9 +139,10 @@ def make_plan(
     at_once = rows // config.rl.rollout_batches
     times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
     collectives = {}
-    for name, program in compiled.items():
-        found = hlo.collective_bytes(program.as_text(), config.data.completion_length)
-        collectives[name] = {kind: times[name] * size for kind, size in found.items()}
+    for name, count in times.items():
+        text = compiled[name].as_text()
+        found = hlo.collective_bytes(text, config.data.completion_length)
+        collectives[name] = {kind: count * size for kind, size in found.items()}
     return Plan(
         resident=resident,
         phases={name: _beside_arguments(program) for name, program in compiled.items()},
@@ -174,21 +188,26 @@ def flops_per_token(model: models.ModelConfig, attended: float) -> float:
 # ------------------------------------------------------------------------------------ the programs
 
 
-def _rollout(config, model, mesh, policy):
-    prompts = trainer.batch_prompts(config) // config.rl.rollout_batches
+def _rollout(config, model, mesh, policy, prompts, samples):
     shape = (prompts, config.data.prompt_length)
     return rollout.rollout.lower(
         model,
         policy,
         _rows(mesh, shape, jnp.int32),
         _rows(mesh, shape, jnp.bool_),
-        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts * config.rl.samples)),
-        samples=config.rl.samples,
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts * samples)),
+        samples=samples,
         max_new_tokens=config.data.completion_length,
         stop_ids=(0,),
         temperature=config.rl.temperature,
         gather=config.mesh.gather_for_rollouts,
     ).compile()
+
+
+def _evaluated(config, mesh) -> int:
+    """Prompts that an evaluation answers at once."""
+    share = mesh.size * config.evaluation.batches
+    return -(-SUITES * config.evaluation.prompts // share) * mesh.size
 
 
 def _update(config, model, mesh, optimizer, state, frozen, reference):
@@ -331,3 +350,75 @@ def _beside_arguments(program) -> int:
         + stats.output_size_in_bytes
         - stats.alias_size_in_bytes
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ for people
+
+
+def format_plan(plan: Plan, config: ml_collections.ConfigDict, chip: str | None) -> str:
+    """The plan as tables: memory of a device, work of a step, and what to change.
+
+    Args:
+      plan: of the config.
+      config: the run's.
+      chip: a name of `chips.CHIPS`, to say whether it fits; None: all of them.
+    """
+    rows = [["memory of a device", "GiB"]]
+    rows += [[name, _gib(size)] for name, size in plan.resident.items() if size]
+    for name, size in plan.phases.items():
+        rows.append([f"{name}, beside them", _gib(size)])
+        if name == "rollout":
+            rows.append(["  of it keys and values", _gib(plan.cache)])
+    rows.append(["calibration, before them", _gib(plan.calibration)])
+    rows.append(["peak", _gib(plan.peak)])
+    work = [["work of a step", "rollout", "update"]]
+    work.append(["PFLOP, all devices, by formula", *(f"{plan.flops[n] / 1e15:.3g}" for n in _WORK)])
+    for kind in hlo.COLLECTIVES:
+        sizes = [plan.collectives[name].get(kind, 0) for name in _WORK]
+        if any(sizes):
+            work.append([f"{kind}, GiB a device", *(_gib(size) for size in sizes)])
+    lines = [
+        f"{plan.parameters / 1e9:.2f}B parameters, {plan.trained / 1e9:.2f}B trained; "
+        f"{plan.devices} devices; {plan.tokens:,} tokens a step",
+        *(f"assumed: {words}" for words in plan.assumptions),
+        "",
+        report.format_table(rows),
+        "",
+        report.format_table(work),
+        "",
+    ]
+    for name in [chip] if chip else chips.CHIPS:
+        found = chips.find_chip(name)
+        room = f"{USABLE * found.memory:.0f} of {found.memory:g} GiB"
+        if plan.fits(found):
+            lines.append(f"fits {name} ({room})")
+        else:
+            lines.append(f"does not fit {name} ({room}): {first_change(plan, config, found)}")
+    return "\n".join(lines)
+
+
+def first_change(plan: Plan, config: ml_collections.ConfigDict, chip: chips.Chip) -> str:
+    """The first field to change so that a plan may fit a chip."""
+    room = USABLE * chip.memory * GIB
+    held = sum(plan.resident.values())
+    if plan.calibration > room:
+        return "lower calibration.batch_size"
+    if held > 0.8 * room:
+        frozen = plan.resident["frozen weights"]
+        if frozen > held / 8 and config.model.frozen_dtype == "float32":
+            return "set model.frozen_dtype=bfloat16 (for a checkpoint that is stored so)"
+        return "more devices on mesh.fsdp, or fewer projection.targets"
+    worst = max(plan.phases, key=plan.phases.get)
+    fields = {
+        "rollout": "rl.rollout_batches", "update": "rl.microbatches",
+        "evaluation": "evaluation.batches",
+    }  # fmt: skip
+    group, name = fields[worst].split(".")
+    return f"raise {fields[worst]} above {config[group][name]}, or more devices on mesh.fsdp"
+
+
+_WORK = ("rollout", "update")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}"

@@ -309,6 +309,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "rl.microbatches": 1,
         "rl.rollout_batches": 1, "data.prompt_length": 1,
         "data.completion_length": 1, "evaluation.every": 1, "evaluation.prompts": 1,
+        "evaluation.batches": 1,
         "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
         "calibration.rows": 1,
         "calibration.batch_size": 1, "pretraining.steps": 1, "pretraining.batch_size": 1,
