@@ -13,6 +13,7 @@ functions run it:
 from nspo_jax.models.cache import Cache, empty_cache, repeat_cache
 from nspo_jax.models.config import ModelConfig, RopeScaling
 from nspo_jax.models.families import FAMILIES
+from nspo_jax.models.flops import flops_per_token
 from nspo_jax.models.heads import logits, map_positions, scores, values, with_scalar_head
 from nspo_jax.models.hf import fingerprint, load_config, load_model, stored_as
 from nspo_jax.models.hf_config import read_config, write_config
@@ -53,6 +54,7 @@ __all__ = [
     "export_model",
     "final_norm",
     "fingerprint",
+    "flops_per_token",
     "forward",
     "init_params",
     "input_sites",

@@ -77,7 +77,10 @@ def _hidden(config: models.ModelConfig, params: Any, tokens: jax.Array, mask: ja
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(config: models.ModelConfig, head: Any, hidden: jax.Array, policy: Any, batch: Batch):
     def compare(before, after, following):  # at a chunk of positions; see map_positions
-        before, after = models.logits(config, head, before), models.logits(config, policy, after)
+        before, after = (
+            models.logits(config, policy | head, before),
+            models.logits(config, policy, after),
+        )
         log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
         return (
             jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1),  # [batch, chunk]

@@ -167,22 +167,13 @@ def step_flops(model: models.ModelConfig, config: ml_collections.ConfigDict) -> 
     prompts = trainer.batch_prompts(config)
     rows = prompts * config.rl.samples
     prompt, completion = config.data.prompt_length, config.data.completion_length
-    forward = flops_per_token(model, (prompt + completion) / 2)
+    forward = models.flops_per_token(model, (prompt + completion) / 2)
     passes = 3 + (config.model.remat != "none") + bool(config.rl.kl_coefficient)
     return {
-        "rollout": prompts * prompt * flops_per_token(model, prompt / 2)
-        + rows * completion * flops_per_token(model, prompt + completion / 2),
+        "rollout": prompts * prompt * models.flops_per_token(model, prompt / 2)
+        + rows * completion * models.flops_per_token(model, prompt + completion / 2),
         "update": passes * rows * (prompt + completion) * forward,
     }
-
-
-def flops_per_token(model: models.ModelConfig, attended: float) -> float:
-    """Of a forward pass for one token that attends to so many: 2 a weight, 4 a head dimension."""
-    leaves = projection.leaves_by_path(models.abstract_params(model))
-    weights = sum(leaf.size for path, leaf in leaves.items() if path.endswith("/kernel"))
-    if model.tie_embeddings:
-        weights += leaves["embed/embedding"].size
-    return 2.0 * weights + 4.0 * model.num_layers * model.num_heads * model.head_dim * attended
 
 
 # ------------------------------------------------------------------------------------ the programs

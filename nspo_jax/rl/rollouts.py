@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from nspo_jax import distributed, metrics, sharding
+from nspo_jax import chips, distributed, metrics, models, sharding
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
 from nspo_jax.rl import advantages, rollout, train_step
@@ -134,16 +134,31 @@ def split_minibatches(batch: train_step.Rollouts, count: int, step: int):
         yield jax.tree.map(lambda array, rows=rows: array[rows], batch)
 
 
-def throughput(batch: train_step.Rollouts, seconds: dict[str, float]) -> dict[str, float]:
+def throughput(
+    model: models.ModelConfig, batch: train_step.Rollouts, seconds: dict[str, float]
+) -> dict[str, float]:
     """What to log of how fast a step was.
 
     Args:
+      model: the policy's configuration.
       batch: the step's. Its sampled tokens are the rollout's; the update runs on the prompts' too.
       seconds: of the phases "rollout" and "update", and others.
+
+    Returns:
+      Tokens a second and, on a chip that `chips` knows, the update's model FLOP utilisation: three
+      forward passes' operations on real tokens (what is computed again is not counted), as a share
+      of what all devices could have computed.
     """
     sampled = float(batch.completion_mask.sum())
     trained = sampled + float(batch.prompt_mask.sum())
-    return metrics.phase_seconds(seconds) | {
+    speed = metrics.phase_seconds(seconds) | {
         "speed/rollout_tokens_per_second": sampled / seconds["rollout"],
         "speed/update_tokens_per_second": trained / seconds["update"],
     }
+    chip = chips.chip_of(jax.devices()[0].device_kind)
+    if chip is not None:
+        attended = trained / len(batch.advantages) / 2
+        flops = 3 * trained * models.flops_per_token(model, attended)
+        possible = seconds["update"] * jax.device_count() * chip.flops
+        speed["speed/update_flop_utilisation"] = flops / possible
+    return speed

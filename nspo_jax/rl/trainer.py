@@ -174,7 +174,7 @@ def train(
                     f"--workdir), or look at {workdir / 'metrics.jsonl'} for where it began."
                 )
             logged.update({name: float(value) for name, value in measured.items()})
-            speed = rollouts.throughput(batch, clock.read())
+            speed = rollouts.throughput(work.config, batch, clock.read())
             writer.write(step, {f"train/{name}": value for name, value in logged.items()} | speed)
             if step % config.evaluation.every == 0 or step == rl.steps:
                 scores = evaluate(state)

@@ -1,0 +1,24 @@
+"""How much a forward pass computes, by formula."""
+
+from flax import traverse_util
+
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import transformer
+
+
+def flops_per_token(config: config_lib.ModelConfig, attended: float) -> float:
+    """Floating-point operations of one token's forward pass, head included.
+
+    Two a weight of every linear map, and four a head's dimension and token attended to (scores and
+    mixing); norms, rotations and the softmax are left out. A gradient costs twice as much again.
+
+    Args:
+      config: the model.
+      attended: to how many tokens it attends, on average.
+    """
+    leaves = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    weights = sum(leaf.size for path, leaf in leaves.items() if path.endswith("/kernel"))
+    if config.tie_embeddings:
+        weights += leaves["embed/embedding"].size
+    attention = config.num_layers * config.num_heads * config.head_dim
+    return 2.0 * weights + 4.0 * attention * attended

@@ -1,0 +1,211 @@
+"""The dry run: its memory against a real run's, what it refuses, and the parts that save memory."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import llm
+from nspo_jax import chips, metrics, models, rewards, sharding, workspace
+from nspo_jax.nullspace import projection
+from nspo_jax.rl import plan, trainer
+from tests.rl import micro_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# wide enough for weights to outweigh prompts and counters
+WIDE = {
+    "model.hidden_size": 128, "model.intermediate_size": 256, "model.num_layers": 2,
+    "model.num_heads": 4, "model.num_kv_heads": 4, "calibration.rank_rule": "fixed(40)",
+    "rl.prompts": 8, "data.benign_fraction": 0.0, "rl.steps": 1, "rl.minibatches": 1,
+    "pretraining.steps": 2, "mesh.data": 2, "mesh.fsdp": 4, "calibration.batch_size": 20,
+}  # fmt: skip
+
+
+def measure(directory):
+    """Run on eight devices: a real run's bytes on each device before an update, and its plan."""
+    config = micro_run.micro(directory, **WIDE)
+    held, make = [], trainer.make_step
+
+    def make_step(*arguments):
+        step = make(*arguments)
+
+        def update(*operands):
+            bytes_on = dict.fromkeys(jax.devices(), 0)
+            for array in jax.live_arrays():
+                for shard in array.addressable_shards:
+                    bytes_on[shard.device] += shard.data.nbytes
+            held.append(max(bytes_on.values()))
+            return step(*operands)
+
+        return update
+
+    trainer.make_step = make_step
+    rewards.WorldJudge.__call__ = micro_run.judge
+    trainer.train(config, f"{directory}/run")
+    trainer.make_step = make
+    model = models.load_config(workspace.seed_directory(config) / "base")
+    found = plan.make_plan(config, model, sharding.mesh_from_config(config))
+    print(json.dumps({"held": held, "plan": dataclasses.asdict(found), "peak": found.peak}))
+
+
+def test_a_plan_s_memory_is_a_real_run_s(tmp_path):
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    resident = sum(found["plan"]["resident"].values())
+    assert len(found["held"]) == 1
+    assert abs(found["held"][0] / resident - 1) < 0.15, (found["held"], resident)
+    assert found["peak"] > resident and found["plan"]["devices"] == 8
+    assert found["plan"]["assumptions"] == []  # the rank is fixed
+    # sharded weights are gathered, and their gradients summed; no activation travels
+    update = found["plan"]["collectives"]["update"]
+    trained = 4 * found["plan"]["trained"]
+    assert 0 < update["all-gather"] < 8 * trained and 0 < update["all-reduce"] < 4 * trained
+
+
+def tiny_plan(**changes):
+    """Of a small Qwen on one device."""
+    config = llm.get_config("qwen2_5_0_5b")
+    config.update_from_flattened_dict({
+        "mesh.fsdp": 1, "data.prompt_length": 8, "data.completion_length": 8, "rl.prompts": 4,
+        "evaluation.prompts": 1, "calibration.rows": 4, **changes,
+    })  # fmt: skip
+    model = dataclasses.replace(models.PRESETS["qwen2_5_0_5b"], num_layers=2)
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    return config, model, plan.make_plan(config, model, one, rank_share=0.25)
+
+
+def test_a_plan_counts_what_the_config_says():
+    config, model, found = tiny_plan()
+    leaves = projection.leaves_by_path(models.abstract_params(model))
+    trained = sum(x.size for path, x in leaves.items() if path.endswith("/kernel"))
+    assert found.trained == trained and found.tokens == 4 * 5 * 16
+    assert found.resident["trained weights"] == 4 * trained
+    assert found.resident["optimizer moments"] == pytest.approx(8 * trained, abs=100)
+    columns = {896: 2 * 3 * 224, 4864: 2 * 1216}  # a quarter; three sites of 896 in two layers
+    assert found.resident["projector bases"] == 4 * sum(n * k for n, k in columns.items())
+    assert found.cache == 4 * 5 * 16 * 2 * 2 * 2 * 64 * 2  # rows, slots, k and v, layers, ...
+    assert found.assumptions == ("relative_max(0.0005) protects 0.25 of the directions",)
+    assert models.flops_per_token(model, 0) == 2 * (trained + leaves["embed/embedding"].size)
+    text = plan.format_plan(found, config, None)
+    assert "trained weights" in text and "assumed: relative_max(0.0005)" in text
+    assert all(f"{name} (" in text for name in chips.CHIPS)
+
+
+def test_less_at_once_needs_less():
+    whole = tiny_plan()[2]
+    parts = tiny_plan(**{
+        "rl.minibatches": 1, "rl.microbatches": 4, "rl.rollout_batches": 4,
+        "model.frozen_dtype": "bfloat16",
+    })[2]  # fmt: skip
+    assert parts.cache == whole.cache / 4
+    assert parts.phases["rollout"] < whole.phases["rollout"]
+    assert parts.resident["frozen weights"] < 0.6 * whole.resident["frozen weights"]
+
+
+@pytest.mark.parametrize(
+    ("phases", "resident", "dtype", "words"),
+    [
+        ({"rollout": 90, "update": 1, "evaluation": 1}, 1, "float32", "rl.rollout_batches above 1"),
+        ({"rollout": 1, "update": 90, "evaluation": 1}, 1, "float32", "rl.microbatches above 1"),
+        ({"rollout": 1, "update": 1, "evaluation": 90}, 1, "float32", "evaluation.batches above"),
+        ({"rollout": 1, "update": 1, "evaluation": 1}, 90, "float32", "frozen_dtype=bfloat16"),
+        ({"rollout": 1, "update": 1, "evaluation": 1}, 90, "bfloat16", "more devices on mesh.fsdp"),
+    ],
+)
+def test_a_plan_that_does_not_fit_names_the_first_field(phases, resident, dtype, words):
+    config = llm.get_config("qwen2_5_7b")
+    config.model.frozen_dtype = dtype
+    found = plan.Plan(
+        resident={"frozen weights": resident * plan.GIB},
+        phases={name: size * plan.GIB for name, size in phases.items()},
+        calibration=0, cache=0, flops={}, collectives={}, tokens=1, parameters=1, trained=1,
+        devices=8, assumptions=(),
+    )  # fmt: skip
+    chip = chips.find_chip("h100")
+    assert not found.fits(chip) and found.fits(chips.find_chip("b200"))
+    assert words in plan.first_change(found, config, chip)
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "scripts.train", "--dry_run", *flags]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": ""},
+    )  # fmt: skip
+
+
+def test_the_command_needs_neither_weights_nor_an_accelerator():
+    done = run(
+        "--config=configs/llm.py:qwen2_5_0_5b", "--config.mesh.fsdp=4", "--chip=h100",
+        "--config.data.prompt_length=8", "--config.data.completion_length=8",
+        "--config.rl.prompts=8", "--config.evaluation.prompts=2", "--config.calibration.rows=8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0.49B parameters, 0.36B trained; 4 devices; 640 tokens a step" in done.stdout
+    assert "fits h100 (74 of 80 GiB)" in done.stdout and "all-gather" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/llm.py:qwen2_5_0_5b"], "mesh.fsdp is -1.*--devices=N"),
+        (["--config=configs/llm.py:qwen2_5_0_5b", "--config.mesh.fsdp=7"], "320 rows.*fsdp=7"),
+        (["--config=configs/tiny.py:nspo", "--devices=1"], "needs to know the model"),
+        (["--config=configs/llm.py:qwen2_5_7b,tpu9"], "hardware is 'tpu9'; expected one of h100x8"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_explained(flags, words):
+    done = run(*flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(words, done.stderr), done.stderr
+
+
+# ------------------------------------------------------------------------------ less at once
+
+
+def test_a_run_in_parts_is_the_run_at_once(finished, compile_cache, another_judge, tmp_path):
+    """The same completions, drawn by rows' own keys; the same update to rounding."""
+    workspace_path, whole, summary = finished
+    config = micro_run.micro(
+        workspace_path,
+        **{"rl.microbatches": 3, "rl.rollout_batches": 3, "evaluation.batches": 1},
+    )
+    found = trainer.train(config, tmp_path / "parts")
+    rows = zip(metrics.read_metrics(tmp_path / "parts"), metrics.read_metrics(whole), strict=True)
+    for part, one in rows:
+        for name, value in one.items():
+            if not name.startswith("speed/"):
+                assert part[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
+    assert found["unsafe"] == pytest.approx(summary["unsafe"], abs=0.2)
+
+
+def test_frozen_matrices_are_held_in_bfloat16_where_that_loses_nothing():
+    exact = jnp.asarray([[1.0, 0.5], [3.0, -2.0]])
+    tree = {"embed": {"embedding": exact}, "layers": {"norm": {"scale": jnp.ones((3, 2)) / 3}}}
+    held = trainer.freeze(tree, "bfloat16")
+    assert held["embed"]["embedding"].dtype == jnp.bfloat16
+    assert held["layers"]["norm"]["scale"].dtype == jnp.float32  # vectors, stacked
+    np.testing.assert_array_equal(held["embed"]["embedding"].astype(jnp.float32), exact)
+    with pytest.raises(ValueError, match="would round the base model's embed/embedding.*float32"):
+        trainer.freeze({"embed": {"embedding": exact / 3}}, "bfloat16")
+    assert trainer.freeze(tree, "float32")["embed"]["embedding"] is exact
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1])
