@@ -16,7 +16,7 @@ import pytest
 from configs import llm
 from nspo_jax import chips, metrics, models, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
-from nspo_jax.rl import plan, trainer
+from nspo_jax.rl import plan, rollouts, train_step, trainer
 from tests.rl import micro_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -174,6 +174,21 @@ def test_a_plan_that_cannot_be_made_is_explained(flags, words):
     done = run(*flags)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(words, done.stderr), done.stderr
+
+
+def test_utilisation_counts_real_tokens_and_three_passes(monkeypatch):
+    model = models.PRESETS["qwen2_5_0_5b"]
+    mask = np.arange(6) < np.array([[2], [6]])
+    batch = train_step.Rollouts(None, mask, None, mask, None, np.zeros(2))
+    seconds = {"rollout": 2.0, "update": 0.5}
+    plain = rollouts.throughput(model, batch, seconds)
+    assert plain["speed/rollout_tokens_per_second"] == 4.0
+    assert plain["speed/update_tokens_per_second"] == 32.0
+    assert "speed/update_flop_utilisation" not in plain  # no one knows what a CPU can do
+    monkeypatch.setattr(chips, "chip_of", lambda kind: chips.Chip(1, 1e12))
+    found = rollouts.throughput(model, batch, seconds)["speed/update_flop_utilisation"]
+    flops = 3 * 16 * models.flops_per_token(model, 4)
+    assert found == pytest.approx(flops / (0.5 * jax.device_count() * 1e12))
 
 
 # ------------------------------------------------------------------------------ less at once
