@@ -333,7 +333,9 @@ def _generate(
     parts = []
     batches = split_batches(prompts._asdict(), options.batch_size)
     total = -(-len(rows) // options.batch_size)
-    for index, batch in enumerate(tqdm.tqdm(batches, "generate", total, leave=False)):
+    silent = not distributed.is_primary()
+    bar = tqdm.tqdm(batches, "generate", total, leave=False, disable=silent)
+    for index, batch in enumerate(bar):
         done = rollout.rollout(
             model_config,
             base,

@@ -53,7 +53,7 @@ def map_positions(
         padding = [(0, 0)] * array.ndim
         padding[1] = (0, count * chunk - time)
         pieces = jnp.pad(array, padding).reshape(batch, count, chunk, *array.shape[2:])
-        return jnp.moveaxis(pieces, 1, 0)
+        return rows.shard_rows(jnp.moveaxis(pieces, 1, 0), 1)
 
     def join(pieces):
         joined = jnp.moveaxis(pieces, 0, 1)

@@ -124,7 +124,8 @@ def stored_fingerprint(
     digest = hashlib.sha256()
     abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
     for path, leaf in tqdm.tqdm(
-        sorted(abstract.items()), desc="fingerprint", unit="parameter", disable=not progress,
+        sorted(abstract.items()), desc="fingerprint", unit="parameter",
+        disable=not (progress and distributed.is_primary()),
         leave=False,
     ):  # fmt: skip
         digest.update(f"{path} {leaf.shape} {np.dtype(dtype)}\n".encode())

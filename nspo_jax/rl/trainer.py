@@ -114,7 +114,8 @@ def train(
     )
     step = 0
     if checkpoints.latest_step() is not None:
-        step, state, data_state = checkpoints.restore(state)
+        like, state = abstract(state), None  # it does not fit twice
+        step, state, data_state = checkpoints.restore(like)
         batches.set_state(data_state)
         _log.info("resumed %s at step %d", workdir, step)
     writer, clock = metrics.MetricsWriter(workdir, step=step), metrics.Stopwatch()
@@ -213,6 +214,13 @@ def train(
     return json.loads((workdir / "summary.json").read_text())
 
 
+def abstract(state: train_step.TrainState) -> train_step.TrainState:
+    """Shapes, dtypes and shardings of a state, without its arrays."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+
+
 def batch_prompts(config: ml_collections.ConfigDict) -> int:
     """Prompts of a step: the harmful ones and the benign ones added to them."""
     return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
@@ -221,12 +229,14 @@ def batch_prompts(config: ml_collections.ConfigDict) -> int:
 def select_projectors(
     config: ml_collections.ConfigDict, projectors: nullspace.Projectors, mesh: jax.sharding.Mesh
 ) -> nullspace.Projectors | None:
-    """Those that `config.projection` names, their bases copied to the mesh; None for mode none."""
+    """Those that `config.projection` names, with bases on the mesh; None for mode none."""
     if config.projection.mode == "none":
         return None
     selected = projectors.select(config.projection.targets)
     if config.projection.basis == "random":
         selected = selected.randomized(config.seed)
+    if config.projection.mode == "coordinates":  # whose `init` takes the other side's, on the host
+        return selected
     return selected.place(functools.partial(sharding.shardings, mesh))
 
 

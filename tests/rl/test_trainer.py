@@ -52,6 +52,22 @@ def test_the_policy_that_is_saved_is_the_trained_one(finished):
     assert not moved["embed"]["embedding"] and not moved["norm"]["scale"]  # frozen
 
 
+def test_a_run_in_parts_is_the_run_at_once(finished, tmp_path):
+    """The same completions, drawn by rows' own keys; the same update to rounding."""
+    workspace_path, whole, summary = finished
+    config = micro(
+        workspace_path,
+        **{"rl.microbatches": 3, "rl.rollout_batches": 3, "evaluation.batches": 1},
+    )
+    found = trainer.train(config, tmp_path / "parts")
+    rows = zip(metrics.read_metrics(tmp_path / "parts"), metrics.read_metrics(whole), strict=True)
+    for part, one in rows:
+        for name, value in one.items():
+            if not name.startswith("speed/"):
+                assert part[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
+    assert found["unsafe"] == pytest.approx(summary["unsafe"], abs=0.2)
+
+
 def test_a_finished_run_returns_at_once(finished, monkeypatch):
     workspace, workdir, summary = finished
     monkeypatch.setattr(trainer.sharding, "make_mesh", lambda **_: pytest.fail("it started"))
@@ -168,7 +184,8 @@ def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(finished, tm
         ("data.wrapped_fraction", 1.5, ["data.wrapped_fraction is 1.5", "[0, 1]"]),
         ("data.prompt_length", 7, ["data.prompt_length=7 tokens", "--config.data.prompt_length"]),
         ("data.completion_length", 4, ["data.completion_length=4", "the longest has"]),
-        ("rl.minibatches", 5, ["rl.minibatches is 5", "does not divide the 24"]),
+        ("rl.minibatches", 5, ["rl.minibatches is 5", "do not divide the 24"]),
+        ("rl.rollout_batches", 4, ["rl.rollout_batches is 4", "does not divide the 6"]),
         ("rl.samples", 1, ["rl.samples is 1", "at least 2"]),
         ("rl.prompts", 0, ["rl.prompts is 0", "at least 1"]),
         ("rl.temperature", 0.0, ["rl.temperature is 0.0", "positive"]),
