@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import llm
+from configs import llama3_8b, llm, qwen2_5_7b
 from nspo_jax import models, sharding
 from nspo_jax.models import hf
 from nspo_jax.rl import trainer
@@ -68,6 +68,20 @@ def test_the_run_config_of_a_size_is_valid(name):
     trainer.check_config(config)
     tied = models.PRESETS[name].tie_embeddings
     assert ("head" in config.projection.targets) == (not tied)
+
+
+@pytest.mark.parametrize("hardware", ["", *llm.HARDWARE])
+def test_a_model_s_own_config_is_its_size_s(hardware):
+    for module, size in ((qwen2_5_7b, "qwen2_5_7b"), (llama3_8b, "llama3_8b")):
+        config = module.get_config(hardware)
+        assert config == llm.get_config(f"{size},{hardware}") and config.model.preset == size
+        trainer.check_config(config, has_weights=False)
+        # a model of seven billion parameters on one device trains its MLP alone
+        assert (config.projection.targets == "mlp") == (config.mesh.fsdp == 1)
+    with pytest.raises(
+        ValueError, match="hardware is 'tpu9'; expected one of h100x8, v5p_16, h200"
+    ):
+        qwen2_5_7b.get_config("tpu9")
 
 
 def test_an_unknown_size_is_named():
