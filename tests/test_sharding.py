@@ -34,6 +34,8 @@ MESHES = {
     "fsdp": {"data": 1, "fsdp": 8},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
+# data x fsdp x tensor, on 2, 4 and 8 devices, beside those
+SHAPES = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 4, 1), (1, 2, 2), (4, 2, 1), (1, 4, 2))
 
 
 def test_one_axis_takes_the_rest():
@@ -157,6 +159,12 @@ def compare():
         weights, shards, _ = trained(sharding.make_mesh(**sizes))
         difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, single)
         report[name] = [float(max(jax.tree.leaves(difference))), shards]
+    report["shapes"] = {}
+    for shape in SHAPES:
+        devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+        weights, _, _ = trained(jax.sharding.Mesh(devices, sharding.AXES))
+        difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, single)
+        report["shapes"]["x".join(map(str, shape))] = float(max(jax.tree.leaves(difference)))
     report["projection"] = {
         f"{name} {axis}": projected(make, data=1, **{axis: 8})
         for name, make in TRANSFORMS.items()
@@ -260,6 +268,12 @@ def eight_devices():
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_mesh_shape_trains_the_same_policy(eight_devices):
+    assert len(eight_devices["shapes"]) == len(SHAPES)
+    for shape, difference in eight_devices["shapes"].items():
+        assert difference < 1e-5, shape  # float32 rounding, through Adam's division
 
 
 def test_checkpoints_go_into_a_mesh_and_out_of_it(eight_devices):
