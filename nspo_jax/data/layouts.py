@@ -45,12 +45,14 @@ class Layout:
       fields: those a row must have.
       parse: a row's fields and its file to a record; raises SchemaError.
       header: the columns of a csv file that has none.
+      split: of files whose names say none: benchmarks that are published as a test set alone.
     """
 
     source: str
     fields: tuple[str, ...]
     parse: Callable[[Mapping[str, Any], sources.SourceFile], records.Record]
     header: tuple[str, ...] | None = None
+    split: str = ""
 
 
 def recognise(dataset: str, file: sources.SourceFile, columns: Columns | None = None) -> Layout:
@@ -375,8 +377,11 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             "humaneval",
             ("task_id", "prompt", "entry_point", "canonical_solution", "test"),
             _humaneval,
+            split="test",
         ),
-        Layout("ifeval", ("key", "prompt", "instruction_id_list", "kwargs"), _ifeval),
+        Layout(
+            "ifeval", ("key", "prompt", "instruction_id_list", "kwargs"), _ifeval, split="test"
+        ),
     ),
     "safety_prompts": (
         Layout("advbench", ("goal", "target"), _advbench),

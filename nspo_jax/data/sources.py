@@ -93,9 +93,14 @@ def find(dataset: str, paths: Sequence[str] = (), subset: str = "") -> list[Sour
     return chosen
 
 
-def digest(files: Sequence[SourceFile]) -> str:
-    """A short digest of files' names and bytes: prepared copies are recognised by it."""
-    total = hashlib.sha256()
+def digest(files: Sequence[SourceFile], reading: str = "") -> str:
+    """A short digest of files' names and bytes: prepared copies are recognised by it.
+
+    Args:
+      files: the files, in order.
+      reading: whatever else decides which rows are made of them.
+    """
+    total = hashlib.sha256(f"{reading}\n".encode())
     for file in files:
         content = hashlib.sha256(file.path.read_bytes()).hexdigest()
         total.update(f"{file.name}\n{content}\n".encode())
