@@ -99,9 +99,7 @@ class SafetyPrompts(_Public):
     RECORD = records.SafetyPrompt
 
 
-BUILDERS = {
-    builder.name: builder for builder in (PkuSafeRlhf, Beavertails, General, SafetyPrompts)
-}
+BUILDERS = {builder.name: builder for builder in (PkuSafeRlhf, Beavertails, General, SafetyPrompts)}
 
 
 @dataclasses.dataclass(frozen=True)

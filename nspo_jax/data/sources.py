@@ -1,7 +1,7 @@
 """Where the original files of a dataset are: local files and directories, or the Hugging Face Hub.
 
-A path is a file, a directory, or `hf:OWNER/NAME`: a dataset of the Hub. Without a path the dataset's
-home at the Hub is asked, through huggingface_hub, its cache and its environment variables.
+A path is a file, a directory, or `hf:OWNER/NAME`: a dataset of the Hub. Without a path the
+dataset's home at the Hub is asked, through huggingface_hub with its cache and environment variables.
 """
 
 from collections.abc import Sequence
@@ -162,7 +162,9 @@ def _download(repository: str, patterns: Sequence[str]) -> pathlib.Path:
             "in (hf auth login)."
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"The Hub has no dataset {repository}, or it is private.") from error
+        raise FileNotFoundError(
+            f"The Hub has no dataset {repository}, or it is private."
+        ) from error
     except (OSError, errors.HFValidationError) as error:
         raise FileNotFoundError(
             f"The Hub's dataset {repository} can neither be fetched nor found in the cache "
