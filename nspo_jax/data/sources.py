@@ -1,7 +1,7 @@
 """Where the original files of a dataset are: local files and directories, or the Hugging Face Hub.
 
 A path is a file, a directory, or `hf:OWNER/NAME`: a dataset of the Hub. Without a path the
-dataset's home at the Hub is asked, through huggingface_hub with its cache and environment variables.
+dataset's home at the Hub is asked, by huggingface_hub with its cache and its environment variables.
 """
 
 from collections.abc import Sequence
