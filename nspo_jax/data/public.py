@@ -68,7 +68,7 @@ class _Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"Every row of {', '.join(file.name for file, _ in files)} is broken: "
                 f"line {line} of {name} {reason}."
             )
-        self.info.metadata["problems"] = dataclasses.asdict(problems)
+        self.info.metadata["problems"] = {"counts": problems.counts, "examples": problems.examples}
 
 
 class PkuSafeRlhf(_Public):
@@ -160,9 +160,11 @@ def load(
     )
     try:
         builder = builders.prepare(make)
+        parts = [split] if split else list(config.files)
         rows = [
             _read(builder.RECORD, row)
-            for part in ([split] if split else config.files)
+            for part in parts
+            if builder.info.splits[part].num_examples  # TFDS cannot read an empty slice
             for row in builder.as_data_source(split=part)
         ]
         stored = builder.info.metadata["problems"]
@@ -175,6 +177,10 @@ def load(
             f"The dataset in {directory} cannot be read or written ({error}). Delete that "
             "directory to prepare it anew, or give another data directory."
         ) from error
+    if not rows:
+        raise ValueError(
+            f"The split {split!r} holds no rows, of {splits[wanted]}; widen its slice."
+        )
     problems = raw.Problems(stored["counts"], [tuple(example) for example in stored["examples"]])
     names = [file.name for part in config.files.values() for file, _ in part]
     return Loaded(rows, splits, names, problems)

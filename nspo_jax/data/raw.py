@@ -3,7 +3,6 @@
 What cannot be read as a row is put on a list with its place and the reason; nothing is skipped.
 """
 
-import collections
 from collections.abc import Iterator, Sequence
 import csv
 import dataclasses
@@ -50,7 +49,7 @@ class Problems:
 
     KEPT = 100
 
-    counts: dict[str, int] = dataclasses.field(default_factory=lambda: collections.Counter())
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
     examples: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
 
     def add(self, file: str, line: int, reason: str) -> None:

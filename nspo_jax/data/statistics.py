@@ -18,13 +18,8 @@ def describe(loaded: public.Loaded, suites: Mapping[str, Iterable[str]]) -> list
     Args:
       loaded: the dataset.
       suites: evaluation sets to look for among its prompts, by name.
-
-    Raises:
-      ValueError: if there are no rows.
     """
     rows = loaded.rows
-    if not rows:
-        raise ValueError("There are no rows to describe: give a wider slice of the split.")
     tables = [_splits(loaded)]
     if isinstance(rows[0], records.PreferencePair):
         tables += [_severities(rows), _preferences(rows)]
@@ -88,7 +83,7 @@ def _preferences(rows: Sequence[records.PreferencePair]) -> Table:
         ),
         "both answers safe": safe.count(2),
         "one answer safe": safe.count(1),
-        "  of these: the safer id names it": sum(
+        "one answer safe, and the safer id names it": sum(
             row.safer_response_id == int(row.is_response_1_safe) for row in one
         ),
         "no answer safe": safe.count(0),
