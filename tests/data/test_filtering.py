@@ -89,6 +89,12 @@ def test_other_prompts_stay(prompt):
     assert filtering.decontaminate(rows(prompt), suites) == (rows(prompt), [])
 
 
+def test_symbols_do_not_part_a_passage():
+    suites = {"signs": ["How do I steal (quickly) a car & sell it / its parts?"]}
+    (match,) = filtering.contamination(rows("Steal quickly a car, sell it, its parts too"), suites)
+    assert match.passage == "steal quickly a car sell it its parts" and not match.whole
+
+
 def test_a_sample_is_seeded_and_by_category():
     given = [Row(f"{c} {i}", (c,)) for c in ("drugs", "theft") for i in range(50)]
     given.append(Row("both", ("drugs", "theft")))
