@@ -1,5 +1,6 @@
 """TFDS builders: datasets prepared once as array_record files, read without TensorFlow."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
@@ -41,11 +42,22 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
             yield index, dataclasses.asdict(row)
 
 
-def _prepared(config: ChatWorldConfig, data_dir: str | pathlib.Path) -> ChatWorld:
-    """A builder whose files are there. Of processes that write them at once, one wins."""
-    make = functools.partial(
-        ChatWorld, config=config, data_dir=str(data_dir), file_format="array_record"
-    )
+# what TFDS raises for files that it cannot read or write
+DAMAGED = (ValueError, KeyError, OSError, RuntimeError, json_format.ParseError)
+
+
+def parse_split(split: str) -> str | None:
+    """The name in a split such as "train" or "train[:40%]"; None if it is neither."""
+    match = re.fullmatch(r"(\w+)(\[-?\d*%?:-?\d*%?\])?", split)
+    return match and match[1]
+
+
+def prepare(make: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+    """A builder whose files are there. Of processes that write them at once, one wins.
+
+    Args:
+      make: makes the builder; it reads what is there when it is made.
+    """
     builder = make()
     if builder.is_prepared():
         return builder
@@ -70,21 +82,23 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
     Raises:
       ValueError: for an unknown split, or prepared files that cannot be read.
     """
-    match = re.fullmatch(r"(\w+)(\[-?\d*%?:-?\d*%?\])?", split)
-    if match is None or match[1] not in world.SPLITS:
+    if parse_split(split) not in world.SPLITS:
         raise ValueError(
             f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}, with a slice if "
             "wanted, such as train[:40%]."
         )
     config = ChatWorldConfig(name=f"seed_{seed}", description=f"World {seed}.", seed=seed)
+    make = functools.partial(
+        ChatWorld, config=config, data_dir=str(data_dir), file_format="array_record"
+    )
     try:
-        builder = _prepared(config, data_dir)
+        builder = prepare(make)
         source = builder.as_data_source(split=split)
         rows = [
             world.Conversation(**{name: bytes(value).decode() for name, value in row.items()})
             for row in source
         ]
-    except (ValueError, KeyError, OSError, RuntimeError, json_format.ParseError) as error:
+    except DAMAGED as error:
         directory = pathlib.Path(data_dir) / ChatWorld.name / config.name
         raise ValueError(
             f"The dataset in {directory} cannot be read or written ({error}). Delete that "

@@ -1,0 +1,245 @@
+"""TFDS builders of public datasets: original files, checked and stored once as array_record.
+
+    loaded = public.load("pku_safe_rlhf", "runs/data", "train[:40%]", subset="alpaca-7b")
+    loaded.rows[0].safer_response_id, loaded.problems.total
+
+The rows keep the order of the files, so that a slice is the one that others take of the same files.
+A prepared copy is recognised by the files' names and bytes: changed files are prepared anew. What
+broke the schema is stored beside the rows and comes back with every load.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from nspo_jax.data import builders, layouts, raw, records, sources, world
+
+UNNAMED = "rows"  # the split of files whose names say none
+
+
+@dataclasses.dataclass
+class FilesConfig(tfds.core.BuilderConfig):
+    """The files that a dataset is made of.
+
+    Attributes:
+      files: split -> its files, each with its layout, in the order of the rows.
+    """
+
+    files: dict[str, list[tuple[sources.SourceFile, layouts.Layout]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+
+class _Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A dataset of one kind of record."""
+
+    RECORD: type
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {field.name: _feature(field.type) for field in dataclasses.fields(self.RECORD)}
+            ),
+            description=self.RECORD.__doc__,
+            disable_shuffling=True,  # a slice means the first rows of the files
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # the files are there
+        problems = raw.Problems()
+        files = self.builder_config.files
+        return {split: self._generate_examples(files[split], problems) for split in files}
+
+    def _generate_examples(self, files, problems: raw.Problems) -> Iterator[tuple[int, Any]]:
+        index = -1
+        for file, layout in files:
+            for record in layouts.parse(file, layout, problems):
+                index += 1
+                yield index, _stored(record)
+        if index < 0:
+            name, line, reason = problems.examples[-1]
+            raise raw.SourceError(
+                f"Every row of {', '.join(file.name for file, _ in files)} is broken: "
+                f"line {line} of {name} {reason}."
+            )
+        self.info.metadata["problems"] = {"counts": problems.counts, "examples": problems.examples}
+
+
+class PkuSafeRlhf(_Public):
+    """PKU-SafeRLHF, with every published field."""
+
+    VERSION = tfds.core.Version("1.0.0")  # to be raised when other records are made of the files
+    RECORD = records.PreferencePair
+
+
+class Beavertails(_Public):
+    """BeaverTails."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RECORD = records.JudgedAnswer
+
+
+class General(_Public):
+    """GSM8K, MMLU, ARC, HumanEval and IFEval: the calibration mix."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RECORD = records.GeneralQuestion
+
+
+class SafetyPrompts(_Public):
+    """AdvBench, HarmBench, StrongREJECT, XSTest and tables of one's own."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RECORD = records.SafetyPrompt
+
+
+BUILDERS = {builder.name: builder for builder in (PkuSafeRlhf, Beavertails, General, SafetyPrompts)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A dataset, or a part of it.
+
+    Attributes:
+      rows: its records, in the order of the files.
+      splits: every split of the dataset, with its number of rows.
+      files: the names of the original files.
+      problems: the rows of all these files that break the schema, and are not among `rows`.
+    """
+
+    rows: list[records.Record]
+    splits: dict[str, int]
+    files: list[str]
+    problems: raw.Problems
+
+
+def load(
+    name: str,
+    data_dir: str | pathlib.Path,
+    split: str = "",
+    *,
+    paths: Sequence[str] = (),
+    subset: str = "",
+    columns: layouts.Columns | None = None,
+) -> Loaded:
+    """Loads a public dataset, preparing it first where that is not done.
+
+    Args:
+      name: a name of BUILDERS.
+      data_dir: where TFDS keeps prepared datasets.
+      split: one of the dataset's, with a slice if wanted: "train[:40%]"; "": all of them. Files
+        name theirs (train, test, dev, validation; else "rows"); BeaverTails has 30k_train,
+        30k_test, 330k_train and 330k_test; the splits of safety_prompts are its sources:
+        advbench, harmbench, harmbench_validation, strongreject, xstest, custom.
+      paths: the original files: see `sources.find`.
+      subset: only the files in a directory of this name: see `sources.find`.
+      columns: of a table of one's own, for safety_prompts.
+
+    Raises:
+      ValueError: for an unknown dataset, subset or split, files that are no such dataset, and
+        prepared files that cannot be read.
+      FileNotFoundError: if the original files are not there.
+    """
+    if columns and name != "safety_prompts":
+        raise ValueError(f"Columns can be named for safety_prompts alone, not for {name}.")
+    config = _config(name, sources.find(name, paths, subset), columns)
+    wanted = builders.parse_split(split) if split else None
+    if split and wanted not in config.files:
+        raise ValueError(
+            f"The split is {split!r}; expected one of {', '.join(config.files)}, with a slice if "
+            "wanted, such as train[:40%]."
+        )
+    make = functools.partial(
+        BUILDERS[name], config=config, data_dir=str(data_dir), file_format="array_record"
+    )
+    try:
+        builder = builders.prepare(make)
+        parts = [split] if split else list(config.files)
+        rows = [
+            _read(builder.RECORD, row)
+            for part in parts
+            if builder.info.splits[part].num_examples  # TFDS cannot read an empty slice
+            for row in builder.as_data_source(split=part)
+        ]
+        stored = builder.info.metadata["problems"]
+        splits = {part: builder.info.splits[part].num_examples for part in config.files}
+    except raw.SourceError:
+        raise
+    except builders.DAMAGED as error:
+        directory = pathlib.Path(data_dir) / name / config.name
+        raise ValueError(
+            f"The dataset in {directory} cannot be read or written ({error}). Delete that "
+            "directory to prepare it anew, or give another data directory."
+        ) from error
+    if not rows:
+        raise ValueError(
+            f"The split {split!r} holds no rows, of {splits[wanted]}; widen its slice."
+        )
+    problems = raw.Problems(stored["counts"], [tuple(example) for example in stored["examples"]])
+    names = [file.name for part in config.files.values() for file, _ in part]
+    return Loaded(rows, splits, names, problems)
+
+
+def load_prompts(
+    name: str,
+    data_dir: str | pathlib.Path,
+    split: str = "",
+    *,
+    paths: Sequence[str] = (),
+    subset: str = "",
+    columns: layouts.Columns | None = None,
+) -> list[world.Conversation]:
+    """As `load`, as conversations: a prompt, a reference answer where there is a safe one, a kind.
+
+    Prompts come as often as the dataset has them: `filtering` makes them unique, and takes out
+    those of the evaluation sets.
+    """
+    loaded = load(name, data_dir, split, paths=paths, subset=subset, columns=columns)
+    return [row.conversation() for row in loaded.rows]
+
+
+def _config(
+    name: str, files: Sequence[sources.SourceFile], columns: layouts.Columns | None
+) -> FilesConfig:
+    parts: dict[str, list[tuple[sources.SourceFile, layouts.Layout]]] = {}
+    for file in files:
+        layout = layouts.recognise(name, file, columns)
+        said = file.split or layout.split
+        if name == "safety_prompts":
+            split = "_".join(part for part in (layout.source, file.split) if part)
+        elif name == "beavertails":
+            split = "_".join(part for part in (file.size, said) if part)
+        else:
+            split = said
+        parts.setdefault(split or UNNAMED, []).append((file, layout))
+    digest = sources.digest(files, str(columns or ""))
+    return FilesConfig(name=digest, description=f"Made of {len(files)} files.", files=parts)
+
+
+def _feature(kind: Any) -> Any:
+    return {
+        str: tfds.features.Text(),
+        bool: np.bool_,
+        int: np.int32,
+        tuple[str, ...]: tfds.features.Sequence(tfds.features.Text()),
+    }[kind]
+
+
+def _stored(record: records.Record) -> dict[str, Any]:
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _read(record: type, row: dict[str, Any]) -> records.Record:
+    """The record of a stored row: texts come back as bytes, numbers as numpy's."""
+    text = lambda value: bytes(value).decode()  # noqa: E731
+    readers = {str: text, bool: bool, int: int, tuple[str, ...]: lambda v: tuple(map(text, v))}
+    return record(**{
+        field.name: readers[field.type](row[field.name]) for field in dataclasses.fields(record)
+    })  # fmt: skip
