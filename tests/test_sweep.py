@@ -119,7 +119,8 @@ def test_what_stops_before_its_end_is_continued_and_given_up_after_its_retries(t
     # crashes, is preempted (exit status 0), is killed, finishes
     attempt = (
         "out.mkdir(exist_ok=True)\n"
-        "count = len(list(out.iterdir())); (out / str(count)).touch(); print('attempt', count)\n"
+        "count = len(list(out.iterdir())); (out / str(count)).touch()\n"
+        "print('attempt', count, flush=True)\n"
         "if count == 0: sys.exit(3)\n"
         "if count == 1: sys.exit(0)\n"
         "if count == 2: os.kill(os.getpid(), 9)\n"
@@ -168,8 +169,10 @@ def test_a_stopped_sweep_asks_its_runs_to_save(tmp_path, number):
         f"pathlib.Path({str(job.log)!r}))\nprocesses.run_jobs([job], [{{}}], 5)\n"
     )
     running = subprocess.Popen(
-        [sys.executable, "-c", parent], cwd=ROOT, stderr=subprocess.DEVNULL, process_group=0
-    )
+        [sys.executable, "-c", parent], cwd=ROOT, stderr=subprocess.DEVNULL, process_group=0,
+        # in the background of a script the shell has SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     wait_for(job.directory.exists)
     os.killpg(running.pid, number)  # as a terminal does
     running.wait(20)
