@@ -6,4 +6,5 @@ environment requirements-test.txt
 ruff check .
 ruff format --check .
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-python -m pytest "$@"
+# two files at a time: their fixtures are shared within a file, and two cores are what a laptop has
+python -m pytest -n 2 --dist loadfile "$@"
