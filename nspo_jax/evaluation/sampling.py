@@ -1,11 +1,9 @@
 """Scoring a policy by sampling from it."""
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from nspo_jax import distributed, nullspace, sharding, tasks, workspace
+from nspo_jax import distributed, nullspace, tasks, workspace
 from nspo_jax.rl import rollout
 
 
@@ -18,8 +16,7 @@ class Evaluator:
 
     def __init__(self, config: ml_collections.ConfigDict, work: workspace.Workspace):
         prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
-        self._batches = config.evaluation.batches
-        prompts += prompts[:1] * (-len(prompts) % (work.mesh.size * self._batches))
+        prompts += prompts[:1] * (-len(prompts) % (work.mesh.size * config.evaluation.batches))
         own = work.format.encode_prompts(
             prompts[distributed.own_rows(len(prompts))], config.data.prompt_length
         )
@@ -31,6 +28,7 @@ class Evaluator:
         )
         self._work = work
         self._options = {
+            "batches": config.evaluation.batches,
             "max_new_tokens": config.data.completion_length,
             "stop_ids": work.format.stop_ids,
             "temperature": config.evaluation.temperature,
@@ -40,18 +38,9 @@ class Evaluator:
     def complete(self, params, key: jax.Array) -> tasks.Completed:
         """Suite name -> (conversations, sampled completions)."""
         work = self._work
-        keys = jnp.split(jax.random.split(key, len(self._prompts[0])), self._batches)
-        tokens, mask = (np.split(array, self._batches) for array in self._prompts)
-        parts = [
-            distributed.fetch(
-                rollout.rollout(
-                    work.config, params, *sharding.shard_batch(work.mesh, part), part_keys,
-                    **self._options,
-                )
-            )
-            for *part, part_keys in zip(tokens, mask, keys, strict=True)
-        ]  # fmt: skip
-        done = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        done = rollout.rollout_in_batches(
+            work.config, params, work.mesh, *self._prompts, key, **self._options
+        )
         texts = work.format.decode(done.tokens, done.mask)
         completed, start = {}, 0
         for name, rows in work.task.suites.items():

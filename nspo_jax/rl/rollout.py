@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import models, sharding
+from nspo_jax import distributed, models, sharding
 from nspo_jax.models import sampling
 
 
@@ -158,6 +158,47 @@ def rollout(
         jnp.zeros((rows, max_new_tokens), bool),
     )
     return jax.lax.while_loop(running, step, (state, empty))[1]
+
+
+def rollout_in_batches(
+    config: models.ModelConfig,
+    params,
+    mesh: jax.sharding.Mesh,
+    prompts: np.ndarray,
+    prompt_mask: np.ndarray,
+    key: jax.Array,
+    *,
+    batches: int,
+    samples: int = 1,
+    **options,
+) -> Completions:
+    """`rollout` on a mesh, equal parts of the prompts in turn: host arrays. Collective.
+
+    Every row has a key of its own: what is drawn does not hang on how many are drawn at once.
+
+    Args:
+      config: see `rollout`, like what is not named here.
+      params: the policy.
+      mesh: spreads the rows of each part.
+      prompts: int32 [prompts, prompt_length], on the host.
+      prompt_mask: bool, same shape.
+      key: PRNG key of all rows.
+      batches: the number of parts, which divides the prompts.
+      samples: completions a prompt.
+      **options: of `rollout`.
+    """
+    keys = jnp.split(jax.random.split(key, len(prompts) * samples), batches)
+    parts = [np.split(array, batches) for array in (prompts, prompt_mask)]
+    found = [
+        distributed.fetch(
+            rollout(
+                config, params, *sharding.shard_batch(mesh, part), part_keys,
+                samples=samples, **options,
+            )
+        )
+        for *part, part_keys in zip(*parts, keys, strict=True)
+    ]  # fmt: skip
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
 
 
 _prefill = jax.jit(prefill, static_argnames=("config", "samples", "max_new_tokens"))

@@ -12,11 +12,10 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from nspo_jax import chips, distributed, metrics, models, sharding
+from nspo_jax import chips, distributed, metrics, models
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
 from nspo_jax.rl import advantages, rollout, train_step
@@ -39,6 +38,7 @@ class Rollouts:
             start += len(rows)
         self._prompts = iterator.MixedBatches(parts, config.seed)
         self._options = {
+            "batches": config.rl.rollout_batches,
             "samples": config.rl.samples,
             "max_new_tokens": config.data.completion_length,
             "stop_ids": work.format.stop_ids,
@@ -89,18 +89,9 @@ class Rollouts:
                 [row.prompt for row in rows], self._config.data.prompt_length
             )
             tokens, mask = distributed.gather_rows((own.tokens, own.mask))
-            # a key a row: what is drawn does not hang on how many are drawn at once
-            keys = jax.random.split(key, len(tokens) * samples)
-            count, parts = self._config.rl.rollout_batches, []
-            for part, part_keys in zip(
-                zip(np.split(tokens, count), np.split(mask, count), strict=True),
-                jnp.split(keys, count),
-                strict=True,
-            ):
-                prompts = sharding.shard_batch(work.mesh, part)
-                found = rollout.rollout(work.config, params, *prompts, part_keys, **self._options)
-                parts.append(distributed.fetch(found))
-            done = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+            done = rollout.rollout_in_batches(
+                work.config, params, work.mesh, tokens, mask, key, **self._options
+            )
         with clock.phase("reward"):
             share = distributed.own_rows(len(done.tokens))
             texts = work.format.decode(done.tokens[share], done.mask[share])
