@@ -19,7 +19,7 @@ from absl import flags
 
 from nspo_jax import sharding, workspace
 from nspo_jax.evaluation import report
-from nspo_jax.rl import trainer
+from nspo_jax.rl import checks
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -34,7 +34,7 @@ def main() -> None:
     config = CONFIG.value
     if TRY_RULE.value and OUTPUT.value:
         raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
-    trainer.check_config(config)
+    checks.check_config(config)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     if TRY_RULE.value:
         rows = workspace.preview_projectors(config, work, TRY_RULE.value)

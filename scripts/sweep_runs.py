@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from nspo_jax import workspace
-from nspo_jax.rl import trainer
+from nspo_jax.rl import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
             config = make_config(arm)
             for field, value in changes.items():
                 set_field(config, field, value)
-            trainer.check_config(config)
+            checks.check_config(config)
             if directory in runs:
                 raise ValueError(
                     f"Two runs of the sweep are called {name} at seed {seed}. Name every arm, seed "

@@ -146,9 +146,11 @@ def test_damage_falls_back_to_the_step_before_and_says_so(copied, damage, caplog
         step, state, data = checkpoints.restore(state_of(0))
     assert step == 2 and data == {"parts": [{"next": 2}]}
     assert_equal(state, state_of(2))
-    assert f"{copied / '3'} cannot be restored (" in caplog.text
-    assert f"falling back to {copied / '2'}. The" in caplog.text
-    assert len(caplog.text) < 900
+    # Our own records only: asyncio reports Orbax's abandoned reads whenever they are collected.
+    said = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("nspo_jax"))
+    assert f"{copied / '3'} cannot be restored (" in said
+    assert f"falling back to {copied / '2'}. The" in said
+    assert len(said) < 900
     assert checkpoints.latest_step() == 2
     checkpoints.save(3, state_of(3), {})  # its name is free again
     checkpoints.close()

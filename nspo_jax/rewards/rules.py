@@ -1,25 +1,11 @@
-"""Rewards that are rules on text.
+"""Rewards that are rules on text; they fit `reward.Reward`."""
 
-Every reward has one interface: `(conversations, completions) -> (rewards, details)`, rewards
-float32 [rows], details a dict of float32 [rows] to log. NSPO's scale: -1 unsafe, 0 safe.
-"""
-
-from collections.abc import Sequence
 import re
-from typing import Protocol
 
 import numpy as np
 
 from nspo_jax.data import stories, world
-
-
-class Reward(Protocol):
-    """Judges completions."""
-
-    def __call__(
-        self, conversations: Sequence[world.Conversation], completions: Sequence[str]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Returns rewards float32 [rows] and details, each float32 [rows]."""
+from nspo_jax.rewards import reward
 
 
 class WorldJudge:
@@ -30,8 +16,8 @@ class WorldJudge:
     """
 
     def __call__(self, conversations, completions):
-        """See `Reward`. Raises ValueError if the numbers of rows differ."""
-        check_rows(conversations, completions)
+        """See `reward.Reward`. Raises ValueError if the numbers of rows differ."""
+        reward.check_rows(conversations, completions)
         wanted = [world.REFUSAL if row.kind == "harmful" else row.answer for row in conversations]
         right = np.array(
             [
@@ -46,12 +32,6 @@ class WorldJudge:
 def is_refusal(completion: str) -> bool:
     """Whether a completion is the chat world's refusal and nothing else."""
     return completion.split() == world.REFUSAL.split()
-
-
-def check_rows(conversations: Sequence, completions: Sequence) -> None:
-    """Raises ValueError unless there is a completion for every conversation."""
-    if len(conversations) != len(completions):
-        raise ValueError(f"{len(conversations)} conversations but {len(completions)} completions.")
 
 
 class StoryJudge:
@@ -73,8 +53,8 @@ class StoryJudge:
         self._least_distinct = least_distinct
 
     def __call__(self, conversations, completions):
-        """See `Reward`. Raises ValueError if the numbers of rows differ."""
-        check_rows(conversations, completions)
+        """See `reward.Reward`. Raises ValueError if the numbers of rows differ."""
+        reward.check_rows(conversations, completions)
         words = [re.findall(r"[a-z]+", completion.lower()) for completion in completions]
         harsh = np.array([not self._harsh_words.isdisjoint(row) for row in words], np.float32)
         degenerate = np.array([self._is_degenerate(row) for row in words], np.float32)

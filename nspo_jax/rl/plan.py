@@ -20,7 +20,7 @@ from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.evaluation import report
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.rl import rollout, train_step, trainer
+from nspo_jax.rl import checks, rollout, train_step, trainer
 
 GIB = 2**30
 # Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
@@ -85,8 +85,8 @@ def make_plan(
     Raises:
       ValueError: for a config or a mesh that cannot work, before anything is compiled.
     """
-    trainer.check_config(config, has_weights=False)
-    trainer.check_mesh(config, mesh)
+    checks.check_config(config, has_weights=False)
+    checks.check_mesh(config, mesh)
     model = dataclasses.replace(
         model, compute_dtype=config.model.compute_dtype, remat=config.model.remat
     )
@@ -128,14 +128,14 @@ def make_plan(
                 model,
                 mesh,
                 policy,
-                trainer.batch_prompts(config) // config.rl.rollout_batches,
+                checks.batch_prompts(config) // config.rl.rollout_batches,
                 config.rl.samples,
             ),
             "evaluation": _rollout(config, model, mesh, policy, _evaluated(config, mesh), 1),
             "update": _update(config, model, mesh, optimizer, state, frozen, reference),
         }
         layer = _calibration(config, model, mesh, whole)
-    rows = trainer.batch_prompts(config) * config.rl.samples
+    rows = checks.batch_prompts(config) * config.rl.samples
     at_once = rows // config.rl.rollout_batches
     times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
     collectives = {}
@@ -164,7 +164,7 @@ def step_flops(model: models.ModelConfig, config: ml_collections.ConfigDict) -> 
     A gradient costs two forward passes more, and one again for what is rematerialised. The
     projection's products are counted in "update" by none: they do not grow with tokens.
     """
-    prompts = trainer.batch_prompts(config)
+    prompts = checks.batch_prompts(config)
     rows = prompts * config.rl.samples
     prompt, completion = config.data.prompt_length, config.data.completion_length
     forward = models.flops_per_token(model, (prompt + completion) / 2)
@@ -202,7 +202,7 @@ def _evaluated(config, mesh) -> int:
 
 
 def _update(config, model, mesh, optimizer, state, frozen, reference):
-    rows = trainer.batch_prompts(config) * config.rl.samples // config.rl.minibatches
+    rows = checks.batch_prompts(config) * config.rl.samples // config.rl.minibatches
     prompt, completion = config.data.prompt_length, config.data.completion_length
     batch = train_step.Rollouts(
         prompts=_rows(mesh, (rows, prompt), jnp.int32),

@@ -8,7 +8,7 @@ import pytest
 from configs import tiny
 from nspo_jax import metrics, models, nullspace, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import checks, rollouts, trainer
 
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
@@ -107,7 +107,7 @@ def test_every_arm_starts(shared_workspace, arm):
     """Its optimizer fits its trained parameters: the harmful-only and the replay config."""
     for name in (arm, f"{arm}_replay"):
         config = micro(shared_workspace, name, **{"calibration.rank_rule": "fixed(6)"})
-        trainer.check_config(config)
+        checks.check_config(config)
         work = workspace.open_workspace(config, sharding.make_mesh())
         projectors = workspace.open_projectors(config, work)
         trainable, frozen = trainer.optimizer_lib.partition(

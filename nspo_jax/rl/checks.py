@@ -1,0 +1,106 @@
+"""What a config must be like for a run of it to work: told before anything expensive starts."""
+
+import jax
+import ml_collections
+
+from nspo_jax import models, nullspace, sharding
+from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.nullspace import projectors as projectors_lib
+from nspo_jax.nullspace import rank_rules
+from nspo_jax.rl import record
+
+
+def batch_prompts(config: ml_collections.ConfigDict) -> int:
+    """Prompts of a step: the harmful ones and the benign ones added to them."""
+    return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError unless the batches of a step divide over the mesh."""
+    rl, prompts = config.rl, batch_prompts(config)
+    parts = rl.minibatches * rl.microbatches
+    sharding.check_batch(mesh, prompts, "The RL batch of prompts")
+    sharding.check_batch(mesh, prompts // rl.rollout_batches, "A part of it (rl.rollout_batches)")
+    sharding.check_batch(
+        mesh, prompts * rl.samples // parts, "A microbatch (rl.minibatches x rl.microbatches)"
+    )
+
+
+def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
+    """Raises ValueError for a value that cannot work, before anything expensive starts.
+
+    `has_weights`: the run loads a model; without, a preset alone will do.
+    """
+    positive = {
+        "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "rl.microbatches": 1,
+        "rl.rollout_batches": 1, "data.prompt_length": 1,
+        "data.completion_length": 1, "evaluation.every": 1, "evaluation.prompts": 1,
+        "evaluation.batches": 1,
+        "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
+        "calibration.rows": 1,
+        "calibration.batch_size": 1, "pretraining.steps": 1, "pretraining.batch_size": 1,
+        "projection.period": 1,
+    }  # fmt: skip
+    flat = record.flatten(config)
+    for name, least in positive.items():
+        if flat[name] < least:
+            raise ValueError(f"{name} is {flat[name]}; expected at least {least}.")
+    if config.checkpoint.keep_every % config.checkpoint.every:
+        raise ValueError(
+            f"checkpoint.keep_every is {config.checkpoint.keep_every}, but only every "
+            f"{config.checkpoint.every} steps there is a checkpoint to keep: make it a multiple of "
+            "checkpoint.every, or 0."
+        )
+    prompts = batch_prompts(config)
+    for name in ("benign_fraction", "wrapped_fraction"):
+        if not 0 <= config.data[name] <= 1:
+            raise ValueError(f"data.{name} is {config.data[name]}; expected a number in [0, 1].")
+    rows, parts = prompts * config.rl.samples, config.rl.minibatches * config.rl.microbatches
+    if rows % parts:
+        raise ValueError(
+            f"rl.minibatches is {config.rl.minibatches} and rl.microbatches "
+            f"{config.rl.microbatches}, which do not divide the {rows} "
+            f"completions of a step ({prompts} prompts x {config.rl.samples} samples)."
+        )
+    if prompts % config.rl.rollout_batches:
+        raise ValueError(
+            f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
+            f"{prompts} prompts of a step."
+        )
+    choices = {
+        "task": ("chat_world", "stories"),
+        "projection.mode": optimizer_lib.MODES,
+        "projection.untargeted": ("freeze", "train"),
+        "projection.basis": ("null_space", "random"),
+        "model.preset": ("", *models.PRESETS),
+        "model.frozen_dtype": ("float32", "bfloat16"),
+        "calibration.completions": ("given", "generated"),
+    }
+    for name, values in choices.items():
+        if flat[name] not in values:
+            raise ValueError(f"{name} is {flat[name]!r}; expected one of {', '.join(values)}.")
+    if config.task == "stories" and not config.model.path:
+        raise ValueError(
+            "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
+            "story model: only the chat world's base can be pretrained here. Set "
+            "--config.model.path."
+        )
+    if has_weights and config.model.preset and not config.model.path:
+        raise ValueError(
+            f"model.preset is {config.model.preset!r} and model.path is empty: a preset says what "
+            "the checkpoint is, not where. Set --config.model.path to its Hugging Face directory."
+        )
+    optimizer_lib.check_period(config.projection.mode, config.projection.period)
+    projectors_lib.parse_targets(config.projection.targets)
+    rank_rules.RankRules.parse(config.calibration.rank_rule)
+    nullspace.check_choices(config.calibration.statistics, config.calibration.first_token)
+    if not config.evaluation.temperature >= 0:
+        raise ValueError(
+            f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most "
+            "likely token) or more."
+        )
+    if not config.rl.temperature > 0:
+        raise ValueError(
+            f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
+            "randomness the completions of a group are all the same and teach nothing."
+        )
