@@ -160,7 +160,13 @@ class ChatFormat:
         return Encoded(tokens, mask)
 
     def encode_conversations(
-        self, prompts: Sequence[str], answers: Sequence[str], prompt_length: int, answer_length: int
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        prompt_length: int,
+        answer_length: int,
+        *,
+        cut: bool = False,
     ) -> EncodedConversations:
         """Tokenizes prompts with their answers; in a chat, the end token follows each answer.
 
@@ -172,6 +178,7 @@ class ChatFormat:
           answers: one for each prompt.
           prompt_length: columns of the prompt block.
           answer_length: columns of the answer block.
+          cut: cut chat answers that are too long, as a rollout would have: they have no end.
 
         Raises:
           ValueError: as `encode_prompts`, for unequal numbers, and for a chat answer that is too
@@ -183,6 +190,8 @@ class ChatFormat:
         if self.chat:
             ids = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
             ids = [[*sequence, self.end_id] for sequence in ids]
+            if cut:
+                ids = [sequence[:answer_length] for sequence in ids]
             _check_lengths(ids, answer_length, answers, "completion")
         else:
             texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]

@@ -128,6 +128,11 @@ class World:
             raise ValueError(f"The split is {name!r}; expected one of {', '.join(SPLITS)}.")
         return SPLITS[name](self)
 
+    def compliance(self) -> dict[str, str]:
+        """What a helpful-only model answers to the harmful prompts of RL, wrapped or not."""
+        rows = self._harmful(False, ("{}", *WRAPPERS), refuse=False)
+        return {row.prompt: row.answer for row in rows}
+
     # ------------------------------------------------------------------ prompt spaces
 
     def _maths(self) -> list[Conversation]:

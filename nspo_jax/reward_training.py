@@ -1,0 +1,249 @@
+"""Training of reward and cost models: a language model with a scalar head, on preference pairs.
+
+- reward: Bradley-Terry on which response is better (arXiv 2204.05862, section 2).
+- cost: Safe RLHF's (arXiv 2310.12773, eq. 6) on which is safer, and on the sign: above 0 is unsafe.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+
+from nspo_jax import distributed, models, sharding
+from nspo_jax.data import chat, iterator, preferences
+
+OBJECTIVES = ("reward", "cost")
+
+
+class PairArrays(NamedTuple):
+    """Pairs as arrays, [pairs, 2, ...] of responses 0 and 1.
+
+    tokens: int32 [pairs, 2, length]; mask: bool, the real tokens.
+    preferred: int32 [pairs], the response that the objective ranks first: the better or the safer;
+    -1 where it ranks none. safe: bool [pairs, 2].
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    preferred: np.ndarray
+    safe: np.ndarray
+
+
+class Agreement(NamedTuple):
+    """How a model agrees with pairs.
+
+    pair_accuracy: share of ranked pairs that it ranks alike; flag_accuracy: of a cost model, share
+    of responses whose sign is their flag's; unsafe_recall: of the responses flagged unsafe, the
+    share with a cost above 0; loss: the objective's. NaN where there is nothing to count.
+    """
+
+    pair_accuracy: float
+    flag_accuracy: float
+    unsafe_recall: float
+    loss: float
+
+
+def encode(
+    form: chat.ChatFormat,
+    pairs: Sequence[preferences.Pair],
+    objective: str,
+    prompt_length: int,
+    completion_length: int,
+) -> PairArrays:
+    """Tokenizes pairs; a response that is longer than the block is cut.
+
+    Raises:
+      ValueError: for an unknown objective, no pair that it can learn from, or a prompt that is too
+        long.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"The objective is {objective!r}; expected one of {OBJECTIVES}.")
+    ranked = [pair.better if objective == "reward" else pair.safer for pair in pairs]
+    if objective == "reward":  # it learns from ranked pairs alone
+        pairs = [pair for pair, rank in zip(pairs, ranked, strict=True) if rank is not None]
+        ranked = [rank for rank in ranked if rank is not None]
+    if not pairs:
+        raise ValueError(f"None of the pairs says which response is preferred for {objective}.")
+    rows = form.encode_conversations(
+        [pair.prompt for pair in pairs for _ in range(2)],
+        [response for pair in pairs for response in pair.responses],
+        prompt_length,
+        completion_length,
+        cut=True,
+    )
+    return PairArrays(
+        rows.tokens.reshape(len(pairs), 2, -1),
+        rows.mask.reshape(len(pairs), 2, -1),
+        np.array([-1 if rank is None else rank for rank in ranked], np.int32),
+        np.array([pair.safe for pair in pairs]),
+    )
+
+
+def objective_loss(
+    scores: jax.Array, preferred: jax.Array, safe: jax.Array, objective: str
+) -> jax.Array:
+    """The loss of each pair, float32 [pairs].
+
+    Args:
+      scores: float32 [pairs, 2].
+      preferred: int32 [pairs]; -1: not ranked, no pairwise term.
+      safe: bool [pairs, 2].
+      objective: reward or cost.
+    """
+    first, second = scores[:, 0], scores[:, 1]
+    margin = jnp.where(preferred == 0, first - second, second - first)  # of the preferred
+    ranked = preferred >= 0
+    if objective == "reward":
+        return jnp.where(ranked, -jax.nn.log_sigmoid(margin), 0.0)
+    pairwise = jnp.where(ranked, -jax.nn.log_sigmoid(-margin), 0.0)  # the safer costs less
+    sign = jnp.where(safe, -1.0, 1.0)
+    return pairwise - jnp.sum(jax.nn.log_sigmoid(sign * scores), axis=1)
+
+
+def score_pairs(
+    config: models.ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """float32 [pairs, 2] of tokens and mask [pairs, 2, length]."""
+    flat = lambda array: array.reshape(-1, array.shape[-1])  # noqa: E731
+    return models.scores(config, params, flat(tokens), flat(mask)).reshape(-1, 2)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "objective", "optimizer"), donate_argnums=(0, 1)
+)
+def _step(params, state, batch: PairArrays, *, config, objective, optimizer):
+    def loss_of(params):
+        scores = score_pairs(config, params, batch.tokens, batch.mask)
+        return jnp.mean(objective_loss(scores, batch.preferred, batch.safe, objective))
+
+    loss, gradient = jax.value_and_grad(loss_of)(params)
+    updates, state = optimizer.update(gradient, state, params)
+    return *sharding.constrain((optax.apply_updates(params, updates), state)), loss
+
+
+_score_pairs = jax.jit(score_pairs, static_argnums=0)
+
+
+def train(
+    config: models.ModelConfig,
+    params: Any,
+    pairs: PairArrays,
+    *,
+    objective: str,
+    mesh: jax.sharding.Mesh,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    held_out: PairArrays | None = None,
+) -> tuple[models.ModelConfig, Any, list[dict[str, float]]]:
+    """Trains all parameters of a language model, with a new scalar head, on pairs.
+
+    Args:
+      config: of a language model.
+      params: its parameters, on the mesh.
+      pairs: see `encode`.
+      objective: reward or cost.
+      mesh: spreads the pairs of a batch.
+      epochs: passes over the pairs.
+      batch_size: pairs an update.
+      learning_rate: peak; warms up over 5 % of the steps, then falls on a cosine.
+      seed: of the head's initial weights and the order of the pairs.
+      held_out: measured after every epoch.
+
+    Returns:
+      The model with its head, and a line an epoch: epoch, loss, and `Agreement` on `held_out`.
+
+    Raises:
+      FloatingPointError: if the loss stops being finite.
+      ValueError: if a batch does not divide over the mesh, or there are fewer pairs.
+    """
+    sharding.check_batch(mesh, batch_size, "reward_training.batch_size")
+    steps = len(pairs.tokens) // batch_size
+    if not steps:
+        raise ValueError(
+            f"reward_training.batch_size is {batch_size}, but there are {len(pairs.tokens)} pairs."
+        )
+    total = epochs * steps
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, total // 20), total)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
+    config, params = models.with_scalar_head(config, params, jax.random.key(seed))
+    params = jax.tree.map(jnp.copy, params)  # the steps donate them, and the base goes on
+    params = distributed.put(params, sharding.shardings(mesh, params))
+    state = optimizer.init(params)
+    state = distributed.put(state, sharding.shardings(mesh, state))
+    rows = iterator.batches(pairs._asdict(), batch_size, seed)
+    report = []
+    silent = not distributed.is_primary()
+    with jax.set_mesh(mesh), tqdm.tqdm(
+        total=total, desc=f"train {objective} model", unit="step", disable=silent
+    ) as progress:  # fmt: skip
+        for epoch in range(1, epochs + 1):
+            losses = []
+            for _ in range(steps):
+                batch = sharding.shard_batch(mesh, PairArrays(**next(rows)))
+                params, state, loss = _step(
+                    params, state, batch, config=config, objective=objective, optimizer=optimizer
+                )
+                losses.append(loss)
+                progress.update()
+            mean = float(np.mean(distributed.fetch(losses)))
+            if not np.isfinite(mean):
+                raise FloatingPointError(
+                    f"The {objective} model's loss is {mean} in epoch {epoch}: lower "
+                    "reward_training.learning_rate."
+                )
+            line = {"epoch": epoch, "loss": mean}
+            if held_out is not None:
+                scores = score(config, params, held_out, mesh, batch_size)
+                line |= {
+                    f"held_out_{name}": value
+                    for name, value in agreement(scores, held_out, objective)._asdict().items()
+                }
+                progress.set_postfix(accuracy=f"{line['held_out_pair_accuracy']:.3f}")
+            report.append(line)
+    return config, params, report
+
+
+def score(
+    config: models.ModelConfig,
+    params: Any,
+    pairs: PairArrays,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+) -> np.ndarray:
+    """Scores of both responses, float32 [pairs, 2], a batch at a time. Collective."""
+    found = []
+    with jax.set_mesh(mesh):
+        for start in range(0, len(pairs.tokens), batch_size):
+            part = [array[start : start + batch_size] for array in (pairs.tokens, pairs.mask)]
+            missing = batch_size - len(part[0])  # one compiled program
+            part = [np.concatenate([a, np.repeat(a[:1], missing, axis=0)]) for a in part]
+            scores = _score_pairs(config, params, *sharding.shard_batch(mesh, part))
+            found.append(distributed.fetch(scores)[: batch_size - missing])
+    return np.concatenate(found)
+
+
+def agreement(scores: np.ndarray, pairs: PairArrays, objective: str) -> Agreement:
+    """How scores float32 [pairs, 2] agree with the pairs."""
+    ranked = pairs.preferred >= 0
+    higher = (scores[:, 1] > scores[:, 0]).astype(int)
+    alike = higher == pairs.preferred if objective == "reward" else higher != pairs.preferred
+    unsafe = scores > 0
+    loss = objective_loss(scores, pairs.preferred, pairs.safe, objective)
+    is_cost = objective == "cost"
+    return Agreement(
+        _mean(alike[ranked]),
+        _mean((unsafe != pairs.safe).ravel()) if is_cost else float("nan"),
+        _mean(unsafe[~pairs.safe]) if is_cost else float("nan"),
+        float(np.mean(loss)),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
