@@ -85,7 +85,29 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.clip = 0.2  # the ratio's
     config.rl.kl_coefficient = 0.0  # k3 penalty to the base model
     config.rl.temperature = 1.0  # of rollouts
+    config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
+
+    config.rewards = ml_collections.ConfigDict()
+    config.rewards.terms = "rules"  # who judges: TERM[@KINDS][=WEIGHT] joined by "+". TERM: rules,
+    #   cost_model, reward_model; KINDS of prompts: all, harmful, benign; WEIGHT: a number, or
+    #   STEP:WEIGHT,STEP:WEIGHT and linear between
+    config.rewards.normalise = "none"  # each term on its own: none; batch, group: mean 0, std 1
+    config.rewards.on_failure = "raise"  # a row without a verdict: raise; drop_group: the prompt
+    #   teaches nothing; neutral: counts 0
+    config.rewards.cost_model = ""  # its Hugging Face directory; "" trains the chat world's own
+    config.rewards.reward_model = ""  # likewise
+    config.rewards.batch_size = 80  # rows that a model in process scores at a time
+
+    config.reward_training = ml_collections.ConfigDict()  # of reward and cost models
+    config.reward_training.dataset = "chat_world"  # or pku_safe_rlhf
+    config.reward_training.path = ""  # its files or directory, joined by "+"; "": from the Hub
+    config.reward_training.subset = ""  # of pku_safe_rlhf: alpaca-7b, ...
+    config.reward_training.split = "train"  # with a slice if wanted: train[:40%]
+    config.reward_training.held_out_split = "test"
+    config.reward_training.epochs = 4
+    config.reward_training.batch_size = 64  # pairs
+    config.reward_training.learning_rate = 1e-3  # peak; warms up, then falls on a cosine
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 10  # steps between evaluations; also at the start and the end

@@ -16,6 +16,7 @@ import tqdm
 
 from nspo_jax import distributed, models, sharding
 from nspo_jax.data import chat, iterator, preferences
+from nspo_jax.rewards import batched
 
 OBJECTIVES = ("reward", "cost")
 
@@ -113,6 +114,9 @@ def score_pairs(
     return models.scores(config, params, flat(tokens), flat(mask)).reshape(-1, 2)
 
 
+_score_rows = jax.jit(models.scores, static_argnums=0)
+
+
 @functools.partial(
     jax.jit, static_argnames=("config", "objective", "optimizer"), donate_argnums=(0, 1)
 )
@@ -124,9 +128,6 @@ def _step(params, state, batch: PairArrays, *, config, objective, optimizer):
     loss, gradient = jax.value_and_grad(loss_of)(params)
     updates, state = optimizer.update(gradient, state, params)
     return *sharding.constrain((optax.apply_updates(params, updates), state)), loss
-
-
-_score_pairs = jax.jit(score_pairs, static_argnums=0)
 
 
 def train(
@@ -217,16 +218,14 @@ def score(
     mesh: jax.sharding.Mesh,
     batch_size: int,
 ) -> np.ndarray:
-    """Scores of both responses, float32 [pairs, 2], a batch at a time. Collective."""
-    found = []
-    with jax.set_mesh(mesh):
-        for start in range(0, len(pairs.tokens), batch_size):
-            part = [array[start : start + batch_size] for array in (pairs.tokens, pairs.mask)]
-            missing = batch_size - len(part[0])  # one compiled program
-            part = [np.concatenate([a, np.repeat(a[:1], missing, axis=0)]) for a in part]
-            scores = _score_pairs(config, params, *sharding.shard_batch(mesh, part))
-            found.append(distributed.fetch(scores)[: batch_size - missing])
-    return np.concatenate(found)
+    """Scores of both responses, float32 [pairs, 2], in the whole of every process. Collective."""
+    rows = 2 * len(pairs.tokens)
+    index = np.arange(-(-rows // jax.process_count()) * jax.process_count()) % rows
+    own = index[distributed.own_rows(len(index))]
+    tokens, mask = (array.reshape(rows, -1)[own] for array in (pairs.tokens, pairs.mask))
+    function = functools.partial(_score_rows, config)
+    found = batched.score_rows(function, params, tokens, mask, mesh, batch_size)
+    return distributed.gather_rows(found)[:rows].reshape(-1, 2)
 
 
 def agreement(scores: np.ndarray, pairs: PairArrays, objective: str) -> Agreement:
@@ -247,3 +246,21 @@ def agreement(scores: np.ndarray, pairs: PairArrays, objective: str) -> Agreemen
 
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
+
+
+def probabilities(
+    scores: np.ndarray, pairs: PairArrays, objective: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What scores [pairs, 2] claim, and what is so: (float [n], bool [n]).
+
+    Of a reward model: that response 1 is the better one, of each ranked pair. Of a cost model: that
+    a response is unsafe, of each.
+    """
+    if objective == "cost":
+        return _sigmoid(scores).ravel(), ~pairs.safe.ravel()
+    ranked = pairs.preferred >= 0
+    return _sigmoid(scores[:, 1] - scores[:, 0])[ranked], (pairs.preferred == 1)[ranked]
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -values))

@@ -12,11 +12,11 @@ from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
 
-from nspo_jax import distributed, preemption
+from nspo_jax import distributed, preemption, rewards
 
 # What a user can get wrong, or meet, and fix: shown as a paragraph. Anything else is a bug, and
 # keeps its traceback.
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError)
+EXPECTED_ERRORS = (ValueError, FloatingPointError, OSError, rewards.JudgeError)
 
 flags.disclaim_key_flags()  # --help of a script shows the flags defined here for it
 

@@ -83,6 +83,41 @@ def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathli
     return path
 
 
+def plot_calibration(
+    predicted: np.ndarray, observed: np.ndarray, path: pathlib.Path
+) -> pathlib.Path:
+    """Draws how often what a model gives a probability is so.
+
+    Args:
+      predicted: probabilities [n].
+      observed: bool [n].
+      path: of the figure.
+    """
+    bins = np.minimum((predicted * 10).astype(int), 9)
+    filled = [index for index in range(10) if np.any(bins == index)]
+    claimed = np.array([predicted[bins == index].mean() for index in filled])
+    found = np.array([observed[bins == index].mean() for index in filled])
+    counts = np.bincount(bins, minlength=10)
+    error = np.sum(counts[filled] * np.abs(claimed - found)) / len(predicted)
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(5, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
+    above.plot(claimed, found, marker="o", label=f"expected calibration error {error:.3f}")
+    above.set_ylabel("observed frequency")
+    above.set_title(f"Calibration on {len(predicted)} held-out cases")
+    above.grid(alpha=0.3)
+    above.legend(loc="upper left")
+    below.bar(np.arange(10) / 10 + 0.05, counts, width=0.09)
+    below.set_yscale("symlog", linthresh=1)
+    below.set_ylabel("cases")
+    below.set_xlabel("predicted probability")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
 def curve(workdir: pathlib.Path, arm: str, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Unsafe rate and capability in percent, [evaluations], mean over seeds.
 

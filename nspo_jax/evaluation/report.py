@@ -41,6 +41,19 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
     return format_table(rows, markdown=markdown)
 
 
+def format_epochs(lines: Sequence[Mapping[str, float]]) -> str:
+    """A row an epoch of a reward model's training; what is NaN in all of them is left out."""
+    names = [name for name in lines[0] if not all(np.isnan(line[name]) for line in lines)]
+    rows = [[name.replace("_", " ") for name in names]]
+    for line in lines:
+        shares = [name.endswith(("accuracy", "recall")) for name in names]
+        rows.append([
+            f"{100 * line[name]:.1f} %" if share else f"{line[name]:.4g}"
+            for name, share in zip(names, shares, strict=True)
+        ])  # fmt: skip
+    return format_table(rows)
+
+
 def format_projectors(projectors: nullspace.Projectors) -> str:
     """A row a site and layer: what is protected and what is left free."""
     rows = [["site", "layer", "in", "rank", "free", "energy", "gap", "KiB", "side stored"]]

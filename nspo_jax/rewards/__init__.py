@@ -1,6 +1,20 @@
-"""Rewards, one interface for all: see `reward.Reward`."""
+"""Rewards, one interface for all: see `reward.Reward`; several as one: `mixture.Mixture`."""
 
-from nspo_jax.rewards.reward import Reward
+from nspo_jax.rewards.mixture import FAILURES, NORMALISATIONS, Mixture, NoVerdictError, parse_terms
+from nspo_jax.rewards.reward import JudgeError, Reward
 from nspo_jax.rewards.rules import StoryJudge, WorldJudge, is_refusal
+from nspo_jax.rewards.scored import ModelReward
 
-__all__ = ["Reward", "StoryJudge", "WorldJudge", "is_refusal"]
+__all__ = [
+    "FAILURES",
+    "NORMALISATIONS",
+    "JudgeError",
+    "Mixture",
+    "ModelReward",
+    "NoVerdictError",
+    "Reward",
+    "StoryJudge",
+    "WorldJudge",
+    "is_refusal",
+    "parse_terms",
+]

@@ -8,6 +8,10 @@ import numpy as np
 from nspo_jax.data import world
 
 
+class JudgeError(RuntimeError):
+    """A judge that cannot be asked any more: the run saves where it is, and stops."""
+
+
 class Reward(Protocol):
     """Judges completions: `(conversations, completions) -> (rewards, details)`.
 

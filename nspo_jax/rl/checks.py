@@ -3,7 +3,7 @@
 import jax
 import ml_collections
 
-from nspo_jax import models, nullspace, sharding
+from nspo_jax import models, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
@@ -39,7 +39,8 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
         "calibration.rows": 1,
         "calibration.batch_size": 1, "pretraining.steps": 1, "pretraining.batch_size": 1,
-        "projection.period": 1,
+        "projection.period": 1, "rl.staleness": 0, "rewards.batch_size": 1,
+        "reward_training.epochs": 1, "reward_training.batch_size": 1,
     }  # fmt: skip
     flat = record.flatten(config)
     for name, least in positive.items():
@@ -75,10 +76,16 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "model.preset": ("", *models.PRESETS),
         "model.frozen_dtype": ("float32", "bfloat16"),
         "calibration.completions": ("given", "generated"),
+        "rewards.normalise": rewards.NORMALISATIONS,
+        "rewards.on_failure": rewards.FAILURES,
+        "rl.staleness": (0, 1),
     }
     for name, values in choices.items():
         if flat[name] not in values:
-            raise ValueError(f"{name} is {flat[name]!r}; expected one of {', '.join(values)}.")
+            raise ValueError(
+                f"{name} is {flat[name]!r}; expected one of {', '.join(map(str, values))}."
+            )
+    rewards.parse_terms(config.rewards.terms)
     if config.task == "stories" and not config.model.path:
         raise ValueError(
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "

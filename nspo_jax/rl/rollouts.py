@@ -1,35 +1,75 @@
 """A step's batch: prompts drawn, completions sampled, judged, and compared inside their groups.
 
+With `rl.staleness` 1 the next step's completions are sampled while judges that are not on the mesh
+look at this one's: the policy that samples is then one update behind the one that learns.
+
 With several processes the order of the prompts is the one that a single process has. Each process
 renders and tokenizes its own rows of it, all sample together in one program over the mesh, each
 judges its own rows, and rewards are joined in the order of the rows. So every process ends up with
 the same batch, whatever their number.
 """
 
+import base64
+import collections
+from collections.abc import Callable
+from concurrent import futures
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from nspo_jax import chips, distributed, metrics, models
+from nspo_jax import chips, distributed, metrics, models, rewards
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
 from nspo_jax.rl import advantages, rollout, train_step
 
+ROLES = ("rollout", "evaluation")
+
+
+def role_key(seed: int, role: str, step: int) -> jax.Array:
+    """The PRNG key of one role at one step."""
+    key = jax.random.fold_in(jax.random.key(seed), ROLES.index(role))
+    return jax.random.fold_in(key, step)
+
+
+class Sampled(NamedTuple):
+    """A batch that is not judged yet: host arrays, equal in all processes.
+
+    rows: int32 [prompts], which conversations; prompts, prompt_mask: [prompts, length]; tokens,
+    logprobs, mask: [prompts * samples, length].
+    """
+
+    rows: np.ndarray
+    prompts: np.ndarray
+    prompt_mask: np.ndarray
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    mask: np.ndarray
+
 
 class Rollouts:
-    """Draws prompts, samples completions, judges them and computes advantages.
+    """Draws prompts, samples completions, has them judged and computes advantages.
+
+    Args:
+      config: the run's.
+      work: its base model and task.
+      mixture: who judges.
 
     Raises:
       ValueError: for a prompt that is too long, now and not at the step that draws it.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, work: workspace_lib.Workspace):
-        self._config, self._work = config, work
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        work: workspace_lib.Workspace,
+        mixture: rewards.Mixture,
+    ):
+        self._config, self._work, self._mixture = config, work, mixture
         self._rows = [row for rows, _ in work.task.parts for row in rows]
         work.format.encode_prompts([row.prompt for row in self._rows], config.data.prompt_length)
         parts, start = [], 0
@@ -45,13 +85,20 @@ class Rollouts:
             "temperature": config.rl.temperature,
             "gather": config.mesh.gather_for_rollouts,
         }
+        self._queue: collections.deque[tuple[Sampled, Callable]] = collections.deque()
+        # one thread: judges that work on several rows at once do so themselves
+        self._executor = futures.ThreadPoolExecutor(1) if config.rl.staleness else None
 
     def get_state(self) -> dict[str, Any]:
-        """The position among the prompts and their digest, JSON-able; equal in all processes."""
-        return {**self._prompts.get_state(), "digest": self.digest()}
+        """The position among the prompts, their digest, and what is sampled but not learned from.
+
+        JSON-able; equal in all processes.
+        """
+        queue = [[_pack(array) for array in sampled] for sampled, _ in self._queue]
+        return {**self._prompts.get_state(), "digest": self.digest(), "queue": queue}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from such a position.
+        """Continues from such a position: what was sampled there is judged anew.
 
         Raises:
           ValueError: if it is one among other prompts.
@@ -63,6 +110,9 @@ class Rollouts:
                 "the dataset, or start in another --workdir."
             )
         self._prompts.set_state(state)
+        self._queue.clear()
+        for arrays in state["queue"]:
+            self._judge(Sampled(*map(_unpack, arrays)))
 
     def digest(self) -> str:
         """16 hex digits that identify the conversations that prompts are drawn from, in order."""
@@ -72,47 +122,107 @@ class Rollouts:
         return digest.hexdigest()[:16]
 
     def sample(
-        self, params, key: jax.Array, clock: metrics.Stopwatch
+        self, params, step: int, clock: metrics.Stopwatch
     ) -> tuple[train_step.Rollouts, dict[str, float]]:
         """One step's batch (host arrays), and what to log of it. Collective.
 
+        If judging fails, what was sampled stays: `get_state` then is the position to continue from.
+
         Args:
           params: the policy.
-          key: of the sampler.
+          step: updates done.
           clock: measures the phases "rollout" and "reward".
         """
-        work, samples = self._work, self._config.rl.samples
-        with clock.phase("rollout"):
-            drawn = next(self._prompts)["row"]  # of the whole step
-            rows = [self._rows[index] for index in drawn[distributed.own_rows(len(drawn))]]
-            own = work.format.encode_prompts(
-                [row.prompt for row in rows], self._config.data.prompt_length
-            )
-            tokens, mask = distributed.gather_rows((own.tokens, own.mask))
-            done = rollout.rollout_in_batches(
-                work.config, params, work.mesh, tokens, mask, key, **self._options
-            )
+        ahead = min(self._config.rl.staleness, self._config.rl.steps - 1 - step)
+        while len(self._queue) <= ahead:
+            with clock.phase("rollout"):
+                key = role_key(self._config.seed, "rollout", step + len(self._queue))
+                sampled = self._sample(params, key)
+            with clock.phase("reward"):
+                self._judge(sampled)
         with clock.phase("reward"):
-            share = distributed.own_rows(len(done.tokens))
-            texts = work.format.decode(done.tokens[share], done.mask[share])
-            judged = work.task.reward([row for row in rows for _ in range(samples)], texts)
-            rewards, details = distributed.gather_rows(judged)
-            advantage = advantages.group_advantages(rewards, samples)
+            sampled, pending = self._queue[0]
+            found = self._learn(sampled, _verdicts_of_all(pending), step)
+            self._queue.popleft()
+        return found
+
+    def close(self) -> None:
+        """Ends the judges; those that wait for an answer give up."""
+        self._mixture.close()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _sample(self, params, key: jax.Array) -> Sampled:
+        """Draws prompts and answers them."""
+        work = self._work
+        drawn = next(self._prompts)["row"]  # of the whole step
+        own = work.format.encode_prompts(
+            [self._rows[index].prompt for index in drawn[distributed.own_rows(len(drawn))]],
+            self._config.data.prompt_length,
+        )
+        tokens, mask = distributed.gather_rows((own.tokens, own.mask))
+        done = rollout.rollout_in_batches(
+            work.config, params, work.mesh, tokens, mask, key, **self._options
+        )
+        return Sampled(drawn, tokens, mask, done.tokens, done.logprobs, done.mask)
+
+    def _judge(self, sampled: Sampled) -> None:
+        """Starts judging this process's rows, at the end of the queue."""
+        share = distributed.own_rows(len(sampled.tokens))
+        texts = self._work.format.decode(sampled.tokens[share], sampled.mask[share])
+        asked = np.repeat(sampled.rows, self._config.rl.samples)[share]
+        conversations = [self._rows[index] for index in asked]
+        self._queue.append((sampled, self._mixture.start(conversations, texts, self._executor)))
+
+    def _learn(
+        self, sampled: Sampled, verdicts: dict[str, Any], step: int
+    ) -> tuple[train_step.Rollouts, dict[str, float]]:
+        """Advantages from verdicts on all rows."""
+        samples = self._config.rl.samples
+        total = self._mixture.total(verdicts, step, samples)
+        advantage = advantages.group_advantages(total.rewards, samples)
         logged = {
-            "reward": float(np.mean(rewards)),
-            "completion_length": float(done.mask.sum(axis=1).mean()),
+            "reward": float(np.mean(total.rewards)),
+            "completion_length": float(sampled.mask.sum(axis=1).mean()),
             "flat_groups": float(np.mean(~advantage.reshape(-1, samples).any(axis=1))),
-            **{name: float(np.mean(value)) for name, value in details.items()},
+            **total.logged,
         }
         batch = train_step.Rollouts(
-            prompts=np.repeat(tokens, samples, axis=0),
-            prompt_mask=np.repeat(mask, samples, axis=0),
-            completions=done.tokens,
-            completion_mask=done.mask,
-            old_logprobs=done.logprobs,
+            prompts=np.repeat(sampled.prompts, samples, axis=0),
+            prompt_mask=np.repeat(sampled.prompt_mask, samples, axis=0),
+            completions=sampled.tokens,
+            completion_mask=sampled.mask,
+            old_logprobs=sampled.logprobs,
             advantages=advantage,
         )
         return batch, logged
+
+
+def _verdicts_of_all(pending: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Waits for this process's verdicts, and joins them with the others'. Collective.
+
+    Raises:
+      rewards.JudgeError: in every process, if the judge of any of them is gone.
+    """
+    own, failure = None, None
+    try:
+        own = pending()
+    except rewards.JudgeError as error:
+        failure = error
+    if distributed.any_process(failure is not None):
+        raise failure or rewards.JudgeError("The judge of another process cannot be asked.")
+    return distributed.gather_rows(own)
+
+
+def _pack(array: np.ndarray) -> dict[str, Any]:
+    array = np.ascontiguousarray(array)
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "data": data}
+
+
+def _unpack(packed: dict[str, Any]) -> np.ndarray:
+    flat = np.frombuffer(base64.b64decode(packed["data"]), packed["dtype"])
+    return flat.reshape(packed["shape"])
 
 
 def split_minibatches(batch: train_step.Rollouts, count: int, step: int):

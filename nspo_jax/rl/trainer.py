@@ -27,24 +27,19 @@ from nspo_jax import (
     checkpoint,
     distributed,
     evaluation,
+    judges,
     metrics,
     models,
     nullspace,
     preemption,
+    rewards,
     sharding,
 )
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.rl import checks, record, rollouts, train_step
 
-ROLES = ("rollout", "evaluation")
 _log = logging.getLogger(__name__)
-
-
-def role_key(seed: int, role: str, step: int) -> jax.Array:
-    """The PRNG key of one role at one step."""
-    key = jax.random.fold_in(jax.random.key(seed), ROLES.index(role))
-    return jax.random.fold_in(key, step)
 
 
 def train(
@@ -85,9 +80,9 @@ def train(
     checks.check_mesh(config, mesh)
     distributed.own_rows(checks.batch_prompts(config))
     work = workspace_lib.open_workspace(config, mesh)
-    batches = rollouts.Rollouts(config, work)
-    evaluator = evaluation.Evaluator(config, work)
     projectors = workspace_lib.open_projectors(config, work)
+    batches = rollouts.Rollouts(config, work, judges.open_rewards(config, work))
+    evaluator = evaluation.Evaluator(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
     optimizer = make_optimizer(config, select_projectors(config, projectors, mesh))
@@ -122,7 +117,7 @@ def train(
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = optimizer_lib.combine(state.trainable, frozen)
         with clock.phase("evaluation"):
-            scores = evaluator(params, role_key(config.seed, "evaluation", step))
+            scores = evaluator(params, rollouts.role_key(config.seed, "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
         if shown:
             rates = {f"evaluation/{k}": v for k, v in scores.items() if k != "families"}
@@ -143,6 +138,7 @@ def train(
         jax.set_mesh(mesh),
         checkpoints.naming_last_good(),
         checkpoints,
+        contextlib.closing(batches),
         contextlib.closing(writer),
         contextlib.closing(profiler),
         progress,
@@ -157,7 +153,15 @@ def train(
                 raise preemption.PreemptedError(f"SIGTERM: stopped with step {step} saved.")
             profiler.at(step)
             params = optimizer_lib.combine(state.trainable, frozen)
-            batch, logged = batches.sample(params, role_key(config.seed, "rollout", step), clock)
+            try:
+                batch, logged = batches.sample(params, step, clock)
+            except rewards.JudgeError:
+                if (
+                    checkpoints.latest_step() != step
+                ):  # with the completions that wait for a verdict
+                    checkpoints.save(step, state, batches.get_state())
+                checkpoints.wait()
+                raise
             with clock.phase("update"):
                 for minibatch in rollouts.split_minibatches(batch, rl.minibatches, step):
                     minibatch = sharding.shard_batch(mesh, minibatch)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import metrics, models, nullspace, rewards, sharding, workspace
+from nspo_jax import judges, metrics, models, nullspace, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import checks, rollouts, trainer
 
@@ -77,9 +77,8 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
 def test_replay_mixes_the_stated_numbers(shared_workspace):
     config = micro(shared_workspace, "nspo_replay")
     work = workspace.open_workspace(config, sharding.make_mesh())
-    key = trainer.role_key(0, "rollout", 0)
-    batches = rollouts.Rollouts(config, work)
-    batch, logged = batches.sample(work.base, key, metrics.Stopwatch())
+    batches = rollouts.Rollouts(config, work, judges.open_rewards(config, work))
+    batch, logged = batches.sample(work.base, 0, metrics.Stopwatch())
     assert batch.prompts.shape[0] == (4 + 2) * 2
     assert np.isfinite(list(logged.values())).all()
     assert [count for _, count in work.task.parts] == [2, 2, 1, 1]
@@ -98,7 +97,7 @@ def test_projectors_are_calibrated_once(shared_workspace):
 
 
 def test_keys_differ_by_role_and_step():
-    keys = [trainer.role_key(0, role, step) for role in trainer.ROLES for step in range(3)]
+    keys = [rollouts.role_key(0, role, step) for role in rollouts.ROLES for step in range(3)]
     assert len({str(trainer.jax.random.key_data(key)) for key in keys}) == len(keys)
 
 

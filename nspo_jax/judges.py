@@ -1,0 +1,177 @@
+"""Who judges a run: the rewards that `config.rewards` names, and the models among them.
+
+The chat world's reward and cost models are trained when they are first asked for, like its base:
+
+    WORKSPACE/seed_S/cost_model/               a Hugging Face directory (sequence classification)
+    WORKSPACE/seed_S/cost_model_report.json    recipe, agreement with held-out pairs by epoch
+    WORKSPACE/seed_S/cost_model_calibration.png
+"""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from nspo_jax import distributed, models, reward_training, rewards, workspace
+from nspo_jax.data import preferences, public
+from nspo_jax.evaluation import figures
+
+_log = logging.getLogger(__name__)
+
+
+def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Mixture:
+    """The mixture of `config.rewards`; loads its models, and trains the chat world's if absent.
+
+    Raises:
+      FileNotFoundError, ValueError: for a model that is not there or does not fit.
+    """
+    terms = []
+    for spec in rewards.parse_terms(config.rewards.terms):
+        if spec.name == "rules":
+            terms.append((spec, work.task.reward, False))
+        else:
+            objective = spec.name.removesuffix("_model")
+            terms.append((spec, _open_model(config, work, objective), True))
+    return rewards.Mixture(
+        terms, normalise=config.rewards.normalise, on_failure=config.rewards.on_failure
+    )
+
+
+def model_directory(config: ml_collections.ConfigDict, objective: str) -> pathlib.Path:
+    """Where the reward or cost model of a config is."""
+    name = f"{objective}_model"
+    return pathlib.Path(config.rewards[name] or workspace.seed_directory(config) / name)
+
+
+def train_reward_model(
+    config: ml_collections.ConfigDict,
+    work: workspace.Workspace,
+    objective: str,
+    directory: pathlib.Path,
+) -> list[dict[str, float]]:
+    """Trains a reward or cost model from the base, and writes it with a report and a figure.
+
+    Returns:
+      A line an epoch: see `reward_training.train`. Collective.
+
+    Raises:
+      ValueError: for pairs that cannot be read, encoded or learned from.
+    """
+    options = config.reward_training
+    lengths = config.data.prompt_length, config.data.completion_length
+    pairs, held_out = (
+        reward_training.encode(work.format, rows, objective, *lengths)
+        for rows in load_pairs(config)
+    )
+    model, params, report = reward_training.train(
+        work.config,
+        work.base,
+        pairs,
+        objective=objective,
+        mesh=work.mesh,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=config.seed,
+        held_out=held_out,
+    )
+    work.release_base()
+    scores = reward_training.score(model, params, held_out, work.mesh, options.batch_size)
+    if distributed.is_primary():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        predicted, observed = reward_training.probabilities(scores, held_out, objective)
+        figures.plot_calibration(predicted, observed, _beside(directory, "calibration.png"))
+        content = {"recipe": _recipe(config, objective), "pairs": len(pairs.tokens),
+                   "held_out_pairs": len(held_out.tokens), "epochs": report}  # fmt: skip
+        _beside(directory, "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    models.save_model(directory, model, params, like=work.path)
+    distributed.barrier("the reward model is written")
+    return report
+
+
+def load_pairs(
+    config: ml_collections.ConfigDict,
+) -> tuple[list[preferences.Pair], list[preferences.Pair]]:
+    """The pairs to train on, and those held out.
+
+    Raises:
+      ValueError: for an unknown dataset, or files that cannot be read.
+    """
+    options = config.reward_training
+    if options.dataset == "chat_world":
+        pairs = preferences.world_pairs(config.seed)
+        held_out = [pair for pair in pairs if preferences.is_held_out(pair.prompt)]
+        return [pair for pair in pairs if not preferences.is_held_out(pair.prompt)], held_out
+    if options.dataset != "pku_safe_rlhf":
+        raise ValueError(
+            f"reward_training.dataset is {options.dataset!r}; expected chat_world or pku_safe_rlhf."
+        )
+    paths = options.path.split("+") if options.path else ()
+    loaded = [
+        public.load(
+            "pku_safe_rlhf",
+            pathlib.Path(config.workspace) / "data",
+            split,
+            paths=paths,
+            subset=options.subset,
+        )
+        for split in (options.split, options.held_out_split)
+    ]
+    return tuple(preferences.from_records(part.rows) for part in loaded)
+
+
+def _open_model(
+    config: ml_collections.ConfigDict, work: workspace.Workspace, objective: str
+) -> rewards.ModelReward:
+    directory = model_directory(config, objective)
+    own = not config.rewards[f"{objective}_model"] and config.task == "chat_world"
+    if own:
+        if distributed.primary_says(not directory.exists()):
+            _log.info("training the %s model into %s", objective, directory)
+            train_reward_model(config, work, objective, directory)
+        _check_recipe(config, objective, directory)
+    elif not directory.exists():
+        raise FileNotFoundError(
+            f"There is no {objective} model in {directory}: train one with python -m "
+            f"scripts.train_reward --objective={objective}, or set rewards.{objective}_model to "
+            "the directory of one."
+        )
+    return rewards.ModelReward(
+        directory,
+        work.mesh,
+        is_cost=objective == "cost",
+        prompt_length=config.data.prompt_length,
+        completion_length=config.data.completion_length + 1,  # a completion without an end gets one
+        batch_size=config.rewards.batch_size,
+        compute_dtype=config.model.compute_dtype,
+    )
+
+
+def _recipe(config: ml_collections.ConfigDict, objective: str) -> dict[str, Any]:
+    return {"objective": objective, **config.reward_training.to_dict()}
+
+
+def _check_recipe(
+    config: ml_collections.ConfigDict, objective: str, directory: pathlib.Path
+) -> None:
+    """Raises ValueError if the model was trained by another recipe than the config's."""
+    report = _beside(directory, "report.json")
+    wanted = _recipe(config, objective)
+    found = json.loads(report.read_text())["recipe"] if report.exists() else wanted
+    changed = [
+        f"{name} is {found.get(name)!r} there and {value!r} now"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"The {objective} model in {directory} was trained with another config: "
+            f"{'; '.join(changed)}. Delete that directory to train anew, or set "
+            f"rewards.{objective}_model to another."
+        )
+
+
+def _beside(directory: pathlib.Path, what: str) -> pathlib.Path:
+    return directory.with_name(f"{directory.name}_{what}")

@@ -1,0 +1,236 @@
+"""Several rewards as one: each weighted by a schedule, normalised on its own, logged on its own."""
+
+from collections.abc import Callable, Sequence
+from concurrent import futures
+import dataclasses
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from nspo_jax.data import world
+from nspo_jax.rewards import reward
+
+TERMS = (
+    "rules",
+    "over_refusal",
+    "cost_model",
+    "reward_model",
+    "guard",
+    "remote_judge",
+)  # see `judges.open_rewards`
+KINDS = ("all", "harmful", "benign")
+NORMALISATIONS = ("none", "batch", "group")
+FAILURES = ("raise", "drop_group", "neutral")
+_TERM = re.compile(r"(?P<name>\w+)(@(?P<kinds>\w+))?(=(?P<weight>[^=]+))?")
+
+
+class NoVerdictError(reward.JudgeError):
+    """A judge gave no verdict on some rows, and the run is not to go on without."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TermSpec:
+    """One term of a mixture as it is written: NAME, NAME=0.5, NAME@benign=0:0,100:0.5.
+
+    Attributes:
+      name: of the reward.
+      kinds: of KINDS, the prompts whose completions it judges.
+      steps, weights: the weight at some steps; between them it is linear, outside constant.
+    """
+
+    name: str
+    kinds: str = "all"
+    steps: tuple[float, ...] = (0.0,)
+    weights: tuple[float, ...] = (1.0,)
+
+    def weight(self, step: int) -> float:
+        """The weight at a step."""
+        return float(np.interp(step, self.steps, self.weights))
+
+
+def parse_terms(text: str) -> list[TermSpec]:
+    """Reads "+"-joined terms, such as "cost_model@harmful+reward_model@benign=0:0,100:0.5".
+
+    Raises:
+      ValueError: naming the term and what is wrong with it.
+    """
+    terms = [_parse_term(part) for part in text.replace(" ", "").split("+")]
+    doubled = {term.name for term in terms if [t.name for t in terms].count(term.name) > 1}
+    if doubled:
+        raise ValueError(f"rewards.terms names {', '.join(sorted(doubled))} more than once.")
+    return terms
+
+
+def _parse_term(part: str) -> TermSpec:
+    match = _TERM.fullmatch(part)
+    if not match or match["name"] not in TERMS:
+        raise ValueError(
+            f"rewards.terms has {part!r}; expected NAME, NAME@KINDS or NAME@KINDS=WEIGHT, with "
+            f"NAME of {', '.join(TERMS)}, joined by +."
+        )
+    kinds = match["kinds"] or "all"
+    if kinds not in KINDS:
+        raise ValueError(f"rewards.terms has {part!r}: kinds are {', '.join(KINDS)}.")
+    try:
+        points = [point.split(":") for point in (match["weight"] or "1").split(",")]
+        points = [["0", *point] if len(point) == 1 else point for point in points]
+        steps, weights = zip(*((float(s), float(w)) for s, w in points), strict=True)
+    except ValueError as error:
+        raise ValueError(
+            f"rewards.terms has {part!r}: a weight is a number, or STEP:WEIGHT,STEP:WEIGHT,..."
+        ) from error
+    if not (np.isfinite(weights).all() and (np.diff(steps) > 0).all()):
+        raise ValueError(
+            f"rewards.terms has {part!r}: weights must be finite, and their steps rise."
+        )
+    return TermSpec(match["name"], kinds, steps, weights)
+
+
+class Verdicts(NamedTuple):
+    """What one reward said of rows: rewards and details as `reward.Reward`; asked: bool [rows]."""
+
+    rewards: np.ndarray
+    details: dict[str, np.ndarray]
+    asked: np.ndarray
+
+
+class Total(NamedTuple):
+    """All terms together.
+
+    rewards: float32 [rows], 0 where the group is dropped; terms: name -> float32 [rows], normalised
+    and weighted; dropped: bool [rows]; logged: what to log.
+    """
+
+    rewards: np.ndarray
+    terms: dict[str, np.ndarray]
+    dropped: np.ndarray
+    logged: dict[str, float]
+
+
+class Mixture:
+    """A weighted sum of rewards.
+
+    Args:
+      terms: (spec, reward, whether it runs on the mesh) in a fixed order. On the mesh it is asked
+        about all rows, in the caller's thread, as all processes must; elsewhere about its kinds
+        alone, and in a thread if the caller has one.
+      normalise: each term, over the rows that it judged: none; batch or group: to mean 0 and
+        standard deviation 1 (ddof 0; what is constant becomes 0).
+      on_failure: what becomes of rows without a verdict (NaN). raise: the run stops; drop_group:
+        all completions of the prompt teach nothing this step; neutral: the term says 0.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[tuple[TermSpec, reward.Reward, bool]],
+        *,
+        normalise: str = "none",
+        on_failure: str = "raise",
+    ):
+        self._terms = terms
+        self._normalise, self._on_failure = normalise, on_failure
+
+    def start(
+        self,
+        conversations: Sequence[world.Conversation],
+        completions: Sequence[str],
+        executor: futures.Executor | None = None,
+    ) -> Callable[[], dict[str, Verdicts]]:
+        """Starts judging; the result waits for it. With an executor, judges off the mesh run there.
+
+        Args:
+          conversations: this process's rows.
+          completions: their texts.
+          executor: of threads.
+        """
+        reward.check_rows(conversations, completions)
+        pending = {}
+        for spec, judge, on_mesh in self._terms:
+            arguments = (judge, spec.kinds, conversations, completions, on_mesh)
+            if executor is not None and not on_mesh:
+                pending[spec.name] = executor.submit(_ask, *arguments).result
+            else:
+                found = _ask(*arguments)
+                pending[spec.name] = lambda found=found: found
+        return lambda: {name: result() for name, result in pending.items()}
+
+    def total(self, verdicts: dict[str, Verdicts], step: int, group_size: int) -> Total:
+        """Adds up the terms of a whole batch, of all processes.
+
+        Args:
+          verdicts: of every term.
+          step: decides the weights.
+          group_size: completions a prompt, next to each other.
+
+        Raises:
+          NoVerdictError: if rows have none and the policy is to raise.
+        """
+        count = len(next(iter(verdicts.values())).rewards)
+        total, dropped, terms, logged = np.zeros(count), np.zeros(count, bool), {}, {}
+        for spec, _, _ in self._terms:
+            rewards, details, asked = verdicts[spec.name]
+            missing = asked & ~np.isfinite(rewards)
+            judged = asked & ~missing
+            if missing.any() and self._on_failure == "raise":
+                raise NoVerdictError(
+                    f"{spec.name} gave no verdict on {missing.sum()} of {asked.sum()} completions. "
+                    "Set rewards.on_failure to drop_group or neutral to train on without them."
+                )
+            if self._on_failure == "drop_group":
+                dropped |= np.repeat(missing.reshape(-1, group_size).any(axis=1), group_size)
+            value = np.zeros(count)
+            value[judged] = rewards[judged]
+            value = spec.weight(step) * _normalised(value, judged, self._normalise, group_size)
+            terms[spec.name] = value.astype(np.float32)
+            total += value
+            logged[f"{spec.name}/weight"] = spec.weight(step)
+            logged[f"{spec.name}/no_verdict"] = float(missing.sum() / max(1, asked.sum()))
+            for name, values in {"reward": rewards, **details}.items():
+                known = values[asked & np.isfinite(values)]
+                if len(known):
+                    logged[f"{spec.name}/{name}"] = float(np.mean(known))
+        total[dropped] = 0.0
+        logged["dropped"] = float(dropped.mean())
+        return Total(total.astype(np.float32), terms, dropped, logged)
+
+    def close(self) -> None:
+        """Lets go of what the judges hold; those that wait for an answer give up."""
+        for _, judge, _ in self._terms:
+            if hasattr(judge, "close"):
+                judge.close()
+
+
+def _ask(
+    judge: reward.Reward,
+    kinds: str,
+    conversations: Sequence[world.Conversation],
+    completions: Sequence[str],
+    on_mesh: bool,
+) -> Verdicts:
+    harmful = np.array([row.kind == "harmful" for row in conversations])
+    asked = {"all": harmful | True, "harmful": harmful, "benign": ~harmful}[kinds]
+    if on_mesh or asked.all():
+        rewards, details = judge(conversations, completions)
+        return Verdicts(rewards, details, asked)
+    rows = np.flatnonzero(asked)
+    rewards, details = judge([conversations[i] for i in rows], [completions[i] for i in rows])
+
+    def spread(values):  # NaN where nothing was asked
+        whole = np.full(len(asked), np.nan, np.float32)
+        whole[rows] = values
+        return whole
+
+    return Verdicts(spread(rewards), {k: spread(v) for k, v in details.items()}, asked)
+
+
+def _normalised(values: np.ndarray, judged: np.ndarray, how: str, group_size: int) -> np.ndarray:
+    """Values with mean 0 and standard deviation 1 over the judged rows; 0 elsewhere."""
+    if how == "none":
+        return values
+    shape = (1, -1) if how == "batch" else (-1, group_size)
+    values, judged = values.reshape(shape), judged.reshape(shape)
+    count = np.maximum(judged.sum(axis=1, keepdims=True), 1)
+    centred = np.where(judged, values - values.sum(axis=1, keepdims=True) / count, 0.0)
+    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+    return (centred / (deviation + 1e-4)).reshape(-1)

@@ -1,0 +1,70 @@
+"""Reward and cost models in process: a decoder with a scalar head reads prompt and completion."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from nspo_jax import models, sharding
+from nspo_jax.data import chat
+from nspo_jax.rewards import batched, reward
+
+
+class ModelReward:
+    """A trained model's score of each conversation; fits `reward.Reward`. Collective.
+
+    A reward model's reward is its score, on a scale of its own. A cost model's is -sigmoid(cost):
+    the probability that the completion is unsafe, negated, as its training's sign term has it (Safe
+    RLHF, arXiv 2310.12773, eq. 6). Details: `score`, as the model gave it.
+
+    Args:
+      directory: a Hugging Face directory of a one-label sequence classifier, with its tokenizer.
+      mesh: where it runs.
+      is_cost: whether a high score is bad.
+      prompt_length: tokens of the longest prompt, as the model's own tokenizer counts them.
+      completion_length: tokens of a completion, with its end; what is longer is cut.
+      batch_size: rows at a time.
+      compute_dtype: of activations.
+
+    Raises:
+      FileNotFoundError, ValueError: as `models.load_model`, and for a model without a scalar head.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        mesh: jax.sharding.Mesh,
+        *,
+        is_cost: bool,
+        prompt_length: int,
+        completion_length: int,
+        batch_size: int,
+        compute_dtype: str = "float32",
+    ):
+        config, self._params = models.load_model(
+            directory, shardings=functools.partial(sharding.shardings, mesh)
+        )
+        if config.head != "scalar":
+            raise ValueError(
+                f"The model in {directory} has no scalar head, so it scores nothing: expected a "
+                "sequence classifier with one label, such as scripts.train_reward writes."
+            )
+        config = dataclasses.replace(config, compute_dtype=compute_dtype)
+        self._score = jax.jit(functools.partial(models.scores, config))
+        self._format = chat.load_format(directory)
+        self._lengths = prompt_length, completion_length
+        self._mesh, self._batch_size, self._is_cost = mesh, batch_size, is_cost
+
+    def __call__(self, conversations, completions):
+        """See `reward.Reward`. Raises ValueError also for a prompt that is too long."""
+        reward.check_rows(conversations, completions)
+        rows = self._format.encode_conversations(
+            [row.prompt for row in conversations], completions, *self._lengths, cut=True
+        )
+        scores = batched.score_rows(
+            self._score, self._params, rows.tokens, rows.mask, self._mesh, self._batch_size
+        )
+        rewards = -1 / (1 + np.exp(-scores)) if self._is_cost else scores
+        return rewards.astype(np.float32), {"score": scores}

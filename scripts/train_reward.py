@@ -1,0 +1,39 @@
+"""Trains a reward or a cost model on preference pairs, from the config's base model.
+
+    python -m scripts.train_reward --config=configs/tiny.py:nspo --objective=cost
+    python -m scripts.train_reward --config=configs/llm.py:qwen2_5_0_5b --config.model.path=PATH \
+        --config.reward_training.dataset=pku_safe_rlhf --objective=reward --output=runs/helpful
+
+reward: Bradley-Terry on which response is better. cost: Safe RLHF's, on which is safer and, by its
+sign, on which is unsafe. Prints how it agrees with held-out pairs after every epoch, and writes a
+Hugging Face directory (sequence classification, one label) with a report and a calibration plot
+beside it, to where runs of this config look for it, or to --output. Fields: config.reward_training.
+"""
+
+import pathlib
+
+from absl import flags
+
+from nspo_jax import judges, reward_training, sharding, workspace
+from nspo_jax.evaluation import report
+from scripts import launch
+
+CONFIG = launch.define_config()
+OBJECTIVE = flags.DEFINE_enum("objective", "cost", reward_training.OBJECTIVES, "What to learn.")
+OUTPUT = flags.DEFINE_string("output", None, "The model's directory.")
+
+
+def main() -> None:
+    """Trains, writes, prints a table."""
+    config, objective = CONFIG.value, OBJECTIVE.value
+    directory = pathlib.Path(OUTPUT.value or judges.model_directory(config, objective))
+    if directory.exists():
+        raise ValueError(f"{directory} is there already: delete it, or give another --output.")
+    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
+    lines = judges.train_reward_model(config, work, objective, directory)
+    print(report.format_epochs(lines))
+    print(directory)
+
+
+if __name__ == "__main__":
+    launch.run(main)
