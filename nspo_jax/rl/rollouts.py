@@ -97,7 +97,7 @@ class Rollouts:
             texts = work.format.decode(done.tokens[share], done.mask[share])
             judged = work.task.reward([row for row in rows for _ in range(samples)], texts)
             rewards, details = distributed.gather_rows(judged)
-            advantage = advantages.group_advantages(rewards, samples)
+            advantage = advantages.ESTIMATORS[self._config.rl.advantage](rewards, samples)
         logged = {
             "reward": float(np.mean(rewards)),
             "completion_length": float(done.mask.sum(axis=1).mean()),
