@@ -105,7 +105,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         )
     if not (config.rl.dual_clip == 0 or config.rl.dual_clip > 1):
         raise ValueError(
-            f"rl.dual_clip is {config.rl.dual_clip}; expected 0 (off) or a ratio above 1, such as 3."
+            f"rl.dual_clip is {config.rl.dual_clip}; expected 0 (off) or a ratio above 1."
         )
     if not config.rl.importance_cap >= 0:
         raise ValueError(

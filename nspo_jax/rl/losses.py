@@ -1,7 +1,7 @@
 """Losses on token log-probabilities: policy gradients, value functions, preferences.
 
-Pure functions of arrays, most of them [batch, time] with a mask: what stands at padding, inf and NaN
-included, reaches neither the loss nor its gradient.
+Pure functions of arrays, most of them [batch, time] with a mask: what stands at padding, inf and
+NaN included, reaches neither the loss nor its gradient.
 """
 
 from typing import NamedTuple
@@ -85,9 +85,9 @@ def kl_estimate(
       reference: it adds noise and holds nothing back. It belongs into rewards, not into losses.
     * k2, `d^2 / 2`: biased as a value, but its expected gradient is exactly the gradient of
       KL(policy || reference).
-    * k3, `e^d - d - 1` (GRPO's): unbiased, never negative, of low variance. Its expected gradient is
-      the one of KL(reference || policy), equal to k2's to first order near the reference; it grows
-      without bound (e^d) where the policy has left the reference's tokens.
+    * k3, `e^d - d - 1` (GRPO's): unbiased, never negative, of low variance. Its expected gradient
+      is that of KL(reference || policy), equal to k2's to first order near the reference; it grows
+      without bound (e^d) for a token that the policy has become far less likely to draw.
 
     All of that holds for tokens drawn from the policy itself, each given its prefix.
 
@@ -113,7 +113,7 @@ def kl_estimate(
 def importance_weights(
     logprobs: jax.Array, sampler_logprobs: jax.Array, mask: jax.Array, cap: float
 ) -> jax.Array:
-    """Truncated importance weights `min(policy / sampler, cap)`: float32 [batch, time], no gradient.
+    """Truncated importance weights `min(policy / sampler, cap)`, without a gradient.
 
     They correct for a sampler whose probabilities are not the trainer's: another kernel, precision
     or engine, or older weights (Yao et al., "Your Efficient RL Framework Secretly Brings You
@@ -125,6 +125,9 @@ def importance_weights(
       sampler_logprobs: float32 [batch, time], as sampled.
       mask: bool [batch, time].
       cap: the largest weight, such as 2.
+
+    Returns:
+      float32 [batch, time], 1 at padding.
     """
     weights = jnp.exp(jnp.where(mask, logprobs - sampler_logprobs, 0.0))
     return jax.lax.stop_gradient(jnp.minimum(weights, cap))
