@@ -90,9 +90,10 @@ def make_train_step(
 
     `loss` is one of `losses.LOSSES`; the other options are `losses.clipped_loss`'s. With an
     `importance_cap` above 0 tokens get `losses.importance_weights`, trainer against sampler, and
-    the ratio's denominator is the trainer's own probability at the start of the update. That is the
-    policy being trained, so that the ratio is 1, no clip acts, and a batch is good for one update:
-    a second one would need the first one's probabilities (`checks.check_config` refuses it).
+    the ratio's denominator is the trainer's own probability at the start of the update: of the
+    policy being trained, so that the ratio is 1 and no clip acts. That is right for one update a
+    batch, however old the sampler's weights. In a second one the weights would hold the first one's
+    change too, and nothing would clip it: `checks.check_config` refuses more minibatches.
     """
     policy_loss = functools.partial(
         losses.LOSSES[loss],
