@@ -114,12 +114,10 @@ def test_padding_contributes_nothing_even_when_it_holds_garbage(loss):
         np.testing.assert_allclose(gradient, [[-0.25, -0.25, 0.0], [0.5, 0.0, 0.0]], rtol=1e-6)
 
 
-def test_advantages_of_tokens_weigh_their_own_gradients():
-    scale = jnp.asarray(WEIGHTS - 1.0, jnp.float32)
-    logprobs, old = float32(LOGPROBS, LOGPROBS)
-    gradient = jax.grad(
-        lambda values: losses.grpo_loss(values, old, scale, jnp.asarray(MASK)).loss
-    )(logprobs)
+@pytest.mark.parametrize("loss", losses.LOSSES.values())
+def test_advantages_of_tokens_weigh_their_own_gradients(loss):
+    scale, logprobs, old = float32(WEIGHTS - 1.0, LOGPROBS, LOGPROBS)
+    gradient = jax.grad(lambda values: loss(values, old, scale, jnp.asarray(MASK)).loss)(logprobs)
     lengths = np.maximum(MASK.sum(1, keepdims=True), 1)
     np.testing.assert_allclose(gradient, np.where(MASK, -scale, 0) / lengths / 6, rtol=1e-5)
 
