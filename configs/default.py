@@ -82,8 +82,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.rollout_batches = (
         1  # parts of a step's prompts that are answered in turn: less memory
     )
-    config.rl.clip = 0.2  # the ratio's
-    config.rl.kl_coefficient = 0.0  # k3 penalty to the base model
+    config.rl.loss = "grpo"  # grpo: a ratio a token; gspo: a ratio a completion
+    config.rl.advantage = "grpo"  # of rewards in their group: grpo, normalised; dr_grpo, centred;
+    #   rloo, against the mean of the others
+    config.rl.aggregation = "sequence_mean"  # sequence_mean: completions weigh alike; token_mean:
+    #   tokens; constant: the sum over data.completion_length (Dr.GRPO, RLOO)
+    config.rl.clip = 0.2  # the ratio's; it acts from a batch's second minibatch on
+    config.rl.dual_clip = 0.0  # largest ratio where the advantage is negative, such as 3; 0: none
+    config.rl.kl_coefficient = 0.0  # penalty to the base model
+    config.rl.kl_estimator = "k3"  # k2: gradient of KL(policy || base); k3: of KL(base || policy),
+    #   in expectation; k1: of nothing
+    config.rl.importance_cap = 0.0  # tokens weighted by trainer's over sampler's probability, at
+    #   most this, such as 2; one minibatch alone; 0: off
     config.rl.temperature = 1.0  # of rollouts
     config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never

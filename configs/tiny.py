@@ -32,6 +32,13 @@ ARMS: dict[str, dict] = {
     "nspo_paper": PAPER,
     # and its schedule: the weight change projected every 5 steps
     "nspo_released": {**PAPER, "projection.period": 5},
+    # nspo with Dr.GRPO's advantages, centred alone, and its sum over tokens
+    "nspo_dr_grpo": {"rl.advantage": "dr_grpo", "rl.aggregation": "constant"},
+    # with RLOO's, against the mean of the group's others, and its sum over tokens
+    "nspo_rloo": {"rl.advantage": "rloo", "rl.aggregation": "constant"},
+    # with GSPO's ratio of a whole completion, and minibatches for its clip to act in: 0.05 cuts off
+    # up to a third of these 9-token completions while it learns, 0.2 hardly any, 0.02 nearly all
+    "nspo_gspo": {"rl.loss": "gspo", "rl.minibatches": 4, "rl.clip": 0.05},
     # plain GRPO, everything trained
     "grpo": NO_PROJECTION,
     # with a smaller step, stopped as soon as it is safe enough

@@ -7,7 +7,7 @@ from nspo_jax import models, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
-from nspo_jax.rl import record
+from nspo_jax.rl import advantages, losses, record
 
 
 def batch_prompts(config: ml_collections.ConfigDict) -> int:
@@ -79,6 +79,10 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "rewards.normalise": rewards.NORMALISATIONS,
         "rewards.on_failure": rewards.FAILURES,
         "rl.staleness": (0, 1),
+        "rl.loss": losses.LOSSES,
+        "rl.advantage": advantages.ESTIMATORS,
+        "rl.aggregation": losses.AGGREGATIONS,
+        "rl.kl_estimator": losses.KL_ESTIMATORS,
     }
     for name, values in choices.items():
         if flat[name] not in values:
@@ -105,6 +109,22 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         raise ValueError(
             f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most "
             "likely token) or more."
+        )
+    if not (config.rl.dual_clip == 0 or config.rl.dual_clip > 1):
+        raise ValueError(
+            f"rl.dual_clip is {config.rl.dual_clip}; expected 0 (off) or a ratio above 1."
+        )
+    if not config.rl.importance_cap >= 0:
+        raise ValueError(
+            f"rl.importance_cap is {config.rl.importance_cap}; expected 0 (off) or a positive "
+            "weight, such as 2."
+        )
+    if config.rl.importance_cap and config.rl.minibatches > 1:
+        raise ValueError(
+            f"rl.importance_cap is {config.rl.importance_cap} and rl.minibatches "
+            f"{config.rl.minibatches}: the correction needs the trainer's probabilities at the "
+            "start of the step, which are known for its first update alone. Set rl.minibatches=1, "
+            "or rl.importance_cap=0."
         )
     if not config.rl.temperature > 0:
         raise ValueError(

@@ -1,20 +1,37 @@
-"""Policy-gradient losses on token log-probabilities."""
+"""Losses on token log-probabilities: policy gradients, value functions, preferences.
+
+Pure functions of arrays, most of them [batch, time] with a mask: what stands at padding, inf and
+NaN included, reaches neither the loss nor its gradient.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+
 
 class PolicyLoss(NamedTuple):
     """A loss and what to log of it: float32 scalars.
 
-    clip_share: share of tokens whose ratio the clip cut off; kl: k3 estimate to the reference.
+    clip_share: share of tokens whose ratio a clip cut off (GSPO: of sequences); kl: k3 estimate to
+    the reference, whichever one the loss has. Both are means over sequences of means over tokens.
     """
 
     loss: jax.Array
     clip_share: jax.Array
     kl: jax.Array
+
+
+class PreferenceLoss(NamedTuple):
+    """loss: float32 scalar; margin: mean implicit reward of chosen less rejected; accuracy: share
+    of pairs with a positive one."""
+
+    loss: jax.Array
+    margin: jax.Array
+    accuracy: jax.Array
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -30,38 +47,236 @@ def sequence_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / lengths)
 
 
+def aggregate(
+    values: jax.Array, mask: jax.Array, how: str, tokens: jax.Array | None = None
+) -> jax.Array:
+    """One number of all tokens' values.
+
+    Args:
+      values: float32 [batch, time].
+      mask: bool [batch, time].
+      how: `sequence_mean` (GRPO, arXiv 2402.03300): a long answer's token weighs less;
+        `token_mean` (DAPO, arXiv 2503.14476): all tokens of the batch alike;
+        `constant` (Dr.GRPO, arXiv 2503.20783): the sum over tokens divided by batch * time, so that
+        a token's weight depends on no length.
+      tokens: what `token_mean` divides by; the mask's count when not given. A part of a batch is
+        given the batch's mean count of a part: the mean over parts is then the batch's token mean.
+    """
+    if how == "sequence_mean":
+        return sequence_mean(values, mask)
+    if how == "token_mean":
+        count = jnp.maximum(jnp.sum(mask), 1) if tokens is None else tokens
+    elif how == "constant":
+        count = mask.size
+    else:
+        raise ValueError(f"aggregation is {how!r}; expected one of {', '.join(AGGREGATIONS)}.")
+    return jnp.sum(jnp.where(mask, values, 0.0)) / count
+
+
+def kl_estimate(
+    logprobs: jax.Array, reference_logprobs: jax.Array, mask: jax.Array, estimator: str
+) -> jax.Array:
+    """An estimate of each token's KL(policy || reference) from the token that the policy drew.
+
+    With `d = log reference - log policy` (Schulman, "Approximating KL divergence", 2020), and what
+    each one does *inside a loss*, where the gradient goes through `d` and not through the draw:
+
+    * k1, `-d`: unbiased. Its gradient is that of log policy, whose expectation is 0 whatever the
+      reference: it adds noise and holds nothing back. It belongs into rewards, not into losses.
+    * k2, `d^2 / 2`: biased as a value, but its expected gradient is exactly the gradient of
+      KL(policy || reference).
+    * k3, `e^d - d - 1` (GRPO's): unbiased, never negative, of low variance. Its expected gradient
+      is that of KL(reference || policy), equal to k2's to first order near the reference; it grows
+      without bound (e^d) for a token that the policy has become far less likely to draw.
+
+    All of that holds for tokens drawn from the policy itself, each given its prefix.
+
+    Args:
+      logprobs: float32 [batch, time].
+      reference_logprobs: float32 [batch, time].
+      mask: bool [batch, time].
+      estimator: k1, k2 or k3.
+
+    Returns:
+      float32 [batch, time], 0 at padding.
+    """
+    difference = jnp.where(mask, reference_logprobs - logprobs, 0.0)
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return jnp.square(difference) / 2.0
+    if estimator == "k3":
+        return jnp.exp(difference) - difference - 1.0
+    raise ValueError(f"kl_estimator is {estimator!r}; expected one of {', '.join(KL_ESTIMATORS)}.")
+
+
+def importance_weights(
+    logprobs: jax.Array, sampler_logprobs: jax.Array, mask: jax.Array, cap: float
+) -> jax.Array:
+    """Truncated importance weights `min(policy / sampler, cap)`, without a gradient.
+
+    They correct for a sampler whose probabilities are not the trainer's: another kernel, precision
+    or engine, or older weights (Yao et al., "Your Efficient RL Framework Secretly Brings You
+    Off-Policy RL Training", 2025). Truncation bounds the variance, at the price of a bias for
+    tokens that the sampler found `cap` times less likely.
+
+    Args:
+      logprobs: float32 [batch, time], the trainer's, of the policy at the ratio's denominator.
+      sampler_logprobs: float32 [batch, time], as sampled.
+      mask: bool [batch, time].
+      cap: the largest weight, such as 2.
+
+    Returns:
+      float32 [batch, time], 1 at padding.
+    """
+    weights = jnp.exp(jnp.where(mask, logprobs - sampler_logprobs, 0.0))
+    return jax.lax.stop_gradient(jnp.minimum(weights, cap))
+
+
 def grpo_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array,
     advantages: jax.Array,
     mask: jax.Array,
-    *,
-    clip: float = 0.2,
-    kl_coefficient: float = 0.0,
-    reference_logprobs: jax.Array | None = None,
+    **options,
 ) -> PolicyLoss:
-    """GRPO's clipped surrogate (arXiv 2402.03300, eq. 3), per-sequence token means.
+    """The clipped surrogate with a ratio a token: PPO's and GRPO's (arXiv 2402.03300, eq. 3).
+
+    Dr.GRPO and RLOO are this loss with their own `advantages` and the `constant` aggregation.
 
     Args:
       logprobs: float32 [batch, time], under the policy being trained.
       old_logprobs: float32 [batch, time], under the policy that sampled.
-      advantages: float32 [batch].
+      advantages: float32 [batch], or [batch, time] for each token's own (GAE).
       mask: bool [batch, time], completion tokens including the stop token.
-      clip: the ratio is clipped to [1 - clip, 1 + clip].
-      kl_coefficient: weight of the k3 estimate of KL(policy || reference), `e^d - d - 1` with
-        `d = log reference - log policy`. NSPO uses 0.
-      reference_logprobs: float32 [batch, time]; needed when kl_coefficient > 0.
+      **options: of `clipped_loss`.
     """
     ratio = jnp.exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
-    scale = advantages[:, None]
-    surrogate = jnp.minimum(ratio * scale, clipped * scale)
+    return clipped_loss(ratio, logprobs, advantages, mask, **options)
+
+
+def gspo_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    **options,
+) -> PolicyLoss:
+    """GSPO: one ratio a sequence, the geometric mean of its tokens' (arXiv 2507.18071, section 4).
+
+    In the form of its section 4.3: every token has the sequence's ratio for a value, so that a clip
+    cuts off whole sequences, and its own log-probability's gradient times that ratio. With
+    `sequence_mean` and one advantage a sequence, loss and gradient are the sequence form's.
+
+    The mean over tokens makes ratios differ from 1 by far less than a token's: the paper clips to
+    [1 - 3e-4, 1 + 4e-4] on long answers. Arguments are those of `grpo_loss`.
+    """
+    lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    log_ratios = jnp.where(mask, logprobs - old_logprobs, 0.0)
+    sequence = jnp.exp(jnp.sum(log_ratios, axis=-1, keepdims=True) / lengths)
+    own = jnp.exp(log_ratios - jax.lax.stop_gradient(log_ratios))  # 1, with a token's gradient
+    return clipped_loss(
+        jax.lax.stop_gradient(sequence) * own, logprobs, advantages, mask, **options
+    )
+
+
+LOSSES = {"grpo": grpo_loss, "gspo": gspo_loss}
+
+
+def clipped_loss(
+    ratio: jax.Array,
+    logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip: float = 0.2,
+    dual_clip: float = 0.0,
+    aggregation: str = "sequence_mean",
+    tokens: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    kl_coefficient: float = 0.0,
+    kl_estimator: str = "k3",
+    reference_logprobs: jax.Array | None = None,
+) -> PolicyLoss:
+    """`-min(ratio A, clip(ratio) A)` of each token and a KL penalty, aggregated.
+
+    Args:
+      ratio: float32 [batch, time], policy / old policy; finite at padding too.
+      logprobs: float32 [batch, time], under the policy being trained.
+      advantages: float32 [batch] or [batch, time].
+      mask: bool [batch, time].
+      clip: the ratio is clipped to [1 - clip, 1 + clip].
+      dual_clip: where the advantage is negative, the surrogate is at least `dual_clip * A`
+        (arXiv 1912.09729): a ratio above it, more than 1, has no gradient. 0 is off.
+      aggregation: see `aggregate`.
+      tokens: see `aggregate`.
+      weights: float32 [batch, time], of each token's surrogate, not of its penalty; see
+        `importance_weights`.
+      kl_coefficient: weight of the penalty. NSPO uses 0.
+      kl_estimator: see `kl_estimate`.
+      reference_logprobs: float32 [batch, time]; needed when kl_coefficient > 0.
+    """
+    scale = advantages if advantages.ndim == 2 else advantages[:, None]
+    scale = jnp.where(mask, scale, 0.0)
+    free = ratio * scale
+    surrogate = jnp.minimum(free, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * scale)
+    if dual_clip:
+        surrogate = jnp.where(scale < 0, jnp.maximum(surrogate, dual_clip * scale), surrogate)
+    cut = sequence_mean((surrogate != free).astype(jnp.float32), mask)
+    if weights is not None:
+        surrogate = surrogate * weights
     per_token = -surrogate
     kl = jnp.zeros(())
     if reference_logprobs is not None:
-        difference = jnp.where(mask, reference_logprobs - logprobs, 0.0)
-        penalty = jnp.exp(difference) - difference - 1.0
-        kl = sequence_mean(penalty, mask)
+        kl = sequence_mean(kl_estimate(logprobs, reference_logprobs, mask, "k3"), mask)
+        penalty = kl_estimate(logprobs, reference_logprobs, mask, kl_estimator)
         per_token = per_token + kl_coefficient * penalty
-    cut = sequence_mean((ratio * scale > clipped * scale).astype(jnp.float32), mask)
-    return PolicyLoss(sequence_mean(per_token, mask), cut, kl)
+    return PolicyLoss(aggregate(per_token, mask, aggregation, tokens), cut, kl)
+
+
+def value_loss(
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, *, clip: float
+) -> jax.Array:
+    """PPO's clipped value loss, as in the released code of Safe RLHF (arXiv 2310.12773).
+
+    `max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2`, mean over each sequence's
+    tokens, then over sequences.
+
+    Args:
+      values: float32 [batch, time], of the value function being trained.
+      old_values: float32 [batch, time], when the advantages were computed.
+      returns: float32 [batch, time], of `advantages.generalised_advantages`.
+      mask: bool [batch, time].
+      clip: in units of values; Safe RLHF has 5.
+
+    Returns:
+      float32 scalar.
+    """
+    values, old_values, returns = (jnp.where(mask, x, 0.0) for x in (values, old_values, returns))
+    clipped = jnp.clip(values, old_values - clip, old_values + clip)
+    worse = jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))
+    return 0.5 * sequence_mean(worse, mask)
+
+
+def dpo_loss(
+    chosen: jax.Array,
+    rejected: jax.Array,
+    reference_chosen: jax.Array,
+    reference_rejected: jax.Array,
+    *,
+    beta: float,
+) -> PreferenceLoss:
+    """Direct preference optimization (arXiv 2305.18290, eq. 7).
+
+    `-log sigmoid(beta (log p(chosen) / ref(chosen) - log p(rejected) / ref(rejected)))`.
+
+    Args:
+      chosen: float32 [batch], sums of the answers' token log-probabilities under the policy.
+      rejected: float32 [batch], likewise.
+      reference_chosen: float32 [batch], under the reference.
+      reference_rejected: float32 [batch], likewise.
+      beta: how much the policy is held to the reference.
+    """
+    margins = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    loss = jnp.mean(-jax.nn.log_sigmoid(margins))
+    return PreferenceLoss(loss, jnp.mean(margins), jnp.mean((margins > 0).astype(jnp.float32)))

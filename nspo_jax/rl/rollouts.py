@@ -180,7 +180,7 @@ class Rollouts:
         """Advantages from verdicts on all rows."""
         samples = self._config.rl.samples
         total = self._mixture.total(verdicts, step, samples)
-        advantage = advantages.group_advantages(total.rewards, samples)
+        advantage = advantages.ESTIMATORS[self._config.rl.advantage](total.rewards, samples)
         logged = {
             "reward": float(np.mean(total.rewards)),
             "completion_length": float(sampled.mask.sum(axis=1).mean()),

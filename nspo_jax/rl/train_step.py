@@ -1,6 +1,7 @@
 """The jitted policy update: loss, gradient, and an optax chain that ends in the projection."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,8 @@ class Rollouts(NamedTuple):
 
     prompts: int32 [batch, prompt_length], left-padded; prompt_mask: bool.
     completions: int32 [batch, completion_length], right-padded; completion_mask: bool.
-    old_logprobs: float32 [batch, completion_length]; advantages: float32 [batch].
+    old_logprobs: float32 [batch, completion_length], of the sampler.
+    advantages: float32 [batch], or [batch, completion_length] for each token's own.
     """
 
     prompts: jax.Array
@@ -67,8 +69,13 @@ def make_train_step(
     config: models.ModelConfig,
     optimizer: optax.GradientTransformation,
     *,
+    loss: str = "grpo",
+    aggregation: str = "sequence_mean",
     clip: float = 0.2,
+    dual_clip: float = 0.0,
     kl_coefficient: float = 0.0,
+    kl_estimator: str = "k3",
+    importance_cap: float = 0.0,
     temperature: float = 1.0,
     microbatches: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -80,37 +87,58 @@ def make_train_step(
 
     With `microbatches`, which divide the batch's rows, gradients are computed for a part of the
     rows at a time and added up in float32: the same update to rounding, in less memory.
-    """
 
-    def loss_of(trainable, frozen, reference, batch: Rollouts):
+    `loss` is one of `losses.LOSSES`; the other options are `losses.clipped_loss`'s. With an
+    `importance_cap` above 0 tokens get `losses.importance_weights`, trainer against sampler, and
+    the ratio's denominator is the trainer's own probability at the start of the update: of the
+    policy being trained, so that the ratio is 1 and no clip acts. That is right for one update a
+    batch, however old the sampler's weights. In a second one the weights would hold the first one's
+    change too, and nothing would clip it: `checks.check_config` refuses more minibatches.
+    """
+    policy_loss = functools.partial(
+        losses.LOSSES[loss],
+        aggregation=aggregation,
+        clip=clip,
+        dual_clip=dual_clip,
+        kl_coefficient=kl_coefficient,
+        kl_estimator=kl_estimator,
+    )
+
+    def loss_of(trainable, frozen, reference, batch: Rollouts, tokens: jax.Array):
         params = optimizer_lib.combine(trainable, frozen)
         reference_logprobs = None
         if reference is not None:
             reference_logprobs = completion_logprobs(config, reference, batch, temperature)
         logprobs = completion_logprobs(config, params, batch, temperature)
-        result = losses.grpo_loss(
+        mask, old_logprobs, weights = batch.completion_mask, batch.old_logprobs, None
+        if importance_cap:
+            old_logprobs = jax.lax.stop_gradient(logprobs)
+            weights = losses.importance_weights(logprobs, batch.old_logprobs, mask, importance_cap)
+        result = policy_loss(
             logprobs,
-            batch.old_logprobs,
+            old_logprobs,
             batch.advantages,
-            batch.completion_mask,
-            clip=clip,
-            kl_coefficient=kl_coefficient,
+            mask,
+            tokens=tokens,
+            weights=weights,
             reference_logprobs=reference_logprobs,
         )
-        gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), batch.completion_mask)
+        gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), mask)
         return result.loss, (result, gap)
 
     def gradient_of(trainable, frozen, reference, batch: Rollouts):
-        """(gradient, (PolicyLoss, gap)), means over the batch's sequences."""
+        """(gradient, (PolicyLoss, gap)), means over the microbatches."""
         differentiate = jax.grad(loss_of, has_aux=True)
+        # of the whole batch: parts that divided by their own would weigh tokens differently
+        tokens = jnp.maximum(jnp.sum(batch.completion_mask), 1) / microbatches
         if microbatches == 1:
-            return differentiate(trainable, frozen, reference, batch)
+            return differentiate(trainable, frozen, reference, batch, tokens)
 
         def part(total, rows):
-            found = differentiate(trainable, frozen, reference, rows)
+            found = differentiate(trainable, frozen, reference, rows, tokens)
             return jax.tree.map(lambda t, x: t + x / microbatches, total, found), None
 
-        shapes = jax.eval_shape(differentiate, trainable, frozen, reference, batch)
+        shapes = jax.eval_shape(differentiate, trainable, frozen, reference, batch, tokens)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(part, zeros, jax.tree.map(split, batch))[0]
 

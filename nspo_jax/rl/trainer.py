@@ -262,8 +262,13 @@ def make_step(
     return train_step.make_train_step(
         model,
         optimizer,
+        loss=config.rl.loss,
+        aggregation=config.rl.aggregation,
         clip=config.rl.clip,
+        dual_clip=config.rl.dual_clip,
         kl_coefficient=config.rl.kl_coefficient,
+        kl_estimator=config.rl.kl_estimator,
+        importance_cap=config.rl.importance_cap,
         temperature=config.rl.temperature,
         microbatches=config.rl.microbatches,
     )

@@ -1,92 +1,212 @@
-"""Advantages and the GRPO loss against float64 formulas written out in numpy."""
+"""Policy, value and preference losses against float64 formulas written out in numpy."""
 
-import hypothesis
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nspo_jax.rl import advantages, losses
+from nspo_jax.rl import losses
+
+RNG = np.random.default_rng(0)
+SHAPE = (6, 7)
+MASK = np.arange(7) < np.array([7, 3, 1, 0, 5, 2])[:, None]
+LOGPROBS, REFERENCE = -np.abs(RNG.standard_normal((2, *SHAPE)))
+OLD = LOGPROBS + 0.3 * RNG.standard_normal(SHAPE)
+ADVANTAGES = RNG.standard_normal(6)
+WEIGHTS = RNG.uniform(0.5, 2.0, SHAPE)
+KL = {
+    "k1": lambda policy, reference: policy - reference,
+    "k2": lambda policy, reference: 0.5 * (policy - reference) ** 2,
+    "k3": lambda policy, reference: np.exp(reference - policy) - 1 - (reference - policy),
+}
 
 
-@hypothesis.given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**31 - 1))
-@hypothesis.settings(deadline=None)
-def test_group_advantages_are_normalised_inside_the_group(groups, size, seed):
-    rewards = np.random.default_rng(seed).standard_normal((groups, size))
-    result = advantages.group_advantages(rewards.reshape(-1), size).reshape(groups, size)
-    np.testing.assert_allclose(result.mean(axis=1), 0.0, atol=1e-5)
-    expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-4)
-    np.testing.assert_allclose(result, expected, atol=1e-5)
+def aggregated(rows, how):
+    """rows: each sequence's list of token values."""
+    if how == "sequence_mean":
+        return sum(np.mean(row) for row in rows if row) / len(rows)
+    total = sum(sum(row) for row in rows)
+    return total / (sum(map(len, rows)) if how == "token_mean" else MASK.size)
 
 
-def test_a_constant_group_teaches_nothing_and_bad_rewards_are_refused():
-    assert not advantages.group_advantages(np.full(10, -1.0), 5).any()
-    with pytest.raises(ValueError, match="whole groups"):
-        advantages.group_advantages(np.zeros(7), 5)
-    with pytest.raises(ValueError, match="1 of 4 rewards are not finite"):
-        advantages.group_advantages(np.array([0, 1, np.nan, 0]), 2)
+def definition(kind, how, *, clip, dual_clip, beta, estimator):
+    """The papers' objectives, token by token in float64."""
+    rows = []
+    for row in range(len(MASK)):
+        real, terms, advantage = np.flatnonzero(MASK[row]), [], ADVANTAGES[row]
+        for t in real:
+            ratio = np.exp(LOGPROBS[row, t] - OLD[row, t])
+            if kind == "gspo":
+                ratio = np.prod(np.exp(LOGPROBS[row] - OLD[row])[real]) ** (1 / len(real))
+            gain = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+            if dual_clip and advantage < 0:
+                gain = max(gain, dual_clip * advantage)
+            penalty = KL[estimator](LOGPROBS[row, t], REFERENCE[row, t])
+            terms.append(-gain * WEIGHTS[row, t] + beta * penalty)
+        rows.append(terms)
+    return aggregated(rows, how)
 
 
-def reference_loss(logprobs, old, advantage, mask, clip, beta, reference):
-    """GRPO eq. 3 and the k3 penalty, token by token in float64."""
-    total = 0.0
-    for row in range(len(mask)):
-        terms = []
-        for t in np.flatnonzero(mask[row]):
-            ratio = np.exp(logprobs[row, t] - old[row, t])
-            clipped = np.clip(ratio, 1 - clip, 1 + clip)
-            term = -min(ratio * advantage[row], clipped * advantage[row])
-            difference = reference[row, t] - logprobs[row, t]
-            terms.append(term + beta * (np.exp(difference) - difference - 1))
-        total += np.mean(terms) if terms else 0.0
-    return total / len(mask)
+def float32(*arrays):
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
-def test_grpo_loss_matches_the_formula():
-    rng = np.random.default_rng(0)
-    shape = (6, 7)
-    logprobs, old, reference = -np.abs(rng.standard_normal((3, *shape)))
-    old = logprobs + 0.3 * rng.standard_normal(shape)
-    advantage = rng.standard_normal(6)
-    mask = np.arange(7) < np.array([7, 3, 1, 0, 5, 2])[:, None]
-    for beta in (0.0, 0.2):
-        result = losses.grpo_loss(
-            *(jnp.asarray(x, jnp.float32) for x in (logprobs, old, advantage)),
-            jnp.asarray(mask),
-            clip=0.2,
-            kl_coefficient=beta,
-            reference_logprobs=jnp.asarray(reference, jnp.float32),
-        )
-        expected = reference_loss(logprobs, old, advantage, mask, 0.2, beta, reference)
-        np.testing.assert_allclose(result.loss, expected, rtol=1e-5)
-        assert result.kl > 0 and 0 < result.clip_share < 1
+@pytest.mark.parametrize("how", losses.AGGREGATIONS)
+@pytest.mark.parametrize(("kind", "clip"), [("grpo", 0.2), ("gspo", 0.05)])
+def test_policy_losses_match_their_formulas(kind, clip, how):
+    logprobs, old, advantages, weights, reference = float32(
+        LOGPROBS, OLD, ADVANTAGES, WEIGHTS, REFERENCE
+    )
+    cases = ((0.0, 0.0, "k3"), (0.0, 0.2, "k3"), (1.1, 0.2, "k2"), (1.1, 0.2, "k1"))
+    found = []
+    for dual_clip, beta, estimator in cases:
+        options = {"clip": clip, "dual_clip": dual_clip}
+        result = losses.LOSSES[kind](
+            logprobs, old, advantages, jnp.asarray(MASK), aggregation=how, weights=weights,
+            kl_coefficient=beta, kl_estimator=estimator, reference_logprobs=reference, **options,
+        )  # fmt: skip
+        expected = definition(kind, how, beta=beta, estimator=estimator, **options)
+        np.testing.assert_allclose(result.loss, expected, rtol=1e-5, atol=1e-6)
+        assert 0 < result.clip_share < 1
+        rows = [[KL["k3"](a, b) for a, b, real in zip(*row, strict=True) if real]
+                for row in zip(LOGPROBS, REFERENCE, MASK, strict=True)]  # fmt: skip
+        np.testing.assert_allclose(result.kl, aggregated(rows, "sequence_mean"), rtol=1e-5)
+        found.append(float(result.loss))
+    assert len(set(found)) == len(cases)
 
 
-def test_padding_contributes_nothing_even_when_it_holds_garbage():
+def test_how_tokens_are_weighed():
+    """A long and a short answer: the same per sequence, the same per token, or by neither."""
+    mask, ones = jnp.arange(4) < jnp.array([4, 1])[:, None], jnp.ones((2, 4))
+    expected = {
+        "sequence_mean": [[1 / 8] * 4, [1 / 2, 0, 0, 0]],
+        "token_mean": [[1 / 5] * 4, [1 / 5, 0, 0, 0]],
+        "constant": [[1 / 8] * 4, [1 / 8, 0, 0, 0]],
+    }
+    for how in losses.AGGREGATIONS:
+        np.testing.assert_allclose(jax.grad(losses.aggregate)(ones, mask, how), expected[how])
+        nothing = losses.aggregate(ones, jnp.zeros((2, 4), bool), how)
+        assert nothing == 0
+    parts = [losses.aggregate(ones[i:][:1], mask[i:][:1], "token_mean", 5 / 2) for i in (0, 1)]
+    np.testing.assert_allclose(np.mean(parts), 1.0, rtol=1e-6)
+    with pytest.raises(ValueError, match="'mean'; expected one of sequence_mean, token_mean"):
+        losses.aggregate(ones, mask, "mean")
+    with pytest.raises(ValueError, match="'k4'; expected one of k1, k2, k3"):
+        losses.kl_estimate(ones, ones, mask, "k4")
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES.values())
+def test_padding_contributes_nothing_even_when_it_holds_garbage(loss):
     mask = jnp.array([[True, True, False], [True, False, False]])
     logprobs = jnp.array([[-1.0, -2.0, -jnp.inf], [-0.5, jnp.nan, 3e4]])
     old = jnp.where(mask, logprobs, -1e4)
+    advantages = jnp.where(mask, jnp.array([[1.0], [-1.0]]), jnp.nan)
+    for scale in (jnp.array([1.0, -1.0]), advantages):
+        value, gradient = jax.value_and_grad(
+            lambda values, scale=scale: (
+                loss(
+                    values, old, scale, mask, reference_logprobs=jnp.where(mask, logprobs, jnp.nan)
+                ).loss
+            )
+        )(logprobs)
+        np.testing.assert_allclose(value, 0.0, atol=1e-6)
+        # -A / (tokens * sequences)
+        np.testing.assert_allclose(gradient, [[-0.25, -0.25, 0.0], [0.5, 0.0, 0.0]], rtol=1e-6)
 
-    def loss(values):
-        return losses.grpo_loss(values, old, jnp.array([1.0, -1.0]), mask).loss
 
-    value, gradient = jax.value_and_grad(loss)(logprobs)
-    np.testing.assert_allclose(value, 0.0, atol=1e-6)
-    assert np.isfinite(np.where(mask, gradient, 0)).all()
-    np.testing.assert_allclose(gradient[0, :2], -0.25, rtol=1e-6)  # -A / (tokens * sequences)
-    np.testing.assert_allclose(gradient[1, 0], 0.5, rtol=1e-6)
-    np.testing.assert_array_equal(np.asarray(gradient)[~np.asarray(mask)], 0.0)
+@pytest.mark.parametrize("loss", losses.LOSSES.values())
+def test_advantages_of_tokens_weigh_their_own_gradients(loss):
+    scale, logprobs, old = float32(WEIGHTS - 1.0, LOGPROBS, LOGPROBS)
+    gradient = jax.grad(lambda values: loss(values, old, scale, jnp.asarray(MASK)).loss)(logprobs)
+    lengths = np.maximum(MASK.sum(1, keepdims=True), 1)
+    np.testing.assert_allclose(gradient, np.where(MASK, -scale, 0) / lengths / 6, rtol=1e-5)
 
 
-def test_clipping_stops_the_gradient_only_on_the_far_side():
-    mask = jnp.ones((1, 1), bool)
+def test_clips_stop_the_gradient_only_on_the_far_side():
+    mask, old = jnp.ones((1, 1), bool), jnp.zeros((1, 1))
+
+    def gradient(ratio, advantage, **options):
+        values, advantage = jnp.full((1, 1), jnp.log(ratio)), jnp.array([advantage])
+        loss = lambda values: losses.grpo_loss(values, old, advantage, mask, **options)  # noqa: E731
+        return float(jax.grad(lambda values: loss(values).loss)(values)[0, 0]), loss(values)
+
+    for ratio, advantage, dual_clip, expected in (
+        (1.5, 1.0, 0.0, 0.0), (1.5, -1.0, 0.0, 1.5), (0.5, 1.0, 0.0, -0.5), (0.5, -1.0, 0.0, 0.0),
+        (1.1, 1.0, 0.0, -1.1), (5.0, -1.0, 0.0, 5.0), (5.0, -1.0, 3.0, 0.0), (2.0, -1.0, 3.0, 2.0),
+        (0.5, -1.0, 3.0, 0.0), (5.0, 1.0, 3.0, 0.0), (0.1, 1.0, 3.0, -0.1),
+    ):  # fmt: skip
+        found, result = gradient(ratio, advantage, dual_clip=dual_clip)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{ratio} {advantage}")
+        assert result.clip_share == (expected == 0.0)
+
+
+def test_gspo_has_the_sequence_form_s_gradient():
+    """-1/N sum min(s A, clip(s) A): a sequence inside the clip gives each token -s A / (T N)."""
+    clip, advantages = 0.05, np.array([1.0, -1.0, 1.0, 1.0, -1.0, -1.0])
     gradient = jax.grad(
-        lambda value, advantage: losses.grpo_loss(value, jnp.zeros((1, 1)), advantage, mask).loss
+        lambda values, old: (
+            losses.gspo_loss(
+                values, old, jnp.asarray(advantages), jnp.asarray(MASK), clip=clip
+            ).loss
+        )
+    )(*float32(LOGPROBS, OLD))
+    expected, cut = np.zeros(SHAPE), 0
+    for row in range(6):
+        length = MASK[row].sum()
+        if length:
+            ratio = np.exp(np.sum((LOGPROBS - OLD)[row, :length]) / length)
+            outside = (ratio - 1) * np.sign(advantages[row]) > clip
+            cut += outside
+            if not outside:
+                expected[row, :length] = -ratio * advantages[row] / (length * 6)
+    assert 0 < cut < 5
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_importance_weights_are_truncated_ratios_without_a_gradient():
+    mask = jnp.array([[True, True, True, False]])
+    trainer = jnp.log(jnp.array([[0.5, 0.5, 0.5, 0.5]]))
+    sampler = jnp.log(jnp.array([[0.5, 0.8, 0.1, 0.0]]))
+    weights = losses.importance_weights(trainer, sampler, mask, 2.0)
+    np.testing.assert_allclose(weights, [[1.0, 0.625, 2.0, 1.0]], rtol=1e-6)
+    assert not jax.grad(lambda values: losses.importance_weights(values, sampler, mask, 2.0).sum())(
+        trainer
+    ).any()
+
+
+def test_value_loss_matches_the_released_code_s():
+    rng, clip = np.random.default_rng(1), 0.5
+    values, old, returns = rng.standard_normal((3, *SHAPE))
+    clipped = old + np.clip(values - old, -clip, clip)
+    errors = np.maximum((values - returns) ** 2, (clipped - returns) ** 2) / 2
+    rows = [list(row[real]) for row, real in zip(errors, MASK, strict=True)]
+    garbage = float32(*(np.where(MASK, x, np.nan) for x in (values, old, returns)))
+    value, gradient = jax.value_and_grad(losses.value_loss)(*garbage, jnp.asarray(MASK), clip=clip)
+    np.testing.assert_allclose(value, aggregated(rows, "sequence_mean"), rtol=1e-5)
+    follows = (clipped == values) | ((values - returns) ** 2 > (clipped - returns) ** 2)
+    weight = MASK / np.maximum(MASK.sum(1, keepdims=True), 1) / len(MASK)
+    np.testing.assert_allclose(
+        gradient, np.where(follows, values - returns, 0.0) * weight, rtol=1e-4, atol=1e-6
     )
-    up, down = jnp.full((1, 1), jnp.log(1.5)), jnp.full((1, 1), jnp.log(0.5))
-    assert gradient(up, jnp.array([1.0])) == 0 and gradient(up, jnp.array([-1.0])) != 0
-    assert gradient(down, jnp.array([-1.0])) == 0 and gradient(down, jnp.array([1.0])) != 0
+    assert (MASK & follows).any() and (MASK & ~follows).any()
+
+
+def test_dpo_has_the_paper_s_loss_and_gradient():
+    rng, beta = np.random.default_rng(3), 0.3
+    sums = -10 * np.abs(rng.standard_normal((4, 8)))
+    margins = beta * (sums[0] - sums[2]) - beta * (sums[1] - sums[3])
+    result = losses.dpo_loss(*float32(*sums), beta=beta)
+    np.testing.assert_allclose(result.loss, np.mean(np.log1p(np.exp(-margins))), rtol=1e-5)
+    np.testing.assert_allclose(result.margin, margins.mean(), rtol=1e-5)
+    assert result.accuracy == np.mean(margins > 0) and 0 < result.accuracy < 1
+    chosen, rejected = jax.grad(
+        lambda *sums: losses.dpo_loss(*sums, beta=beta).loss, argnums=(0, 1)
+    )(*float32(*sums))  # fmt: skip
+    expected = beta / (1 + np.exp(margins)) / 8
+    np.testing.assert_allclose(chosen, -expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(rejected, expected, rtol=1e-4, atol=1e-8)
+    far = losses.dpo_loss(*float32([-1e5], [0.0], [0.0], [0.0]), beta=1.0)
+    np.testing.assert_allclose(far.loss, 1e5)
 
 
 def test_token_logprobs_and_their_gradient_have_the_closed_form():

@@ -1,8 +1,9 @@
-"""The update: in parts it is the update of the whole."""
+"""The update: in parts it is the update of the whole, and off-policy tokens are weighed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nspo_jax import models
@@ -41,3 +42,49 @@ def test_gradients_added_up_over_microbatches_are_the_batch_s(kl_coefficient):
         ]
         assert np.mean(np.abs(changes[0] - changes[1]) > 1e-5) < 1e-3
     assert found[1][0]["gradient_norm"] > 1e-3 and not found[4][0]["nonfinite"].any()
+
+
+def gradient_descent(batches, **options):
+    """Each batch's (change of the head, gap) after a step of descent from the same weights."""
+    params = models.init_params(CONFIG, jax.random.key(0))
+    trainable, frozen = optimizer_lib.partition(params, "head", "freeze")
+    optimizer = optax.sgd(1.0)
+    step = train_step.make_train_step(CONFIG, optimizer, **options)
+    found = []
+    for batch in batches:
+        copied = jax.tree.map(jnp.copy, trainable)
+        state = train_step.TrainState(jnp.int32(0), copied, optimizer.init(copied))
+        state, metrics = jax.device_get(step(state, frozen, None, batch))
+        change = state.trainable["head"]["kernel"] - np.asarray(trainable["head"]["kernel"])
+        found.append((change, metrics["logprob_gap"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregation": "token_mean", "loss": "gspo"},
+        {"aggregation": "constant", "importance_cap": 1.5},
+    ],
+)
+def test_every_aggregation_is_the_batch_s_in_microbatches_of_unequal_tokens(options):
+    batch = test_sharding.rollouts()
+    parts = np.reshape(batch.completion_mask, (-1, 2, test_sharding.COMPLETION)).sum((0, 2))
+    assert parts[0] != parts[1]
+    whole, halves = (gradient_descent([batch], microbatches=n, **options)[0][0] for n in (1, 2))
+    assert np.abs(whole).max() > 1e-3
+    np.testing.assert_allclose(halves, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_the_importance_cap_weighs_tokens_by_trainer_over_sampler():
+    """A sampler that found every token a constant less likely: the gradient times that, capped."""
+    batch = test_sharding.rollouts()
+    params = models.init_params(CONFIG, jax.random.key(0))
+    own = np.asarray(train_step.completion_logprobs(CONFIG, params, batch))
+    shifts = np.log(np.float32([1.0, 1.5, 5.0]))
+    batches = [batch._replace(old_logprobs=own - shift) for shift in shifts]
+    ((plain, _),) = gradient_descent(batches[:1])
+    found = gradient_descent(batches, importance_cap=2.0)
+    for (change, gap), weight, shift in zip(found, (1.0, 1.5, 2.0), shifts, strict=True):
+        np.testing.assert_allclose(change, weight * plain, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(gap, shift, atol=1e-5)
