@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import http.server
+import itertools
 import json
 import socket
 import struct
@@ -141,6 +142,14 @@ class FaultProxy:
         self.down()
         threading.Timer(seconds, self.up).start()
 
+    def always(self, fault):
+        """From now on every request takes this fault."""
+        self._faults = itertools.repeat(fault)
+
+    def connections(self):
+        """How many are open."""
+        return len(self._server.open)
+
     def handle(self, handler, body):
         with self._lock:
             self.requests.append(body)
@@ -163,19 +172,19 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, *args):
-        self._open = set()
+        self.open = set()
         super().__init__(*args)
 
     def process_request(self, request, address):
-        self._open.add(request)
+        self.open.add(request)
         super().process_request(request, address)
 
     def shutdown_request(self, request):
-        self._open.discard(request)
+        self.open.discard(request)
         request.close()  # without a farewell: `reset` wants none
 
     def cut(self):
-        for connection in list(self._open):
+        for connection in list(self.open):
             try:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:  # closed meanwhile
