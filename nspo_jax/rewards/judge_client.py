@@ -133,6 +133,7 @@ class JudgeClient:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._model = model
         self._key = _read_key(api_key_env)
+        self._tls = httpx2.create_ssl_context()  # takes 30 ms: once, not a batch
         self._max_tokens, self._seed, self._asks = max_tokens, seed, asks
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._backoff, self._longest_backoff = backoff, longest_backoff
@@ -203,7 +204,9 @@ class JudgeClient:
                 raise asyncio.CancelledError
             # the timeout is one for all of a request: httpx2's are for each of its reads
             async with (
-                httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as http,
+                httpx2.AsyncClient(
+                    headers=headers, limits=limits, timeout=None, verify=self._tls
+                ) as http,
                 asyncio.TaskGroup() as group,
             ):
                 tasks = [

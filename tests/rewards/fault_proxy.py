@@ -142,9 +142,13 @@ class FaultProxy:
         self.down()
         threading.Timer(seconds, self.up).start()
 
-    def always(self, fault):
-        """From now on every request takes this fault."""
-        self._faults = itertools.repeat(fault)
+    def always(self, fault, after=0):
+        """Every request takes this fault, once so many have taken none."""
+        self._faults = itertools.chain([None] * after, itertools.repeat(fault))
+
+    @property
+    def is_up(self):
+        return self._server is not None
 
     def connections(self):
         """How many are open."""
