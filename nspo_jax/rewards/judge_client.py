@@ -106,7 +106,8 @@ class JudgeClient:
           retries: bad answers that are put up with, a question, after the first.
           backoff: seconds before the first retry, on average half of it; doubles with every retry.
           longest_backoff: where it stops doubling; also the longest Retry-After that is obeyed.
-          down_after: seconds without any success, while requests fail, after which to give up.
+          down_after: seconds without any success, while requests fail, after which to give up; more
+            than `timeout`, or a judge that is slow counts as down.
           budget: HTTP requests in this client's life, failed ones included; None: no limit.
 
         Raises:
@@ -193,7 +194,7 @@ class JudgeClient:
 
     async def _ask_all(self, questions, accept) -> list[Reply]:
         self._asking = asyncio.get_running_loop(), asyncio.current_task()
-        self._failing_since = None  # between two batches nothing fails
+        self._failing_since, self._warned = None, False  # between two batches nothing fails
         free = asyncio.Semaphore(self._concurrency)
         headers = {"Content-Type": "application/json"}
         if self._key:

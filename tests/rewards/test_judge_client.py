@@ -219,6 +219,14 @@ def test_a_bad_minute_costs_no_answer(fault):
     assert texts(replies) == right(8)
 
 
+def test_an_answer_that_was_under_way_does_not_show_that_the_judge_is_well():
+    """It was asked for before the trouble began, and comes in the middle of it."""
+    faults = [fault_proxy.slow(0.1), *[fault_proxy.status(500)] * 40]
+    with fault_proxy.FaultProxy(echo, faults) as proxy:
+        replies = client(proxy, retries=0, concurrency=2).ask(questions(2), anything)
+    assert texts(replies) == right(2) and len(proxy.requests) == 42
+
+
 def test_a_judge_that_is_gone_for_good_is_down():
     with fault_proxy.FaultProxy(echo) as proxy:
         asked = client(proxy, down_after=0.3)
@@ -228,6 +236,8 @@ def test_a_judge_that_is_gone_for_good_is_down():
         with pytest.raises(judge_client.JudgeDownError) as caught:
             asked.ask(questions(50), anything)
         assert 0.3 <= time.monotonic() - start < 3
+        proxy.up()
+        assert texts(asked.ask(questions(3), anything)) == right(3)
     for part in (proxy.url, "for 0 seconds", "down_after is 0.3", "ConnectError"):
         assert part in str(caught.value)
 
@@ -244,9 +254,10 @@ def test_a_judge_that_is_gone_for_good_is_down():
     ],
 )
 def test_a_judge_that_answers_nobody_for_good_is_down(fault, said):
+    timeout = 0.05 if fault is fault_proxy.trickle else 5.0
     with fault_proxy.FaultProxy(echo, itertools.repeat(fault)) as proxy:
         with pytest.raises(judge_client.JudgeDownError) as caught:
-            client(proxy, down_after=0.2, timeout=0.05).ask(questions(5), anything)
+            client(proxy, down_after=0.2, timeout=timeout).ask(questions(5), anything)
     assert said in str(caught.value)
 
 
