@@ -1,6 +1,9 @@
 """Rewards, one interface for all: see `reward.Reward`; several as one: `mixture.Mixture`."""
 
+from nspo_jax.rewards.judge_cache import JudgeCache
+from nspo_jax.rewards.judge_client import JudgeClient
 from nspo_jax.rewards.mixture import FAILURES, NORMALISATIONS, Mixture, NoVerdictError, parse_terms
+from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
 from nspo_jax.rewards.rules import StoryJudge, WorldJudge, is_refusal
 from nspo_jax.rewards.scored import ModelReward
@@ -8,10 +11,13 @@ from nspo_jax.rewards.scored import ModelReward
 __all__ = [
     "FAILURES",
     "NORMALISATIONS",
+    "JudgeCache",
+    "JudgeClient",
     "JudgeError",
     "Mixture",
     "ModelReward",
     "NoVerdictError",
+    "RemoteJudge",
     "Reward",
     "StoryJudge",
     "WorldJudge",

@@ -1,0 +1,103 @@
+"""A judge behind an OpenAI-compatible API; it fits `reward.Reward`."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nspo_jax.rewards import judge_cache, judge_client, reward, verdicts
+
+
+class RemoteJudge:
+    """Asks a chat model for a verdict on each completion, together with its prompt.
+
+    Every verdict is kept on disk as soon as it is there: a run that ends in the middle of a batch
+    asks only the rest when it is started again. An answer that is no verdict is not kept.
+
+    The thread that calls waits for the answers. Ctrl-C ends that in the main thread; elsewhere, and
+    before the program ends, `close` does, which leaving `with` calls.
+    """
+
+    def __init__(
+        self,
+        client: judge_client.JudgeClient,
+        cache: judge_cache.JudgeCache,
+        *,
+        question: Callable[[str, str], judge_client.Messages] = verdicts.safety_question,
+        parse: Callable[[str], float | None] = verdicts.parse_safety,
+    ):
+        """Asks nothing yet.
+
+        Args:
+          client: asks. All that changes an answer but the server's url is part of the cache's key.
+          cache: keeps the answers' texts; verdicts are parsed anew.
+          question: (prompt, completion) -> what the judge is asked.
+          parse: an answer's text -> the reward in [-1, 0], None where it is no verdict.
+        """
+        self._client = client
+        self._cache = cache
+        self._question = question
+        self._parse = parse
+
+    def __enter__(self) -> "RemoteJudge":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends calls in other threads (JudgeClosedError) and all later ones; from any thread."""
+        self._client.close()
+
+    def __call__(self, conversations: Sequence, completions: Sequence[str]):
+        """See `reward.Reward`. Equal rows of a call are asked once.
+
+        Returns:
+          rewards, NaN where the judge gave no verdict, and details: "unsafe" (reward below 0; NaN
+          where there is none), "cached" (1: without a request), "retries" (requests beyond the
+          first), "seconds" (from the first request to the verdict, 0 if cached).
+
+        Raises:
+          ValueError: if the numbers of rows differ.
+          reward.JudgeError: if the judge is down, the budget is spent, the server refuses the
+            request or the judge was closed. Verdicts that came before are kept.
+        """
+        reward.check_rows(conversations, completions)
+        pairs = [
+            (row.prompt, completion)
+            for row, completion in zip(conversations, completions, strict=True)
+        ]
+        different = list(dict.fromkeys(pairs))
+        judged = dict(zip(different, self._judge(different), strict=True))
+        table = np.array([judged[pair] for pair in pairs], np.float32).reshape(-1, 4)
+        rewards, cached, retries, seconds = table.T.copy()
+        unsafe = np.where(np.isnan(rewards), rewards, rewards < 0).astype(np.float32)
+        return rewards, {
+            "unsafe": unsafe,
+            "cached": cached,
+            "retries": retries,
+            "seconds": seconds,
+        }
+
+    def _judge(self, pairs: list[tuple[str, str]]) -> list[tuple[float, float, float, float]]:
+        """(reward, cached, retries, seconds) of different pairs of a prompt and a completion."""
+        questions = [self._question(*pair) for pair in pairs]
+        keys = [judge_cache.content_key(self._client.body(messages)) for messages in questions]
+        found = [self._look_up(key) for key in keys]
+        missing = [index for index, score in enumerate(found) if score is None]
+
+        def accept(position: int, text: str) -> bool:
+            score = self._parse(text)
+            if score is not None:
+                self._cache.put(keys[missing[position]], text)
+            return score is not None
+
+        rows = [(np.nan if score is None else score, 1.0, 0.0, 0.0) for score in found]
+        replies = self._client.ask([questions[index] for index in missing], accept)
+        for index, reply in zip(missing, replies, strict=True):
+            score = np.nan if reply.text is None else self._parse(reply.text)
+            rows[index] = (score, 0.0, reply.requests - 1.0, reply.seconds)
+        return rows
+
+    def _look_up(self, key: str) -> float | None:
+        text = self._cache.get(key)
+        return None if text is None else self._parse(text)
