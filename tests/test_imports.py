@@ -58,7 +58,7 @@ def test_the_projection_stands_alone():
         ("models", {"models"}),
         ("data", {"data"}),
         ("nullspace", {"nullspace", "models", "sharding", "version"}),
-        ("rewards", {"rewards", "data"}),
+        ("rewards", {"rewards", "data", "models", "sharding"}),
         ("rl.losses", set()),
         ("rl.advantages", set()),
         ("sharding", {"nullspace.projection"}),
