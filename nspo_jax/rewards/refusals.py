@@ -38,7 +38,8 @@ _ANSWER = (
     "create|generate|produce|do (?:so|this|that|it)"
 )
 _NOT_ABLE = (
-    "(?:can|will) not(?! wait\\b| help but\\b)|do not feel comfortable|would not be able to|(?:am|are) unable|"
+    r"(?:can|will) not(?! wait\b| help but\b)|do not feel comfortable|would not be able to|"
+    "(?:am|are) unable|"
     "(?:am|are) not (?:able|going|willing|allowed|permitted|programmed|designed|comfortable)"
 )
 _SIGNS = (
