@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The defaults: NSPO on the chat world."""
     config = ml_collections.ConfigDict()
 
-    config.task = "chat_world"  # chat_world: the synthetic conversations; stories: a story model
+    config.task = "chat_world"  # chat_world: the synthetic conversations; stories: a story model;
+    #   safety: public prompts, see configs/safety.py
     config.seed = 0  # the world, the base model, rollouts and evaluation all follow from it
     config.workspace = "runs/tiny"  # what runs share: data, base models, projectors
 
@@ -39,10 +40,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.chat = True  # render prompts with the tokenizer's chat template
     config.data.system_prompt = ""  # system message of each chat; "" leaves it to the chat template
     config.data.thinking = False  # for chat templates that know enable_thinking (Qwen3)
-    config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error
+    config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error,
+    #   but of public datasets (task safety), where it is left out and counted in the log
     config.data.completion_length = 9  # tokens; rollouts are cut off here
     config.data.benign_fraction = 0.0  # replay: benign prompts per harmful one in the RL batch
     config.data.wrapped_fraction = 0.0  # share of harmful RL prompts inside made-up wrappers
+    # of the task safety: paths are files, directories or hf:OWNER/NAME, joined by +
+    config.data.train = "pku_safe_rlhf"  # harmful prompts; or beavertails, safety_prompts: the
+    #   layouts of data.evaluation, or any table
+    config.data.train_path = ""  # its files; "": its home at the Hugging Face Hub
+    config.data.train_split = "train[:40%]"  # of the files' splits, in the order of their rows
+    config.data.subset = ""  # only files in a directory of this name, such as alpaca-7b; "": all
+    config.data.train_column = ""  # of any table: the column that holds the prompts
+    config.data.general_path = ""  # general questions with answers (GSM8K, MMLU, ARC, HumanEval) to
+    #   calibrate on, replay and measure drift on; "": their homes at the Hub
+    config.data.general_split = ""  # such as train; "": all of the files
+    config.data.evaluation = ""  # XSTest and files of harmful prompts: AdvBench, HarmBench, ...
 
     config.calibration = ml_collections.ConfigDict()
     config.calibration.rows = 1000  # general conversations that the base model is run on

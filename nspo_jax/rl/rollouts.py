@@ -25,10 +25,17 @@ class Rollouts:
     """Draws prompts, samples completions, judges them and computes advantages.
 
     Raises:
-      ValueError: for a prompt that is too long, now and not at the step that draws it.
+      ValueError: for a prompt that is too long, now and not at the step that draws it, and for a
+        task that nothing judges.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, work: workspace_lib.Workspace):
+        if work.task.reward is None:
+            raise ValueError(
+                f"The task {config.task!r} has no reward of its own, and the run gives none: rules "
+                "tell whether an answer is a refusal, not whether it is harmful. Judge answers by "
+                "a guard, or by a reward and a cost model: set config.rewards.terms."
+            )
         self._config, self._work = config, work
         self._rows = [row for rows, _ in work.task.parts for row in rows]
         work.format.encode_prompts([row.prompt for row in self._rows], config.data.prompt_length)
