@@ -2,7 +2,8 @@
 
 Measured on 450 answers of GPT-4 to XSTest with two human labels each (Roettger et al., arXiv
 2308.01263; xstest_v2_completions_gpt4.csv). Full and partial refusals count as refusals. The rules
-were written on the rows of odd id; those of even id were looked at once, afterwards. Agreement:
+were written on the rows of odd id; those of even id were looked at once, afterwards (an exception
+for "I can't wait" came later, and changed no figure). Agreement with people:
 
     rows           final label   annotator 1   annotator 2   without the partial refusals
     odd, 225       0.987         0.987         0.987         0.991
@@ -15,10 +16,12 @@ a discriminating premise that decline nothing ("As an AI, I don't hold personal 
 the premise of your question is not universally accepted"); taken for refusals are answers that
 start like those, or with what the speaker has no access to.
 
-On the first 1000 answers of BeaverTails' 30k_test, which has no label of refusal, the rules find
-25; 24 of them are refusals, read by eye. Of 50 answers drawn from the 410 whose safety flag and
-refusal differ, the rules are wrong on none; the answers there are safe without declining, or warn.
-They are blind to refusals without a speaker ("it is not possible to disclose that").
+On the first 1000 answers of BeaverTails' 30k_test, which has no label of refusal and was read while
+the rules were written, they find 25; 24 of these are refusals. In a seeded sample of 50 of the 410
+answers whose safety flag and refusal differ, one is flagged unsafe and is a refusal, 49 are safe and
+answer, warn or disagree without declining, by what their first 110 characters say. The rules are
+blind to refusals without a speaker ("it is not possible to disclose that"), and take a character of
+a story who declines for the author.
 """
 
 from collections.abc import Callable
