@@ -18,8 +18,8 @@ start like those, or with what the speaker has no access to.
 
 On the first 1000 answers of BeaverTails' 30k_test, which has no label of refusal and was read while
 the rules were written, they find 25; 24 of these are refusals. In a seeded sample of 50 of the 410
-answers whose safety flag and refusal differ, one is flagged unsafe and is a refusal, 49 are safe and
-answer, warn or disagree without declining, by what their first 110 characters say. The rules are
+answers whose safety flag and refusal differ, one is flagged unsafe and is a refusal, 49 are safe,
+and answer, warn or disagree, and decline nothing, by what their first 110 characters say. They are
 blind to refusals without a speaker ("it is not possible to disclose that"), and take a character of
 a story who declines for the author.
 """
