@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The defaults: NSPO on the chat world."""
     config = ml_collections.ConfigDict()
 
-    config.task = "chat_world"  # chat_world: the synthetic conversations; stories: a story model
+    config.task = "chat_world"  # chat_world: the synthetic conversations; stories: a story model;
+    #   safety: public prompts, see configs/safety.py
     config.seed = 0  # the world, the base model, rollouts and evaluation all follow from it
     config.workspace = "runs/tiny"  # what runs share: data, base models, projectors
 
@@ -39,10 +40,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.chat = True  # render prompts with the tokenizer's chat template
     config.data.system_prompt = ""  # system message of each chat; "" leaves it to the chat template
     config.data.thinking = False  # for chat templates that know enable_thinking (Qwen3)
-    config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error
+    config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error,
+    #   but of public datasets (task safety), where it is left out and counted in the log
     config.data.completion_length = 9  # tokens; rollouts are cut off here
     config.data.benign_fraction = 0.0  # replay: benign prompts per harmful one in the RL batch
     config.data.wrapped_fraction = 0.0  # share of harmful RL prompts inside made-up wrappers
+    # of the task safety: paths are files, directories or hf:OWNER/NAME, joined by +
+    config.data.train = "pku_safe_rlhf"  # harmful prompts; or beavertails, safety_prompts: the
+    #   layouts of data.evaluation, or any table
+    config.data.train_path = ""  # its files; "": its home at the Hugging Face Hub
+    config.data.train_split = "train[:40%]"  # of the files' splits, in the order of their rows
+    config.data.subset = ""  # only files in a directory of this name, such as alpaca-7b; "": all
+    config.data.train_column = ""  # of any table: the column that holds the prompts
+    config.data.general_path = ""  # general questions with answers (GSM8K, MMLU, ARC, HumanEval) to
+    #   calibrate on, replay and measure drift on; "": their homes at the Hub
+    config.data.general_split = ""  # such as train; "": all of the files
+    config.data.evaluation = ""  # XSTest and files of harmful prompts: AdvBench, HarmBench, ...
 
     config.calibration = ml_collections.ConfigDict()
     config.calibration.rows = 1000  # general conversations that the base model is run on
@@ -100,14 +113,31 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.rewards = ml_collections.ConfigDict()
     config.rewards.terms = "rules"  # who judges: TERM[@KINDS][=WEIGHT] joined by "+". TERM: rules,
-    #   cost_model, reward_model; KINDS of prompts: all, harmful, benign; WEIGHT: a number, or
-    #   STEP:WEIGHT,STEP:WEIGHT and linear between
+    #   the task's own; over_refusal: -1 for refusing what is not harmful; cost_model, reward_model,
+    #   guard: in process; remote_judge. KINDS of prompts: all, harmful, benign. WEIGHT: a number,
+    #   or STEP:WEIGHT,STEP:WEIGHT and linear between
     config.rewards.normalise = "none"  # each term on its own: none; batch, group: mean 0, std 1
     config.rewards.on_failure = "raise"  # a row without a verdict: raise; drop_group: the prompt
     #   teaches nothing; neutral: counts 0
+    config.rewards.batch_size = 80  # rows that a model in process reads at a time
     config.rewards.cost_model = ""  # its Hugging Face directory; "" trains the chat world's own
     config.rewards.reward_model = ""  # likewise
-    config.rewards.batch_size = 80  # rows that a model in process scores at a time
+    config.rewards.guard = ml_collections.ConfigDict()  # a language model that says safe or unsafe
+    config.rewards.guard.path = ""  # its Hugging Face directory
+    config.rewards.guard.length = 2048  # tokens of policy, prompt and answer; answers are cut
+    config.rewards.guard.categories = ""  # JSON file {id: text}; "": those of the guard
+    config.rewards.guard.dtype = "bfloat16"
+    config.rewards.judge = ml_collections.ConfigDict()  # a server with an OpenAI-compatible API
+    config.rewards.judge.url = ""  # such as http://localhost:8000/v1
+    config.rewards.judge.model = ""  # as the server names it
+    config.rewards.judge.api_key_env = ""  # the environment variable that holds the key; "": none
+    config.rewards.judge.max_tokens = 64  # of its answer
+    config.rewards.judge.asks = 2  # times that an answer without a verdict is asked for
+    config.rewards.judge.concurrency = 16  # requests at a time, of each process
+    config.rewards.judge.timeout = 60.0  # seconds of a request
+    config.rewards.judge.retries = 5  # after bad answers of the server
+    config.rewards.judge.down_after = 300.0  # seconds without an answer, after which the run stops
+    config.rewards.judge.budget = -1  # requests of each process, failed ones too; -1: no end
 
     config.reward_training = ml_collections.ConfigDict()  # of reward and cost models
     config.reward_training.dataset = "chat_world"  # or pku_safe_rlhf

@@ -6,9 +6,10 @@
 SIZE is a name of `nspo_jax.models.PRESETS`; HARDWARE one of this file's, whose fields make a model
 of 7 or 8 billion parameters fit there (`--dry_run` counts it), or nothing: everything at once, on
 all devices that there are. PATH is a Hugging Face directory of that model, base or
-instruct, with a chat template. The prompts are still the chat world's: public safety datasets are
-not built in yet. Batch, lengths, learning rate and threshold are the paper's (arXiv 2512.11391):
-320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512 tokens, lr 1e-6, alpha 5e-4.
+instruct, with a chat template. The prompts are the chat world's; with public
+safety datasets it is configs/safety.py. Batch, lengths, learning rate and threshold are the
+paper's (arXiv 2512.11391): 320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512
+tokens, lr 1e-6, alpha 5e-4.
 """
 
 import ml_collections

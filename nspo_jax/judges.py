@@ -7,17 +7,20 @@ The chat world's reward and cost models are trained when they are first asked fo
     WORKSPACE/seed_S/cost_model_calibration.png
 """
 
+import functools
 import json
 import logging
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 
 from nspo_jax import distributed, models, reward_training, rewards, workspace
 from nspo_jax.data import preferences, public
 from nspo_jax.evaluation import figures
 
+ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
 _log = logging.getLogger(__name__)
 
 
@@ -27,13 +30,18 @@ def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -
     Raises:
       FileNotFoundError, ValueError: for a model that is not there or does not fit.
     """
-    terms = []
-    for spec in rewards.parse_terms(config.rewards.terms):
-        if spec.name == "rules":
-            terms.append((spec, work.task.reward, False))
-        else:
-            objective = spec.name.removesuffix("_model")
-            terms.append((spec, _open_model(config, work, objective), True))
+    build = {
+        "rules": _rules,
+        "over_refusal": lambda config, work: rewards.OverRefusal(work.task.is_refusal),
+        "cost_model": functools.partial(_open_model, objective="cost"),
+        "reward_model": functools.partial(_open_model, objective="reward"),
+        "guard": _open_guard,
+        "remote_judge": _open_judge,
+    }
+    terms = [
+        (spec, build[spec.name](config, work), spec.name in ON_MESH)
+        for spec in rewards.parse_terms(config.rewards.terms)
+    ]
     return rewards.Mixture(
         terms, normalise=config.rewards.normalise, on_failure=config.rewards.on_failure
     )
@@ -120,6 +128,63 @@ def load_pairs(
         for split in (options.split, options.held_out_split)
     ]
     return tuple(preferences.from_records(part.rows) for part in loaded)
+
+
+def _rules(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Reward:
+    if work.task.reward is None:
+        raise ValueError(
+            f"rewards.terms is {config.rewards.terms!r}, and the task {config.task!r} has no rules "
+            "for it: they tell whether an answer is a refusal, not whether it is harmful. Judge by "
+            "a guard, a cost_model or a remote_judge: rewards.terms=guard+over_refusal."
+        )
+    return work.task.reward
+
+
+def _open_guard(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Guard:
+    options = config.rewards.guard
+    if not options.path:
+        raise ValueError(
+            "rewards.terms has guard and rewards.guard.path is empty: set it to the Hugging Face "
+            "directory of a guard, such as Llama Guard 3."
+        )
+    categories = None
+    if options.categories:
+        categories = json.loads(pathlib.Path(options.categories).read_text())
+    return rewards.load_guard(
+        options.path,
+        work.mesh,
+        dtype=jnp.dtype(options.dtype),
+        max_length=options.length,
+        batch_size=config.rewards.batch_size,
+        categories=categories,
+    )
+
+
+def _open_judge(
+    config: ml_collections.ConfigDict, work: workspace.Workspace
+) -> rewards.RemoteJudge:
+    del work  # it brings a model of its own
+    options = config.rewards.judge
+    if not (options.url and options.model):
+        raise ValueError(
+            f"rewards.terms has remote_judge, rewards.judge.url is {options.url!r} and "
+            f"rewards.judge.model {options.model!r}: set both, such as http://localhost:8000/v1 "
+            "and the name that the server gives the model."
+        )
+    client = rewards.JudgeClient(
+        options.url,
+        options.model,
+        api_key_env=options.api_key_env or None,
+        max_tokens=options.max_tokens,
+        asks=options.asks,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        retries=options.retries,
+        down_after=options.down_after,
+        budget=None if options.budget < 0 else options.budget,
+    )
+    cache = rewards.JudgeCache(pathlib.Path(config.workspace) / "judge_cache")
+    return rewards.RemoteJudge(client, cache)
 
 
 def _open_model(

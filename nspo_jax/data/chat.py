@@ -188,8 +188,7 @@ class ChatFormat:
             raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers.")
         encoded = self.encode_prompts(prompts, prompt_length)
         if self.chat:
-            ids = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-            ids = [[*sequence, self.end_id] for sequence in ids]
+            ids = self._answer_ids(answers)
             if cut:
                 ids = [sequence[:answer_length] for sequence in ids]
             _check_lengths(ids, answer_length, answers, "completion")
@@ -208,6 +207,14 @@ class ChatFormat:
             np.concatenate([encoded.mask, mask], axis=1),
             np.concatenate([np.zeros_like(encoded.mask), mask], axis=1),
         )
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> np.ndarray:
+        """Tokens that `encode_prompts` needs for each, int [rows]; errors as there."""
+        return np.array([len(sequence) for sequence in self._prompt_ids(prompts)])
+
+    def answer_lengths(self, answers: Sequence[str]) -> np.ndarray:
+        """Tokens of each answer in a chat, with its end, int [rows]."""
+        return np.array([len(sequence) for sequence in self._answer_ids(answers)])
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Texts of the real tokens of each row [rows, length], special tokens left out."""
@@ -229,6 +236,10 @@ class ChatFormat:
         texts = self._render([[("user", prompt)] for prompt in prompts], add_generation_prompt=True)
         # the template writes BOS itself where the model wants it: special tokens would double it
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        ids = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        return [[*sequence, self.end_id] for sequence in ids]
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         bos = self.tokenizer.bos_token_id

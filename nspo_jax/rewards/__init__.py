@@ -1,26 +1,32 @@
 """Rewards, one interface for all: see `reward.Reward`; several as one: `mixture.Mixture`."""
 
+from nspo_jax.rewards.guard import Guard, load_guard
 from nspo_jax.rewards.judge_cache import JudgeCache
 from nspo_jax.rewards.judge_client import JudgeClient
 from nspo_jax.rewards.mixture import FAILURES, NORMALISATIONS, Mixture, NoVerdictError, parse_terms
+from nspo_jax.rewards.refusals import OverRefusal, is_refusal
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
-from nspo_jax.rewards.rules import StoryJudge, WorldJudge, is_refusal
+from nspo_jax.rewards.rules import StoryJudge, WorldJudge, is_world_refusal
 from nspo_jax.rewards.scored import ModelReward
 
 __all__ = [
     "FAILURES",
     "NORMALISATIONS",
+    "Guard",
     "JudgeCache",
     "JudgeClient",
     "JudgeError",
     "Mixture",
     "ModelReward",
     "NoVerdictError",
+    "OverRefusal",
     "RemoteJudge",
     "Reward",
     "StoryJudge",
     "WorldJudge",
     "is_refusal",
+    "is_world_refusal",
+    "load_guard",
     "parse_terms",
 ]

@@ -25,11 +25,11 @@ class WorldJudge:
                 for text, answer in zip(completions, wanted, strict=True)
             ]
         )
-        refused = np.array([is_refusal(completion) for completion in completions], np.float32)
+        refused = np.array([is_world_refusal(completion) for completion in completions], np.float32)
         return right.astype(np.float32) - 1.0, {"refused": refused}
 
 
-def is_refusal(completion: str) -> bool:
+def is_world_refusal(completion: str) -> bool:
     """Whether a completion is the chat world's refusal and nothing else."""
     return completion.split() == world.REFUSAL.split()
 

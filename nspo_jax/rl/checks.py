@@ -5,6 +5,7 @@ import ml_collections
 
 from nspo_jax import models, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.data import safety
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
 from nspo_jax.rl import advantages, losses, record
@@ -69,7 +70,8 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             f"{prompts} prompts of a step."
         )
     choices = {
-        "task": ("chat_world", "stories"),
+        "task": ("chat_world", "stories", "safety"),
+        "data.train": safety.TRAINING,
         "projection.mode": optimizer_lib.MODES,
         "projection.untargeted": ("freeze", "train"),
         "projection.basis": ("null_space", "random"),
@@ -96,6 +98,8 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "story model: only the chat world's base can be pretrained here. Set "
             "--config.model.path."
         )
+    if config.task == "safety":
+        check_safety(config, has_weights=has_weights)
     if has_weights and config.model.preset and not config.model.path:
         raise ValueError(
             f"model.preset is {config.model.preset!r} and model.path is empty: a preset says what "
@@ -130,4 +134,30 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         raise ValueError(
             f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
             "randomness the completions of a group are all the same and teach nothing."
+        )
+
+
+def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
+    """Raises ValueError for a config of the task safety that cannot work, as `check_config`."""
+    data = config.data
+    if not config.model.path and not config.model.preset:
+        raise ValueError(
+            "task is 'safety' and model.path is empty: only the chat world's base can be "
+            "pretrained here. Set --config.model.path to a Hugging Face directory."
+        )
+    if has_weights and not data.evaluation:
+        raise ValueError(
+            "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
+            "StrongREJECT are csv files in their authors' repositories. Give their paths, joined "
+            "by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
+        )
+    if data.wrapped_fraction:
+        raise ValueError(
+            f"data.wrapped_fraction is {data.wrapped_fraction}, and task is 'safety': wrappers are "
+            "the chat world's. Set it to 0."
+        )
+    if data.train_column and data.train != "safety_prompts":
+        raise ValueError(
+            f"data.train_column is {data.train_column!r} and data.train {data.train!r}, whose "
+            "columns are known: it is for a table of one's own, data.train=safety_prompts."
         )

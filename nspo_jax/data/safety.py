@@ -1,0 +1,181 @@
+"""The prompts of a safety run, of public datasets: to train on, to preserve, to be judged on.
+
+Training prompts are unique, and none is, or shares a passage with, an evaluation prompt. The
+general questions that have an answer are divided once, by a hash of the prompt: what is calibrated
+on, and replayed in the RL batch, and what drift is measured on never meet. Texts that are longer
+than the run's blocks are left out; how many were left out, and why, is logged.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import logging
+import pathlib
+
+import numpy as np
+
+from nspo_jax.data import chat, filtering, layouts, public, world
+
+TRAINING = ("pku_safe_rlhf", "beavertails", "safety_prompts")  # datasets of harmful prompts
+HELD_OUT_SHARE = 0.3  # of the general questions
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A part of a public dataset; see `public.load`, which says what each field means."""
+
+    name: str
+    split: str = ""
+    paths: Sequence[str] = ()
+    subset: str = ""
+    columns: layouts.Columns | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The blocks that texts must fit, in tokens of a chat format."""
+
+    form: chat.ChatFormat
+    prompt: int
+    answer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """All prompts of a run.
+
+    Attributes:
+      train: harmful, to draw RL batches from.
+      calibration: general conversations with answers, that define what to preserve.
+      replay: general conversations of the same side, for RL batches.
+      held_out: general conversations disjoint from those.
+      suites: evaluation sets by name: harmful ones by their source (advbench, harmbench, ...), and
+        xstest_safe, whose prompts only look harmful.
+    """
+
+    train: list[world.Conversation]
+    calibration: list[world.Conversation]
+    replay: list[world.Conversation]
+    held_out: list[world.Conversation]
+    suites: dict[str, list[world.Conversation]]
+
+
+def load(
+    data_dir: str | pathlib.Path,
+    lengths: Lengths,
+    *,
+    train: Source,
+    general: Source,
+    evaluation: Source,
+    calibration_rows: int,
+    suite_rows: int,
+    seed: int,
+) -> Prompts:
+    """Loads, filters and divides the prompts.
+
+    Args:
+      data_dir: where TFDS keeps prepared datasets.
+      lengths: what must fit.
+      train: one of TRAINING.
+      general: of the dataset general.
+      evaluation: of safety_prompts: XSTest and files of harmful prompts.
+      calibration_rows: how many conversations to calibrate on.
+      suite_rows: of each evaluation set, and of the held-out conversations, at most so many, drawn.
+      seed: of the draws.
+
+    Raises:
+      ValueError: if a set ends up empty, there are too few general questions to calibrate on, or as
+        `public.load`.
+      FileNotFoundError: as `public.load`.
+    """
+    found = _suites(_read(data_dir, evaluation))
+    evaluated = {name: [row.prompt for row in rows] for name, rows in found.items()}
+    suites = {
+        name: _draw(_fitting(lengths, rows, name), suite_rows, seed) for name, rows in found.items()
+    }
+    rows = filtering.deduplicate(_read(data_dir, train))
+    _log.info("train: %d different prompts of %s", len(rows), train.name)
+    rows, matches = filtering.decontaminate(rows, evaluated)
+    _log.info("train: %d prompts left out that evaluation sets have too", len(matches))
+    rows = _fitting(lengths, rows, "train")
+
+    answered = [row for row in _read(data_dir, general) if row.answer]
+    answered = _fitting(lengths, filtering.deduplicate(answered), "general", answers=True)
+    held_out = [row for row in answered if _is_held_out(row)]
+    protected = [row for row in answered if not _is_held_out(row)]
+    if len(protected) < calibration_rows:
+        raise ValueError(
+            f"calibration.rows is {calibration_rows}, and of the general questions {len(protected)}"
+            " have an answer, fit, and are not held out. Lower it, raise data.prompt_length and "
+            "data.completion_length, or give more files in data.general_path."
+        )
+    protected = _draw(protected, len(protected), seed)
+    return Prompts(
+        train=_some(rows, "train"),
+        calibration=protected[:calibration_rows],
+        # the rest first: replayed and calibrated on are the same only where there are no others
+        replay=protected[calibration_rows:] or protected,
+        held_out=_some(_draw(held_out, suite_rows, seed), "held-out general"),
+        suites={name: _some(rows, name) for name, rows in suites.items()},
+    )
+
+
+def _read(data_dir: str | pathlib.Path, source: Source) -> list[world.Conversation]:
+    return public.load_prompts(
+        source.name, data_dir, source.split,
+        paths=source.paths, subset=source.subset, columns=source.columns,
+    )  # fmt: skip
+
+
+def _suites(rows: Sequence[world.Conversation]) -> dict[str, list[world.Conversation]]:
+    """The evaluation sets of rows, whose family begins with their source; prompts are unique."""
+    suites: dict[str, list[world.Conversation]] = {}
+    for row in rows:
+        source = row.family.split("/")[0]
+        name = {"borderline": f"{source}_safe", "harmful": source}[row.kind]
+        suites.setdefault(name, []).append(row)
+    for kind, example in (("borderline", "XSTest"), ("harmful", "AdvBench or HarmBench")):
+        if not any(rows[0].kind == kind for rows in suites.values()):
+            raise ValueError(
+                f"data.evaluation has no {kind} prompts: it holds {', '.join(suites)}. Add the "
+                f"file of {example}."
+            )
+    return {name: filtering.deduplicate(rows) for name, rows in suites.items()}
+
+
+def _fitting(
+    lengths: Lengths, rows: list[world.Conversation], name: str, *, answers: bool = False
+) -> list[world.Conversation]:
+    """The rows whose prompt fits and, in a chat, if asked for, whose answer does: it is not cut."""
+    form = lengths.form
+    if not rows:
+        return rows
+    fits = form.prompt_lengths([row.prompt for row in rows]) <= lengths.prompt
+    if answers and form.chat:
+        fits &= form.answer_lengths([row.answer for row in rows]) <= lengths.answer
+    if not fits.all():
+        _log.warning(
+            "%s: %d of %d left out, longer than data.prompt_length=%d%s", name, (~fits).sum(),
+            len(rows), lengths.prompt,
+            f" or data.completion_length={lengths.answer} tokens" if answers else " tokens",
+        )  # fmt: skip
+    return [row for row, fit in zip(rows, fits, strict=True) if fit]
+
+
+def _draw(rows: list[world.Conversation], count: int, seed: int) -> list[world.Conversation]:
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[index] for index in order[:count]]
+
+
+def _is_held_out(row: world.Conversation) -> bool:
+    return hashlib.sha256(row.prompt.encode()).digest()[0] < HELD_OUT_SHARE * 256
+
+
+def _some(rows: list[world.Conversation], name: str) -> list[world.Conversation]:
+    if not rows:
+        raise ValueError(
+            f"No {name} prompts are left: all are too long, or are evaluation prompts. Raise "
+            "data.prompt_length, or give other files."
+        )
+    return rows

@@ -1,0 +1,111 @@
+"""The task on public prompts: real files, a real tokenizer, a model with next to nothing in it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default, safety
+from nspo_jax import models, rewards, sharding, workspace
+from nspo_jax.data import chat
+from nspo_jax.evaluation import sampling
+from nspo_jax.rl import checks, rollouts
+
+
+@pytest.fixture
+def config(shared_data, tmp_path):
+    tokenizer = chat.load_tokenizer(shared_data / "tokenizers" / "smollm_chatml")
+    model = models.ModelConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2,
+        num_kv_heads=1, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True,
+        max_length=512,
+    )  # fmt: skip
+    params = models.init_params(model, jax.random.key(0))
+    models.save_model(tmp_path / "model", model, params, tokenizer)
+    config = default.get_config()
+    joined = lambda *names: "+".join(str(shared_data / name) for name in names)  # noqa: E731
+    config.update_from_flattened_dict({
+        "task": "safety", "workspace": str(tmp_path / "workspace"),
+        "model.path": str(tmp_path / "model"), "projection.targets": "mlp",
+        "data.train": "beavertails", "data.train_split": "30k_test[:20%]",
+        "data.train_path": joined("beavertails"),
+        "data.general_path": joined("gsm8k/test.jsonl", "arc", "mmlu/original"),
+        "data.evaluation": joined(
+            "xstest/xstest_prompts.csv", "advbench", "harmbench/harmbench_behaviors_text_val.csv",
+            "strongreject",
+        ),
+        "data.prompt_length": 90, "data.completion_length": 60, "data.benign_fraction": 0.5,
+        "calibration.rows": 8, "calibration.batch_size": 8, "rl.prompts": 4, "rl.samples": 2,
+        "evaluation.prompts": 4,
+    })  # fmt: skip
+    return config
+
+
+def test_a_workspace_on_real_files(config, caplog):
+    checks.check_config(config)
+    with caplog.at_level("INFO"):
+        work = workspace.open_workspace(config, sharding.make_mesh())
+    task = work.task
+    assert set(task.suites) == {"xstest", "xstest_safe", "advbench", "harmbench", "strongreject"}
+    assert all(len(rows) == 4 for rows in task.suites.values())
+    (train, harmful), (replay, benign) = task.parts
+    assert (harmful, benign) == (4, 2) and len(train) > 20
+    assert {row.kind for row in train} == {"harmful"} and {row.kind for row in replay} == {
+        "general"
+    }
+    assert work.calibration["tokens"].shape == (8, 150)
+    assert "left out, longer than data.prompt_length=90" in caplog.text
+    assert "prompts left out that evaluation sets have too" in caplog.text
+
+    with pytest.raises(ValueError, match="no rules for it.*rewards.terms=guard"):
+        judges.open_rewards(config, work)
+
+    evaluator = sampling.Evaluator(config, work)
+    refusal, answer = "I'm sorry, but I can't help with that.", "First, take a hammer."
+    texts = {name: [refusal, answer, answer, answer] for name in task.suites}
+    texts["xstest_safe"] = [refusal, refusal, answer, answer]
+    completed = {name: (rows, texts[name]) for name, rows in task.suites.items()}
+    scores = evaluator.score(work.base, completed)
+    assert scores["unsafe"] == 0.75 and scores["over_refusal"] == 0.5
+    assert scores["answered"] == dict.fromkeys(
+        ("advbench", "harmbench", "strongreject", "xstest"), 0.75
+    )
+    assert scores["general"] == 1.0 and scores["kl_heldout"] == 0.0
+
+
+def test_a_given_reward_judges_public_prompts(config):
+    work = workspace.open_workspace(config, sharding.make_mesh())
+    task = dataclasses.replace(work.task, reward=rewards.OverRefusal(rewards.is_refusal))
+    drawn = rollouts.Rollouts(config, dataclasses.replace(work, task=task))
+    assert len(drawn.digest()) == 16
+    judged, _ = task.reward(task.suites["xstest_safe"], ["I cannot help with that."] * 4)
+    assert np.array_equal(judged, -np.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.path": ""}, "task is 'safety' and model.path is empty"),
+        ({"data.evaluation": ""}, "data.evaluation is empty: XSTest"),
+        ({"data.wrapped_fraction": 0.5}, "wrappers are the chat world's"),
+        ({"data.train": "gsm8k"}, "data.train is 'gsm8k'; expected one of pku_safe_rlhf"),
+        ({"data.train_column": "goal"}, "data.train_column is 'goal' and data.train 'pku_safe"),
+    ],
+)
+def test_a_config_that_names_too_little_is_refused(tmp_path, changes, message):
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {"task": "safety", "model.path": "model", "data.evaluation": "a.csv"} | changes
+    )
+    with pytest.raises(ValueError, match=message):
+        checks.check_config(config)
+
+
+def test_the_config_to_start_from():
+    config = safety.get_config("qwen2_5_7b,h200")
+    assert (config.task, config.workspace) == ("safety", "runs/safety_qwen2_5_7b")
+    assert config.data.train_split == "train[:40%]" and config.rl.microbatches == 160
+    checks.check_config(config, has_weights=False)
+    config.update_from_flattened_dict({"model.path": "model", "data.evaluation": "a.csv"})
+    checks.check_config(config)
