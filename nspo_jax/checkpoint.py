@@ -65,6 +65,16 @@ class Checkpointer:
                 ),
             )
 
+    def finish(self, step: int, state: Any, data_state: dict) -> None:
+        """Saves a step that is not saved yet, and waits until it is on disk. Collective.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        if self.latest_step() != step:
+            self.save(step, state, data_state)
+        self.wait()
+
     def restore(self, like: Any) -> tuple[int, Any, dict]:
         """Restores the last checkpoint that can be read, and says so if it is not the last.
 

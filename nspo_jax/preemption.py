@@ -1,5 +1,6 @@
 """Preemption: SIGTERM lets a run save what it has before the machine is taken away."""
 
+from collections.abc import Callable
 import signal
 import threading
 
@@ -11,9 +12,15 @@ class PreemptedError(Exception):
 
 
 class Watch:
-    """Inside `with`, SIGTERM ends nothing: it is noted, and `asked` says so between two steps."""
+    """Inside `with`, SIGTERM ends nothing: it is noted, and `asked` says so between two steps.
 
-    def __init__(self):
+    Args:
+      hurry: called when the signal comes, in the main thread between two of its instructions: to
+        end what could keep the step waiting.
+    """
+
+    def __init__(self, hurry: Callable[[], None] = lambda: None):
+        self._hurry = hurry
         self._noted = False
         self._before = None
 
@@ -33,3 +40,4 @@ class Watch:
 
     def _note(self, *_) -> None:
         self._noted = True
+        self._hurry()

@@ -1,13 +1,11 @@
 """The task on public prompts: real files, a real tokenizer, a model with next to nothing in it."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
 from configs import default, safety
-from nspo_jax import models, rewards, sharding, workspace
+from nspo_jax import judges, models, sharding, workspace
 from nspo_jax.data import chat
 from nspo_jax.evaluation import sampling
 from nspo_jax.rl import checks, rollouts
@@ -76,11 +74,12 @@ def test_a_workspace_on_real_files(config, caplog):
 
 def test_a_given_reward_judges_public_prompts(config):
     work = workspace.open_workspace(config, sharding.make_mesh())
-    task = dataclasses.replace(work.task, reward=rewards.OverRefusal(rewards.is_refusal))
-    drawn = rollouts.Rollouts(config, dataclasses.replace(work, task=task))
-    assert len(drawn.digest()) == 16
-    judged, _ = task.reward(task.suites["xstest_safe"], ["I cannot help with that."] * 4)
-    assert np.array_equal(judged, -np.ones(4))
+    config.rewards.terms = "over_refusal@benign"
+    mixture = judges.open_rewards(config, work)
+    assert len(rollouts.Rollouts(config, work, mixture).digest()) == 16
+    rows = work.task.suites["xstest_safe"]
+    judged = mixture.start(rows, ["I cannot help with that."] * 4)()["over_refusal"]
+    assert np.array_equal(judged.rewards, -np.ones(4))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import dataclasses
+import functools
 import re
 from typing import NamedTuple
 
@@ -137,7 +138,9 @@ class Mixture:
         completions: Sequence[str],
         executor: futures.Executor | None = None,
     ) -> Callable[[], dict[str, Verdicts]]:
-        """Starts judging; the result waits for it. With an executor, judges off the mesh run there.
+        """Starts judging; the result waits for it, and raises what judges raise.
+
+        Judges off the mesh run in the executor or, without one, when the result is asked for.
 
         Args:
           conversations: this process's rows.
@@ -147,12 +150,11 @@ class Mixture:
         reward.check_rows(conversations, completions)
         pending = {}
         for spec, judge, on_mesh in self._terms:
-            arguments = (judge, spec.kinds, conversations, completions, on_mesh)
-            if executor is not None and not on_mesh:
-                pending[spec.name] = executor.submit(_ask, *arguments).result
+            ask = functools.partial(_ask, judge, spec.kinds, conversations, completions, on_mesh)
+            if on_mesh:
+                pending[spec.name] = functools.partial(lambda found: found, ask())
             else:
-                found = _ask(*arguments)
-                pending[spec.name] = lambda found=found: found
+                pending[spec.name] = ask if executor is None else executor.submit(ask).result
         return lambda: {name: result() for name, result in pending.items()}
 
     def total(self, verdicts: dict[str, Verdicts], step: int, group_size: int) -> Total:

@@ -243,7 +243,7 @@ def throughput(
     Args:
       model: the policy's configuration.
       batch: the step's. Its sampled tokens are the rollout's; the update runs on the prompts' too.
-      seconds: of the phases "rollout" and "update", and others.
+      seconds: of the phase "update", and of others.
 
     Returns:
       Tokens a second and, on a chip that `chips` knows, the update's model FLOP utilisation: three
@@ -252,10 +252,10 @@ def throughput(
     """
     sampled = float(batch.completion_mask.sum())
     trained = sampled + float(batch.prompt_mask.sum())
-    speed = metrics.phase_seconds(seconds) | {
-        "speed/rollout_tokens_per_second": sampled / seconds["rollout"],
-        "speed/update_tokens_per_second": trained / seconds["update"],
-    }
+    speed = metrics.phase_seconds(seconds)
+    speed["speed/update_tokens_per_second"] = trained / seconds["update"]
+    if "rollout" in seconds:  # else it was sampled a step before
+        speed["speed/rollout_tokens_per_second"] = sampled / seconds["rollout"]
     chip = chips.chip_of(jax.devices()[0].device_kind)
     if chip is not None:
         attended = trained / len(batch.advantages) / 2

@@ -67,6 +67,7 @@ def train(
       FloatingPointError: for a NaN or inf, naming the step and the tensors.
       OSError: if a file cannot be written, naming the last good checkpoint.
       preemption.PreemptedError: after SIGTERM, once all that was done is saved.
+      rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
     """
     workdir = pathlib.Path(workdir)
     checks.check_config(config)
@@ -142,25 +143,24 @@ def train(
         contextlib.closing(writer),
         contextlib.closing(profiler),
         progress,
-        preemption.Watch() as watch,
+        preemption.Watch(batches.close) as watch,
     ):
         scores = evaluate(state, shown=step == 0)
         while step < rl.steps and not stops_early(scores):
             if watch.asked():
-                if checkpoints.latest_step() != step:
-                    checkpoints.save(step, state, batches.get_state())
-                checkpoints.wait()
+                checkpoints.finish(step, state, batches.get_state())
                 raise preemption.PreemptedError(f"SIGTERM: stopped with step {step} saved.")
             profiler.at(step)
             params = optimizer_lib.combine(state.trainable, frozen)
             try:
                 batch, logged = batches.sample(params, step, clock)
-            except rewards.JudgeError:
-                if (
-                    checkpoints.latest_step() != step
-                ):  # with the completions that wait for a verdict
-                    checkpoints.save(step, state, batches.get_state())
-                checkpoints.wait()
+            except rewards.JudgeError as error:
+                # with the completions that wait for a verdict
+                checkpoints.finish(step, state, batches.get_state())
+                if watch.asked():
+                    raise preemption.PreemptedError(
+                        f"SIGTERM: stopped with step {step} saved."
+                    ) from error
                 raise
             with clock.phase("update"):
                 for minibatch in rollouts.split_minibatches(batch, rl.minibatches, step):
@@ -189,8 +189,7 @@ def train(
                 unsafe=f"{scores['unsafe']:.0%}",
                 general=f"{scores['general']:.0%}",
             )
-        if checkpoints.latest_step() != step:
-            checkpoints.save(step, state, batches.get_state())
+        checkpoints.finish(step, state, batches.get_state())
 
     # ---------------------------------------------------------------------------- report
     policy = optimizer_lib.combine(state.trainable, frozen)
