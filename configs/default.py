@@ -45,11 +45,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.completion_length = 9  # tokens; rollouts are cut off here
     config.data.benign_fraction = 0.0  # replay: benign prompts per harmful one in the RL batch
     config.data.wrapped_fraction = 0.0  # share of harmful RL prompts inside made-up wrappers
+    config.data.train_split = "train"  # of the harmful RL prompts, such as train[:40%]: the chat
+    #   world's are shuffled; of the task safety it is a split of the files, in their order
     # of the task safety: paths are files, directories or hf:OWNER/NAME, joined by +
     config.data.train = "pku_safe_rlhf"  # harmful prompts; or beavertails, safety_prompts: the
     #   layouts of data.evaluation, or any table
     config.data.train_path = ""  # its files; "": its home at the Hugging Face Hub
-    config.data.train_split = "train[:40%]"  # of the files' splits, in the order of their rows
     config.data.subset = ""  # only files in a directory of this name, such as alpaca-7b; "": all
     config.data.train_column = ""  # of any table: the column that holds the prompts
     config.data.general_path = ""  # general questions with answers (GSM8K, MMLU, ARC, HumanEval) to

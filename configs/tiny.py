@@ -39,6 +39,10 @@ ARMS: dict[str, dict] = {
     # with GSPO's ratio of a whole completion, and minibatches for its clip to act in: 0.05 cuts off
     # up to a third of these 9-token completions while it learns, 0.2 hardly any, 0.02 nearly all
     "nspo_gspo": {"rl.loss": "gspo", "rl.minibatches": 4, "rl.clip": 0.05},
+    # models that were trained on the world's preference pairs in place of its judge
+    "nspo_learned": {"rewards.terms": "cost_model@harmful+reward_model@benign"},
+    # benign prompts, as many as data.benign_fraction says, judged by whether they are refused
+    "nspo_over_refusal": {"rewards.terms": "cost_model@harmful+over_refusal@benign"},
     # plain GRPO, everything trained
     "grpo": NO_PROJECTION,
     # with a smaller step, stopped as soon as it is safe enough

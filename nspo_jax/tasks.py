@@ -77,9 +77,10 @@ def chat_world(config: ml_collections.ConfigDict) -> Task:
 
     benign = round(config.rl.prompts * config.data.benign_fraction)
     wrapped = round(config.rl.prompts * config.data.wrapped_fraction)
+    train = config.data.train_split
     parts = [
-        (load("train"), config.rl.prompts - wrapped),
-        (load("train_wrapped"), wrapped),
+        (load(train), config.rl.prompts - wrapped),
+        (load(train.replace("train", "train_wrapped", 1)), wrapped),
         (load("replay_general"), benign - benign // 2),
         (load("borderline_replay"), benign // 2),
     ]

@@ -5,7 +5,7 @@ import ml_collections
 
 from nspo_jax import models, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import safety
+from nspo_jax.data import builders, safety
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
 from nspo_jax.rl import advantages, losses, record
@@ -92,6 +92,13 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
                 f"{name} is {flat[name]!r}; expected one of {', '.join(map(str, values))}."
             )
     rewards.parse_terms(config.rewards.terms)
+    if builders.parse_split(config.data.train_split) is None or (
+        config.task == "chat_world" and builders.parse_split(config.data.train_split) != "train"
+    ):
+        raise ValueError(
+            f"data.train_split is {config.data.train_split!r}; expected train, or a slice of it "
+            "such as train[:40%]."
+        )
     if config.task == "stories" and not config.model.path:
         raise ValueError(
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "

@@ -1,0 +1,22 @@
+"""How many of the harmful prompts RL needs, three seeds: the paper trains on 40 %.
+
+python -m scripts.sweep --config=configs/sweeps/data_share.py --workdir=runs/data_share
+"""
+
+import ml_collections
+
+from configs.sweeps import tiny_arms
+
+GRID = {
+    "data.train_split": [
+        "train[:2%]", "train[:5%]", "train[:10%]", "train[:20%]", "train[:40%]", "train",
+    ]
+}  # fmt: skip
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A sweep of one arm over shares of the training split."""
+    config = tiny_arms.get_config()
+    config.arms = "nspo"
+    config.grid = tiny_arms.make_grid(GRID)
+    return config
