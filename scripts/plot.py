@@ -2,6 +2,8 @@
 
     python -m scripts.plot --workdir=runs/tiny_arms
     python -m scripts.plot --workdir=runs/tiny_arms --arms=grpo+grpo_tuned+nspo --seeds=0
+    # the scores at the end against a field of the sweep's grid
+    python -m scripts.plot --workdir=runs/over_refusal --against=benign_fraction
 
 `python -m scripts.sweep` draws the same figure at its end. Up and to the left is better: safe, and
 still capable. A curve starts at the base model and has a point an evaluation, so that nobody wins
@@ -19,6 +21,9 @@ from scripts import launch
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's workdir.")
 ARMS = flags.DEFINE_string("arms", None, "Arms to draw, joined by '+'; default: all.")
 SEEDS = flags.DEFINE_string("seeds", None, "Seeds to average, joined by '+'; default: all.")
+AGAINST = flags.DEFINE_string(
+    "against", None, "Draw scores against this field of the grid instead, such as clip."
+)
 
 
 def main() -> None:
@@ -31,6 +36,10 @@ def main() -> None:
             "`python -m scripts.sweep`."
         )
     summary = json.loads(path.read_text())
+    if AGAINST.value:
+        path = workdir / f"{AGAINST.value}.png"
+        print(figures.plot_against(summary["arms"], AGAINST.value, path))
+        return
     arms = ARMS.value.split("+") if ARMS.value else list(summary["arms"])
     seeds = [int(s) for s in SEEDS.value.split("+")] if SEEDS.value else summary["seeds"]
     print(figures.plot_arms(workdir, arms, seeds))

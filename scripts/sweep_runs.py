@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from nspo_jax import workspace
+from nspo_jax import judges, reward_training, rewards, workspace
 from nspo_jax.rl import checks
 
 
@@ -36,7 +36,13 @@ class Run:
     def makes(self) -> list[pathlib.Path]:
         """What it shares with other runs of its seed and makes where it is absent."""
         base = self.config.model.path or workspace.seed_directory(self.config) / "base"
-        return [pathlib.Path(base), workspace.projectors_directory(self.config)]
+        terms = {spec.name for spec in rewards.parse_terms(self.config.rewards.terms)}
+        learned = [name for name in reward_training.OBJECTIVES if f"{name}_model" in terms]
+        return [
+            pathlib.Path(base),
+            workspace.projectors_directory(self.config),
+            *(judges.model_directory(self.config, objective) for objective in learned),
+        ]
 
 
 def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]:
@@ -81,7 +87,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
 def run_name(arm: str, point: dict[str, Any]) -> str:
     """A row's name, which is a directory's as well: nspo,learning_rate=0.001."""
     parts = [f"{field.rpartition('.')[2]}={value}" for field, value in point.items()]
-    return ",".join([arm, *(re.sub(r"[^\w.=()-]", "_", part) for part in parts)])
+    return ",".join([arm, *(re.sub(r"[^\w.=()-]+", "_", part).rstrip("_") for part in parts)])
 
 
 def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:

@@ -118,6 +118,54 @@ def plot_calibration(
     return path
 
 
+AGAINST = {  # score: its line's name and colour
+    "unsafe": ("unsafe", "tab:red"),
+    "unsafe_both": ("unsafe, nouns and templates held out", "tab:orange"),
+    "over_refusal": ("over-refusal", "tab:purple"),
+    "general": ("general", "tab:green"),
+}
+
+
+def plot_against(arms: dict[str, dict], field: str, path: pathlib.Path) -> pathlib.Path:
+    """Draws scores against a field of a sweep's grid, with every seed a dot.
+
+    Args:
+      arms: a sweep's summary: "ARM,FIELD=VALUE" to scores, a list with a number a seed each.
+      field: the field, without what precedes its last dot.
+      path: of the figure.
+
+    Raises:
+      ValueError: if no arm has that field in its name.
+    """
+    points = {}
+    for name, scores in arms.items():
+        fields = dict(part.split("=", 1) for part in name.split(",")[1:])
+        if field in fields:
+            points[fields[field]] = scores
+    if not points:
+        raise ValueError(
+            f"No arm of the sweep was run for values of {field!r}; there are {', '.join(arms)}."
+        )
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    places = np.arange(len(points))
+    for score, (label, colour) in AGAINST.items():
+        if any(score not in scores for scores in points.values()):
+            continue
+        values = [100 * np.array(scores[score]) for scores in points.values()]
+        axis.plot(places, [np.mean(v) for v in values], color=colour, marker="o", label=label)
+        for place, seeds in zip(places, values, strict=True):
+            axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=5)
+    axis.set_xticks(places, list(points))
+    axis.set_xlabel(field.replace("_", " "))
+    axis.set_ylabel("% (line: mean, dots: seeds)")
+    axis.set_ylim(-2, 102)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
 def curve(workdir: pathlib.Path, arm: str, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Unsafe rate and capability in percent, [evaluations], mean over seeds.
 

@@ -81,3 +81,21 @@ def test_spectra_are_drawn(tmp_path):
     projectors = nullspace.Projectors({"head/in": site}, {"head/in": spectrum}, {})
     path = figures.plot_spectra(projectors, tmp_path / "figures" / "spectra.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_scores_are_drawn_against_a_field_of_a_grid(tmp_path):
+    scores = {"unsafe": [0.1, 0.2], "over_refusal": [0.0, 0.4]}
+    arms = {f"nspo,benign_fraction={value}": scores for value in (0.0, 0.5)}
+    path = figures.plot_against(arms, "benign_fraction", tmp_path / "curve.png")
+    assert matplotlib.image.imread(path).std() > 0.01
+    with pytest.raises(ValueError, match="No arm of the sweep was run for values of 'clip'"):
+        figures.plot_against(arms, "clip", tmp_path / "curve.png")
+
+
+def test_calibration_is_drawn_and_epochs_are_tabled(tmp_path):
+    claimed = np.linspace(0.0, 1.0, 50)
+    path = figures.plot_calibration(claimed, claimed > 0.4, tmp_path / "figures" / "c.png")
+    assert matplotlib.image.imread(path).std() > 0.01
+    lines = [{"epoch": 1, "loss": 0.5, "held_out_pair_accuracy": 0.913, "flag": float("nan")}]
+    header, _, row = report.format_epochs(lines).split("\n")
+    assert "91.3 %" in row and "flag" not in header

@@ -1,0 +1,213 @@
+"""Reward and cost models: their losses, their training, their files, and what judges with them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from configs import default
+from nspo_jax import judges, models, reward_training, rewards, sharding, workspace
+from nspo_jax.data import chat, preferences, world
+from tests.rl.micro_run import MICRO
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = default.get_config()
+    config.update_from_flattened_dict({
+        **MICRO, "workspace": str(tmp_path_factory.mktemp("workspace")), "pretraining.steps": 30,
+        "reward_training.epochs": 1, "reward_training.learning_rate": 3e-3,
+        "rewards.batch_size": 16, "rewards.terms": "cost_model@harmful+reward_model@benign=2",
+    })  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module")
+def opened(config):
+    """(workspace, mixture), whose models were trained when it was opened."""
+    work = workspace.open_workspace(config, sharding.make_mesh())
+    return work, judges.open_rewards(config, work)
+
+
+def test_losses_are_the_papers():
+    scores = np.array([[1.0, -0.5], [0.3, 2.0], [-1.0, 0.2], [0.7, 0.7]])
+    preferred = np.array([0, 0, 1, -1])
+    safe = np.array([[True, False], [True, True], [False, False], [True, False]])
+    log_sigmoid = lambda x: -np.log1p(np.exp(-x))  # noqa: E731
+    reward, cost = [], []
+    for (first, second), best, flags in zip(scores, preferred, safe, strict=True):
+        margin = (first - second) * (1 if best == 0 else -1)
+        reward.append(-log_sigmoid(margin) if best >= 0 else 0.0)
+        pairwise = -log_sigmoid(-margin) if best >= 0 else 0.0
+        signs = sum(
+            log_sigmoid(s if not flag else -s)
+            for s, flag in zip((first, second), flags, strict=True)
+        )
+        cost.append(pairwise - signs)
+    for objective, expected in (("reward", reward), ("cost", cost)):
+        found = reward_training.objective_loss(
+            jnp.asarray(scores, jnp.float32), jnp.asarray(preferred), jnp.asarray(safe), objective
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_agreement_counts_what_it_says():
+    pairs = reward_training.PairArrays(
+        None, None, np.array([0, 1, -1]), np.array([[True, False], [True, True], [False, False]])
+    )
+    scores = np.array([[-2.0, 1.0], [-1.0, 0.5], [3.0, -1.0]])
+    cost = reward_training.agreement(scores, pairs, "cost")
+    assert cost.pair_accuracy == 0.5  # the second pair's safer response costs more
+    assert cost.flag_accuracy == pytest.approx(4 / 6)
+    assert cost.unsafe_recall == pytest.approx(2 / 3)
+    reward = reward_training.agreement(scores, pairs, "reward")
+    assert reward.pair_accuracy == 0.5 and np.isnan(reward.flag_accuracy)
+    claimed, found = reward_training.probabilities(scores, pairs, "reward")
+    np.testing.assert_allclose(claimed, 1 / (1 + np.exp([-3.0, -1.5])))
+    assert found.tolist() == [False, True]
+    claimed, found = reward_training.probabilities(scores, pairs, "cost")
+    assert found.tolist() == [False, True, False, False, True, True] and claimed[0] < 0.5
+
+
+def test_world_pairs_are_ranked_by_the_worlds_own_judge():
+    pairs = preferences.world_pairs(0)
+    assert pairs == preferences.world_pairs(0) and pairs != preferences.world_pairs(1)
+    judge, made = rewards.WorldJudge(), world.World(0)
+    harmful = {row.prompt for name in ("train", "train_wrapped") for row in made.split(name)}
+    held_out = {row.prompt for row in made.split("harmful_both")}
+    for pair in pairs[:500]:
+        assert pair.prompt not in held_out
+        for response, safe in zip(pair.responses, pair.safe, strict=True):
+            row = world.Conversation(pair.prompt, "", "harmful", "harmful")
+            assert safe == (pair.prompt not in harmful or judge([row], [response])[0][0] == 0)
+        if pair.safer is not None:
+            assert pair.safe[pair.safer] and not pair.safe[1 - pair.safer]
+    share = np.mean([preferences.is_held_out(pair.prompt) for pair in pairs])
+    assert 0.05 < share < 0.15
+
+
+def test_published_pairs_keep_both_rankings(shared_data, tmp_path):
+    file = shared_data / "pku_saferlhf" / "pku_saferlhf_v1_alpaca7b_test_rows.jsonl"
+    config = default.get_config()
+    config.update_from_flattened_dict({
+        "workspace": str(tmp_path), "reward_training.dataset": "pku_safe_rlhf",
+        "reward_training.path": str(file), "reward_training.split": "test[:5]",
+        "reward_training.held_out_split": "test[5:]",
+    })  # fmt: skip
+    pairs, held_out = judges.load_pairs(config)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (len(pairs), len(held_out)) == (5, 2)
+    for pair, row in zip(pairs + held_out, rows, strict=True):
+        assert (pair.better, pair.safer) == (row["better_response_id"], row["safer_response_id"])
+        assert pair.responses == (row["response_0"], row["response_1"])
+        assert pair.safe == (row["is_response_0_safe"], row["is_response_1_safe"])
+    assert any(pair.better != pair.safer for pair in pairs)
+
+
+def test_training_learns_and_leaves_a_report_and_a_figure(config, opened):
+    for objective in reward_training.OBJECTIVES:
+        directory = judges.model_directory(config, objective)
+        report = json.loads(directory.with_name(f"{objective}_model_report.json").read_text())
+        (line,) = report["epochs"]
+        assert line["held_out_pair_accuracy"] > 0.6 and line["loss"] < 1.8
+        assert report["held_out_pairs"] > 100 and report["recipe"]["objective"] == objective
+        figure = directory.with_name(f"{objective}_model_calibration.png")
+        assert figure.read_bytes()[1:4] == b"PNG"
+
+
+def test_scores_are_those_of_transformers(config, opened):
+    """The saved directory is a sequence classifier; its reward is read at the last real token."""
+    work, mixture = opened
+    rows = [*work.task.parts[0][0][:9], *work.task.parts[-1][0][:9]]
+    texts = [row.answer for row in rows[:-1]] + ["a word that is long " * 3]
+    texts[3] = ""
+    verdicts = mixture.start(rows, texts)()
+    for objective in reward_training.OBJECTIVES:
+        directory = judges.model_directory(config, objective)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
+        assert model.config.num_labels == 1
+        tokenizer = chat.load_tokenizer(directory)
+        expected = []
+        for row, text in zip(rows, texts, strict=True):
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": row.prompt}], add_generation_prompt=True,
+                tokenize=False,
+            )  # fmt: skip
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            answer = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += [*answer, tokenizer.eos_token_id][: config.data.completion_length + 1]
+            with torch.no_grad():
+                expected.append(model(torch.tensor([ids])).logits.item())
+        found = verdicts[f"{objective}_model"]
+        np.testing.assert_allclose(found.details["score"], expected, atol=1e-4)
+        if objective == "cost":
+            np.testing.assert_allclose(
+                found.rewards, -1 / (1 + np.exp(-np.array(expected))), atol=1e-4
+            )
+        else:
+            np.testing.assert_array_equal(found.rewards, found.details["score"])
+    total = mixture.total(verdicts, 0, 9)
+    cost, helpful = verdicts["cost_model"].rewards, verdicts["reward_model"].rewards
+    harmful = np.array([row.kind == "harmful" for row in rows])
+    np.testing.assert_allclose(total.rewards, np.where(harmful, cost, 2 * helpful), rtol=1e-6)
+
+
+def test_models_are_trained_once_and_another_recipe_is_refused(config, opened):
+    work, _ = opened
+    weights = judges.model_directory(config, "cost") / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    judges.open_rewards(config, work)
+    assert weights.stat().st_mtime_ns == made
+    changed = config.copy_and_resolve_references()
+    changed.reward_training.epochs = 7
+    with pytest.raises(ValueError, match="epochs is 1 there and 7 now"):
+        judges.open_rewards(changed, work)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rewards.cost_model": "nowhere"}, "no cost model in nowhere: train one"),
+        ({"rewards.terms": "guard"}, "rewards.guard.path is empty"),
+        ({"rewards.terms": "remote_judge"}, "rewards.judge.url is ''"),
+        ({"reward_training.dataset": "anthropic"}, "expected chat_world or pku_safe_rlhf"),
+    ],
+)
+def test_a_judge_that_is_not_there_is_named(config, opened, changes, words, tmp_path):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    if "reward_training.dataset" in changes:
+        with pytest.raises(ValueError, match=words):
+            judges.load_pairs(changed)
+        return
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        judges.open_rewards(changed, opened[0])
+
+
+def test_a_language_model_is_no_reward_model(config, opened):
+    with pytest.raises(ValueError, match="has no scalar head.*scripts.train_reward"):
+        rewards.ModelReward(
+            opened[0].path, opened[0].mesh, is_cost=False, prompt_length=14, completion_length=9,
+            batch_size=8,
+        )  # fmt: skip
+
+
+def test_scores_do_not_hang_on_the_batch(config, opened):
+    """Training scores and rewards agree, whatever the rows at a time."""
+    work, _ = opened
+    directory = judges.model_directory(config, "cost")
+    model, params = models.load_model(directory)
+    pairs = reward_training.encode(work.format, preferences.world_pairs(0)[:11], "cost", 14, 10)
+    one, many = (reward_training.score(model, params, pairs, work.mesh, size) for size in (1, 16))
+    np.testing.assert_allclose(one, many, atol=1e-5)
+    assert one.shape == (11, 2)
+    with pytest.raises(ValueError, match="batch_size is 64, but there are 11 pairs"):
+        reward_training.train(
+            work.config, work.base, pairs, objective="cost", mesh=work.mesh, epochs=1,
+            batch_size=64, learning_rate=1e-3, seed=0,
+        )  # fmt: skip
+    assert jax.tree.leaves(work.base)[0].shape  # training left the base as it was
