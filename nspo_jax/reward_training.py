@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from nspo_jax.data import chat, iterator, preferences
 from nspo_jax.rewards import batched
 
 OBJECTIVES = ("reward", "cost")
+_log = logging.getLogger(__name__)
 
 
 class PairArrays(NamedTuple):
@@ -58,18 +60,29 @@ def encode(
 ) -> PairArrays:
     """Tokenizes pairs; a response that is longer than the block is cut.
 
+    Pairs whose prompt is longer than its block are left out, and counted in the log.
+
     Raises:
-      ValueError: for an unknown objective, no pair that it can learn from, or a prompt that is too
-        long.
+      ValueError: for an unknown objective, or no pair that it can learn from.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"The objective is {objective!r}; expected one of {OBJECTIVES}.")
+    fits = form.prompt_lengths([pair.prompt for pair in pairs]) <= prompt_length
+    if not fits.all():
+        _log.warning(
+            "%d of %d pairs left out: their prompts are longer than data.prompt_length=%d",
+            np.sum(~fits), len(pairs), prompt_length,
+        )  # fmt: skip
+    pairs = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     ranked = [pair.better if objective == "reward" else pair.safer for pair in pairs]
     if objective == "reward":  # it learns from ranked pairs alone
         pairs = [pair for pair, rank in zip(pairs, ranked, strict=True) if rank is not None]
         ranked = [rank for rank in ranked if rank is not None]
     if not pairs:
-        raise ValueError(f"None of the pairs says which response is preferred for {objective}.")
+        raise ValueError(
+            f"None of the pairs that fit data.prompt_length={prompt_length} says which response is "
+            f"the {'better' if objective == 'reward' else 'safer'}."
+        )
     rows = form.encode_conversations(
         [pair.prompt for pair in pairs for _ in range(2)],
         [response for pair in pairs for response in pair.responses],
@@ -158,7 +171,8 @@ def train(
       held_out: measured after every epoch.
 
     Returns:
-      The model with its head, and a line an epoch: epoch, loss, and `Agreement` on `held_out`.
+      The model with its head, and a line an epoch: epoch, loss, and what `Agreement` counts on
+      `held_out`.
 
     Raises:
       FloatingPointError: if the loss stops being finite.
@@ -202,11 +216,9 @@ def train(
             line = {"epoch": epoch, "loss": mean}
             if held_out is not None:
                 scores = score(config, params, held_out, mesh, batch_size)
-                line |= {
-                    f"held_out_{name}": value
-                    for name, value in agreement(scores, held_out, objective)._asdict().items()
-                }
-                progress.set_postfix(accuracy=f"{line['held_out_pair_accuracy']:.3f}")
+                measured = agreement(scores, held_out, objective)._asdict()
+                line |= {f"held_out_{k}": v for k, v in measured.items() if not np.isnan(v)}
+                progress.set_postfix(accuracy=f"{measured['pair_accuracy']:.3f}")
             report.append(line)
     return config, params, report
 

@@ -16,6 +16,7 @@ from absl import flags
 
 from nspo_jax import judges, reward_training, sharding, workspace
 from nspo_jax.evaluation import report
+from nspo_jax.rl import checks
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -29,6 +30,7 @@ def main() -> None:
     directory = pathlib.Path(OUTPUT.value or judges.model_directory(config, objective))
     if directory.exists():
         raise ValueError(f"{directory} is there already: delete it, or give another --output.")
+    checks.check_config(config)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     lines = judges.train_reward_model(config, work, objective, directory)
     print(report.format_epochs(lines))

@@ -107,7 +107,7 @@ def plot_calibration(
     above.set_ylabel("observed frequency")
     above.set_title(f"Calibration on {len(predicted)} held-out cases")
     above.grid(alpha=0.3)
-    above.legend(loc="upper left")
+    above.legend(loc="lower right")
     below.bar(np.arange(10) / 10 + 0.05, counts, width=0.09)
     below.set_yscale("symlog", linthresh=1)
     below.set_ylabel("cases")

@@ -42,8 +42,8 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
 
 
 def format_epochs(lines: Sequence[Mapping[str, float]]) -> str:
-    """A row an epoch of a reward model's training; what is NaN in all of them is left out."""
-    names = [name for name in lines[0] if not all(np.isnan(line[name]) for line in lines)]
+    """A row an epoch of a reward model's training."""
+    names = list(lines[0])
     rows = [[name.replace("_", " ") for name in names]]
     for line in lines:
         shares = [name.endswith(("accuracy", "recall")) for name in names]
