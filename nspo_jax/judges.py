@@ -7,12 +7,14 @@ The chat world's reward and cost models are trained when they are first asked fo
     WORKSPACE/seed_S/cost_model_calibration.png
 """
 
+import dataclasses
 import functools
 import json
 import logging
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -45,6 +47,40 @@ def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -
     return rewards.Mixture(
         terms, normalise=config.rewards.normalise, on_failure=config.rewards.on_failure
     )
+
+
+def abstract_models(
+    config: ml_collections.ConfigDict, base: models.ModelConfig
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The judges that live on the mesh, without weights: what they take there can be counted.
+
+    Args:
+      config: the run's.
+      base: of the base model: a model whose directory is not named is taken to be like it.
+
+    Returns:
+      Term -> parameters as `jax.ShapeDtypeStruct`s, and what was assumed of them, in words.
+
+    Raises:
+      FileNotFoundError, ValueError: as `models.load_config`.
+    """
+    found, assumed = {}, []
+    for spec in rewards.parse_terms(config.rewards.terms):
+        if spec.name not in ON_MESH:
+            continue
+        is_guard = spec.name == "guard"
+        directory = config.rewards.guard.path if is_guard else config.rewards[spec.name]
+        dtype = jnp.dtype(config.rewards.guard.dtype if is_guard else "float32")
+        model = dataclasses.replace(base, head="logits" if is_guard else "scalar")
+        if directory:
+            model = models.load_config(directory)
+        else:
+            assumed.append(f"the {spec.name} is as large as the base model")
+        found[spec.name] = jax.tree.map(
+            lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype),
+            models.abstract_params(model),
+        )
+    return found, tuple(assumed)
 
 
 def model_directory(config: ml_collections.ConfigDict, objective: str) -> pathlib.Path:

@@ -168,6 +168,21 @@ def test_models_are_trained_once_and_another_recipe_is_refused(config, opened):
         judges.open_rewards(changed, work)
 
 
+def test_what_judges_take_on_the_mesh_is_known_without_their_weights(config, opened):
+    work, _ = opened
+    directory = judges.model_directory(config, "cost")
+    changed = config.copy_and_resolve_references()
+    changed.rewards.terms = "rules+cost_model+reward_model+guard"
+    changed.rewards.cost_model = str(directory)
+    found, assumed = judges.abstract_models(changed, work.config)
+    assert list(found) == ["cost_model", "reward_model", "guard"]
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)  # noqa: E731
+    stored = shapes(models.load_model(directory)[1])
+    assert shapes(found["cost_model"]) == shapes(found["reward_model"]) == stored
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(found["guard"])} == {"bfloat16"}
+    assert [words.split()[1] for words in assumed] == ["reward_model", "guard"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

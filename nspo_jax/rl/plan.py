@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from nspo_jax import chips, hlo, models, sharding
+from nspo_jax import chips, hlo, judges, models, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.evaluation import report
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
@@ -120,6 +120,8 @@ def make_plan(
     resident["base's head, to compare with"] = _bytes(head) * width // 4
     if reference is not None:
         resident["reference weights"] = _bytes(reference)
+    judging, assumed = judges.abstract_models(config, model)
+    resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
     policy = optimizer_lib.combine(state.trainable, frozen)
     with jax.set_mesh(mesh):
         compiled = {
@@ -154,7 +156,7 @@ def make_plan(
         parameters=_count(params),
         trained=_count(trainable),
         devices=mesh.size,
-        assumptions=assumptions,
+        assumptions=assumptions + assumed,
     )
 
 
