@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
     #   rloo, against the mean of the others
     config.rl.aggregation = "sequence_mean"  # sequence_mean: completions weigh alike; token_mean:
     #   tokens; constant: the sum over data.completion_length (Dr.GRPO, RLOO)
-    config.rl.clip = 0.2  # the ratio's; it acts from a batch's second minibatch on
+    config.rl.clip = 0.2  # the ratio's; it acts from a batch's second minibatch on, or staleness 1
     config.rl.dual_clip = 0.0  # largest ratio where the advantage is negative, such as 3; 0: none
     config.rl.kl_coefficient = 0.0  # penalty to the base model
     config.rl.kl_estimator = "k3"  # k2: gradient of KL(policy || base); k3: of KL(base || policy),
@@ -109,7 +109,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.importance_cap = 0.0  # tokens weighted by trainer's over sampler's probability, at
     #   most this, such as 2; one minibatch alone; 0: off
     config.rl.temperature = 1.0  # of rollouts
-    config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged
+    config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged:
+    #   with a remote_judge's time to gain, and a policy that is one update old
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
 
     config.rewards = ml_collections.ConfigDict()
@@ -119,7 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
     #   or STEP:WEIGHT,STEP:WEIGHT and linear between
     config.rewards.normalise = "none"  # each term on its own: none; batch, group: mean 0, std 1
     config.rewards.on_failure = "raise"  # a row without a verdict: raise; drop_group: the prompt
-    #   teaches nothing; neutral: counts 0
+    #   teaches nothing; neutral: as good as the mean of the prompt's others
     config.rewards.batch_size = 80  # rows that a model in process reads at a time
     config.rewards.cost_model = ""  # its Hugging Face directory; "" trains the chat world's own
     config.rewards.reward_model = ""  # likewise
@@ -138,7 +139,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.rewards.judge.timeout = 60.0  # seconds of a request
     config.rewards.judge.retries = 5  # after bad answers of the server
     config.rewards.judge.down_after = 300.0  # seconds without an answer, after which the run stops
-    config.rewards.judge.budget = -1  # requests of each process, failed ones too; -1: no end
+    config.rewards.judge.budget = (
+        -1
+    )  # requests of a start, of each process, failed ones too; -1: any
 
     config.reward_training = ml_collections.ConfigDict()  # of reward and cost models
     config.reward_training.dataset = "chat_world"  # or pku_safe_rlhf

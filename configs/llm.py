@@ -59,6 +59,9 @@ def get_config(name: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
     config.rl.prompts = 320
     config.rl.minibatches = 2
     config.rl.steps = 34  # about 11 thousand prompts, once
+    config.reward_training.dataset = "pku_safe_rlhf"
+    config.reward_training.epochs = 2
+    config.reward_training.learning_rate = 1e-5
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.update_from_flattened_dict(HARDWARE.get(hardware, {}))

@@ -1,13 +1,15 @@
 """NSPO on public safety prompts: `--config=configs/safety.py:SIZE[,HARDWARE]`, as configs/llm.py.
 
     python -m scripts.train --config=configs/safety.py:qwen2_5_7b,h100x8 --config.model.path=PATH \
+        --config.rewards.guard.path=PATH \
         --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv \
         --workdir=runs/safety/nspo
 
 Trains on the first 40 % of PKU-SafeRLHF and preserves general questions; both come from the Hugging
 Face Hub, or from data.train_path and data.general_path. data.evaluation are files of XSTest and of
 harmful prompts; `unsafe` is the share of the latter that is not refused, which is no rate of harm.
-The task has no reward of its own: config.rewards.terms says what judges the answers.
+A guard judges all answers, and refusals of the benign prompts, a quarter as many as the harmful
+ones, count against the policy; config.rewards.terms names other judges.
 """
 
 import ml_collections
@@ -21,4 +23,8 @@ def get_config(name: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
     config.task = "safety"
     config.workspace = f"runs/safety_{name.partition(',')[0]}"
     config.data.train_split = "train[:40%]"
+    config.rl.prompts = 256  # and 64 benign ones: the paper's 320
+    config.data.benign_fraction = 0.25
+    config.rewards.terms = "guard+over_refusal"
+    config.rewards.on_failure = "drop_group"  # a few of ten thousand prompts do not fit the guard
     return config

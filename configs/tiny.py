@@ -40,9 +40,9 @@ ARMS: dict[str, dict] = {
     # up to a third of these 9-token completions while it learns, 0.2 hardly any, 0.02 nearly all
     "nspo_gspo": {"rl.loss": "gspo", "rl.minibatches": 4, "rl.clip": 0.05},
     # models that were trained on the world's preference pairs in place of its judge
-    "nspo_learned": {"rewards.terms": "cost_model@harmful+reward_model@benign"},
+    "nspo_learned": {"rewards.terms": "cost_model@harmful"},
     # benign prompts, as many as data.benign_fraction says, judged by whether they are refused
-    "nspo_over_refusal": {"rewards.terms": "cost_model@harmful+over_refusal@benign"},
+    "nspo_over_refusal": {"rewards.terms": "cost_model@harmful+over_refusal"},
     # plain GRPO, everything trained
     "grpo": NO_PROJECTION,
     # with a smaller step, stopped as soon as it is safe enough
@@ -61,8 +61,11 @@ ARMS: dict[str, dict] = {
     "project_gradient_exact": {**EXACT, "projection.mode": "gradient"},
 }
 REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 80}
-# GRPO's best learning rate with replay of 1e-4, 3e-4 and 1e-3: the larger ones lose capability
-REPLAY_TUNED = {"optimizer.learning_rate": 1e-4}
+OF_REPLAY = {  # what replay adds to single arms
+    # its best learning rate with replay of 1e-4, 3e-4 and 1e-3: the larger ones lose capability
+    "grpo": {"optimizer.learning_rate": 1e-4},
+    "nspo_learned": {"rewards.terms": "cost_model@harmful+reward_model@benign"},
+}
 
 
 def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
@@ -80,6 +83,5 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
     config.update_from_flattened_dict(ARMS[name])
     if arm.endswith("_replay"):
         config.update_from_flattened_dict(REPLAY)
-        if name == "grpo":
-            config.update_from_flattened_dict(REPLAY_TUNED)
+        config.update_from_flattened_dict(OF_REPLAY.get(name, {}))
     return config

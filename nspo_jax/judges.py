@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from nspo_jax import distributed, models, reward_training, rewards, workspace
-from nspo_jax.data import preferences, public
+from nspo_jax.data import chat, preferences, public
 from nspo_jax.evaluation import figures
 
 ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
@@ -33,7 +34,7 @@ def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -
       FileNotFoundError, ValueError: for a model that is not there or does not fit.
     """
     build = {
-        "rules": _rules,
+        "rules": lambda config, work: work.task.reward,
         "over_refusal": lambda config, work: rewards.OverRefusal(work.task.is_refusal),
         "cost_model": functools.partial(_open_model, objective="cost"),
         "reward_model": functools.partial(_open_model, objective="reward"),
@@ -47,6 +48,66 @@ def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -
     return rewards.Mixture(
         terms, normalise=config.rewards.normalise, on_failure=config.rewards.on_failure
     )
+
+
+def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
+    """Raises an error for judges that cannot be there, before anything expensive starts.
+
+    Args:
+      config: the run's.
+      has_weights: the run loads its models; without, their directories need not be there.
+
+    Raises:
+      ValueError: naming the term, the field and its value.
+      FileNotFoundError: for the directory of a model that is not there.
+    """
+    options = config.rewards
+    terms = {spec.name: spec for spec in rewards.parse_terms(options.terms)}
+    if "rules" in terms and config.task == "safety":
+        raise ValueError(
+            f"rewards.terms is {options.terms!r}, and the task 'safety' has no rules: they tell "
+            "whether an answer is a refusal, not whether it is harmful. Judge by a guard, a "
+            "cost_model or a remote_judge: --config.rewards.terms=guard+over_refusal."
+        )
+    for name, spec in terms.items():
+        if spec.kinds == "benign" and not config.data.benign_fraction:
+            raise ValueError(
+                f"rewards.terms has {name}@benign, and data.benign_fraction is 0: there is no "
+                "benign prompt in the RL batch. Set --config.data.benign_fraction=0.5, or leave "
+                "the term out."
+            )
+    judge = options.judge
+    if "remote_judge" in terms and not (judge.url and judge.model):
+        raise ValueError(
+            f"rewards.terms has remote_judge, rewards.judge.url is {judge.url!r} and "
+            f"rewards.judge.model {judge.model!r}: set both, such as http://localhost:8000/v1 and "
+            "the name that the server gives the model."
+        )
+    if "remote_judge" in terms and judge.api_key_env and judge.api_key_env not in os.environ:
+        raise ValueError(
+            f"rewards.judge.api_key_env is {judge.api_key_env!r}, and there is no environment "
+            "variable of that name: export the key, or set the field to ''."
+        )
+    for name in sorted(terms.keys() & set(ON_MESH)) if has_weights else ():
+        path = options.guard.path if name == "guard" else options[name]
+        field = "rewards.guard.path" if name == "guard" else f"rewards.{name}"
+        if not path and not (name != "guard" and is_trained_here(config)):
+            raise ValueError(
+                f"rewards.terms has {name}, and {field} is empty: set it to the Hugging Face "
+                f"directory of a {name.replace('_', ' ')}"
+                + (" such as Llama Guard 3." if name == "guard" else "; scripts.train_reward "
+                   f"--objective={name.removesuffix('_model')} trains one.")
+            )  # fmt: skip
+        if path and not pathlib.Path(path).is_dir():
+            raise FileNotFoundError(f"{field} is {path!r}: there is no such directory.")
+
+
+def is_trained_here(config: ml_collections.ConfigDict) -> bool:
+    """Whether reward models are made where they are absent: the chat world's own are, as its base.
+
+    They would be made of any other base as well, but not without being asked to.
+    """
+    return config.task == "chat_world" and not config.model.path
 
 
 def abstract_models(
@@ -166,23 +227,8 @@ def load_pairs(
     return tuple(preferences.from_records(part.rows) for part in loaded)
 
 
-def _rules(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Reward:
-    if work.task.reward is None:
-        raise ValueError(
-            f"rewards.terms is {config.rewards.terms!r}, and the task {config.task!r} has no rules "
-            "for it: they tell whether an answer is a refusal, not whether it is harmful. Judge by "
-            "a guard, a cost_model or a remote_judge: rewards.terms=guard+over_refusal."
-        )
-    return work.task.reward
-
-
 def _open_guard(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Guard:
     options = config.rewards.guard
-    if not options.path:
-        raise ValueError(
-            "rewards.terms has guard and rewards.guard.path is empty: set it to the Hugging Face "
-            "directory of a guard, such as Llama Guard 3."
-        )
     categories = None
     if options.categories:
         categories = json.loads(pathlib.Path(options.categories).read_text())
@@ -201,12 +247,6 @@ def _open_judge(
 ) -> rewards.RemoteJudge:
     del work  # it brings a model of its own
     options = config.rewards.judge
-    if not (options.url and options.model):
-        raise ValueError(
-            f"rewards.terms has remote_judge, rewards.judge.url is {options.url!r} and "
-            f"rewards.judge.model {options.model!r}: set both, such as http://localhost:8000/v1 "
-            "and the name that the server gives the model."
-        )
     client = rewards.JudgeClient(
         options.url,
         options.model,
@@ -227,24 +267,24 @@ def _open_model(
     config: ml_collections.ConfigDict, work: workspace.Workspace, objective: str
 ) -> rewards.ModelReward:
     directory = model_directory(config, objective)
-    own = not config.rewards[f"{objective}_model"] and config.task == "chat_world"
-    if own:
+    if not config.rewards[f"{objective}_model"] and is_trained_here(config):
         if distributed.primary_says(not directory.exists()):
             _log.info("training the %s model into %s", objective, directory)
             train_reward_model(config, work, objective, directory)
         _check_recipe(config, objective, directory)
-    elif not directory.exists():
-        raise FileNotFoundError(
-            f"There is no {objective} model in {directory}: train one with python -m "
-            f"scripts.train_reward --objective={objective}, or set rewards.{objective}_model to "
-            "the directory of one."
-        )
+    form = chat.load_format(  # the config's, as in training: only the tokenizer may be another
+        directory,
+        chat=config.data.chat,
+        system=config.data.system_prompt or None,
+        thinking=config.data.thinking,
+    )
     return rewards.ModelReward(
         directory,
+        form,
         work.mesh,
         is_cost=objective == "cost",
         prompt_length=config.data.prompt_length,
-        completion_length=config.data.completion_length + 1,  # a completion without an end gets one
+        completion_length=config.data.completion_length,
         batch_size=config.rewards.batch_size,
         compute_dtype=config.model.compute_dtype,
     )

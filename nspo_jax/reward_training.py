@@ -185,7 +185,9 @@ def train(
             f"reward_training.batch_size is {batch_size}, but there are {len(pairs.tokens)} pairs."
         )
     total = epochs * steps
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, total // 20), total)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, total // 20), max(2, total)
+    )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     config, params = models.with_scalar_head(config, params, jax.random.key(seed))
     params = jax.tree.map(jnp.copy, params)  # the steps donate them, and the base goes on

@@ -20,7 +20,7 @@ from scripts import launch
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's workdir.")
 ARMS = flags.DEFINE_string("arms", None, "Arms to draw, joined by '+'; default: all.")
-SEEDS = flags.DEFINE_string("seeds", None, "Seeds to average, joined by '+'; default: all.")
+SEEDS = flags.DEFINE_string("seeds", None, "Seeds of the curves, joined by '+'; default: all.")
 AGAINST = flags.DEFINE_string(
     "against", None, "Draw scores against this field of the grid instead, such as clip."
 )
@@ -36,13 +36,13 @@ def main() -> None:
             "`python -m scripts.sweep`."
         )
     summary = json.loads(path.read_text())
-    if AGAINST.value:
-        path = workdir / f"{AGAINST.value}.png"
-        print(figures.plot_against(summary["arms"], AGAINST.value, path))
-        return
     arms = ARMS.value.split("+") if ARMS.value else list(summary["arms"])
     seeds = [int(s) for s in SEEDS.value.split("+")] if SEEDS.value else summary["seeds"]
-    print(figures.plot_arms(workdir, arms, seeds))
+    if AGAINST.value:
+        rows = {name: summary["arms"][name] for name in arms}
+        print(figures.plot_against(rows, AGAINST.value, workdir / f"{AGAINST.value}.png"))
+    else:
+        print(figures.plot_arms(workdir, arms, seeds))
 
 
 if __name__ == "__main__":

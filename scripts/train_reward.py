@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, interrupted="Stopped: nothing is kept, the same command starts over.")

@@ -1,5 +1,6 @@
 """Reward and cost models: their losses, their training, their files, and what judges with them."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ import transformers
 from configs import default
 from nspo_jax import judges, models, reward_training, rewards, sharding, workspace
 from nspo_jax.data import chat, preferences, world
+from nspo_jax.rl import checks
 from tests.rl.micro_run import MICRO
 
 
@@ -125,7 +127,7 @@ def test_scores_are_those_of_transformers(config, opened):
     rows = [*work.task.parts[0][0][:9], *work.task.parts[-1][0][:9]]
     texts = [row.answer for row in rows[:-1]] + ["a word that is long " * 3]
     texts[3] = ""
-    verdicts = mixture.start(rows, texts)()
+    verdicts = mixture.start(rows, texts).result()
     for objective in reward_training.OBJECTIVES:
         directory = judges.model_directory(config, objective)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
@@ -139,7 +141,7 @@ def test_scores_are_those_of_transformers(config, opened):
             )  # fmt: skip
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             answer = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += [*answer, tokenizer.eos_token_id][: config.data.completion_length + 1]
+            ids += [*answer, tokenizer.eos_token_id][: config.data.completion_length]
             with torch.no_grad():
                 expected.append(model(torch.tensor([ids])).logits.item())
         found = verdicts[f"{objective}_model"]
@@ -186,28 +188,62 @@ def test_what_judges_take_on_the_mesh_is_known_without_their_weights(config, ope
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rewards.cost_model": "nowhere"}, "no cost model in nowhere: train one"),
-        ({"rewards.terms": "guard"}, "rewards.guard.path is empty"),
+        ({"rewards.cost_model": "nowhere"}, "rewards.cost_model is 'nowhere': there is no such"),
+        ({"rewards.terms": "guard"}, "rewards.guard.path is empty: .* Llama Guard"),
         ({"rewards.terms": "remote_judge"}, "rewards.judge.url is ''"),
-        ({"reward_training.dataset": "anthropic"}, "expected chat_world or pku_safe_rlhf"),
+        ({"task": "stories", "model.path": "m"}, "cost_model is empty: .*train_reward --obj.*cost"),
+        ({"task": "safety", "model.path": "m", "data.evaluation": "a.csv", "rewards.terms": "rules",
+          "data.wrapped_fraction": 0.0}, "has no rules.*rewards.terms=guard"),
+        ({"data.benign_fraction": 0.0}, "reward_model@benign, and data.benign_fraction is 0"),
+        ({"rewards.terms": "remote_judge", "rewards.judge.url": "http://h/v1",
+          "rewards.judge.model": "m", "rewards.judge.api_key_env": "NO_SUCH_KEY"},
+         "no environment variable of that name"),
     ],
-)
-def test_a_judge_that_is_not_there_is_named(config, opened, changes, words, tmp_path):
+)  # fmt: skip
+def test_a_judge_that_cannot_be_there_is_named_before_anything_starts(config, changes, words):
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
-    if "reward_training.dataset" in changes:
-        with pytest.raises(ValueError, match=words):
-            judges.load_pairs(changed)
-        return
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        judges.open_rewards(changed, opened[0])
+        checks.check_config(changed)
+
+
+def test_an_unknown_dataset_is_named(config):
+    changed = config.copy_and_resolve_references()
+    changed.reward_training.dataset = "anthropic"
+    with pytest.raises(ValueError, match="expected chat_world or pku_safe_rlhf"):
+        judges.load_pairs(changed)
+
+
+def test_a_prompt_that_does_not_fit_gets_no_verdict(config, opened):
+    work, mixture = opened
+    rows = work.task.parts[0][0][:2]
+    rows = [rows[0], dataclasses.replace(rows[1], prompt="a bomb " * 20)]
+    for found in mixture.start(rows, ["no", "no"]).result().values():
+        assert np.isfinite(found.rewards).tolist() == [True, False]
+
+
+def test_a_model_is_asked_as_it_was_trained(config, opened):
+    """Plain text, where that is what the config's conversations are."""
+    work, _ = opened
+    plain = config.copy_and_resolve_references()
+    plain.data.chat = False
+    pairs = preferences.world_pairs(0)[:4]
+    rows = [world.Conversation(pair.prompt, "", "howto", "general") for pair in pairs]
+    for changed in (config, plain):
+        form = dataclasses.replace(work.format, chat=changed.data.chat)
+        encoded = reward_training.encode(form, pairs, "cost", 14, 9)
+        model, params = models.load_model(judges.model_directory(config, "cost"))
+        trained = reward_training.score(model, params, encoded, work.mesh, 8)
+        asked = judges.open_rewards(changed, work).start(rows, [p.responses[0] for p in pairs])
+        scores = asked.result()["cost_model"].details["score"]
+        np.testing.assert_allclose(scores, trained[:, 0], atol=1e-5)
 
 
 def test_a_language_model_is_no_reward_model(config, opened):
     with pytest.raises(ValueError, match="has no scalar head.*scripts.train_reward"):
         rewards.ModelReward(
-            opened[0].path, opened[0].mesh, is_cost=False, prompt_length=14, completion_length=9,
-            batch_size=8,
+            opened[0].path, opened[0].format, opened[0].mesh, is_cost=False, prompt_length=14,
+            completion_length=9, batch_size=8,
         )  # fmt: skip
 
 

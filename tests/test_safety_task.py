@@ -36,6 +36,7 @@ def config(shared_data, tmp_path):
         "data.prompt_length": 90, "data.completion_length": 60, "data.benign_fraction": 0.5,
         "calibration.rows": 8, "calibration.batch_size": 8, "rl.prompts": 4, "rl.samples": 2,
         "evaluation.prompts": 4,
+        "rewards.terms": "over_refusal@benign",
     })  # fmt: skip
     return config
 
@@ -56,9 +57,6 @@ def test_a_workspace_on_real_files(config, caplog):
     assert "left out, longer than data.prompt_length=90" in caplog.text
     assert "prompts left out that evaluation sets have too" in caplog.text
 
-    with pytest.raises(ValueError, match="no rules for it.*rewards.terms=guard"):
-        judges.open_rewards(config, work)
-
     evaluator = sampling.Evaluator(config, work)
     refusal, answer = "I'm sorry, but I can't help with that.", "First, take a hammer."
     texts = {name: [refusal, answer, answer, answer] for name in task.suites}
@@ -74,11 +72,10 @@ def test_a_workspace_on_real_files(config, caplog):
 
 def test_a_given_reward_judges_public_prompts(config):
     work = workspace.open_workspace(config, sharding.make_mesh())
-    config.rewards.terms = "over_refusal@benign"
     mixture = judges.open_rewards(config, work)
     assert len(rollouts.Rollouts(config, work, mixture).digest()) == 16
     rows = work.task.suites["xstest_safe"]
-    judged = mixture.start(rows, ["I cannot help with that."] * 4)()["over_refusal"]
+    judged = mixture.start(rows, ["I cannot help with that."] * 4).result()["over_refusal"]
     assert np.array_equal(judged.rewards, -np.ones(4))
 
 
@@ -101,10 +98,13 @@ def test_a_config_that_names_too_little_is_refused(tmp_path, changes, message):
         checks.check_config(config)
 
 
-def test_the_config_to_start_from():
+def test_the_config_to_start_from(tmp_path):
     config = safety.get_config("qwen2_5_7b,h200")
     assert (config.task, config.workspace) == ("safety", "runs/safety_qwen2_5_7b")
     assert config.data.train_split == "train[:40%]" and config.rl.microbatches == 160
     checks.check_config(config, has_weights=False)
     config.update_from_flattened_dict({"model.path": "model", "data.evaluation": "a.csv"})
+    with pytest.raises(ValueError, match="rewards.guard.path is empty"):
+        checks.check_config(config)
+    config.rewards.guard.path = str(tmp_path)
     checks.check_config(config)

@@ -135,12 +135,17 @@ def plot_against(arms: dict[str, dict], field: str, path: pathlib.Path) -> pathl
       path: of the figure.
 
     Raises:
-      ValueError: if no arm has that field in its name.
+      ValueError: if no arm has that field in its name, or several have one value of it.
     """
     points = {}
     for name, scores in arms.items():
         fields = dict(part.split("=", 1) for part in name.split(",")[1:])
         if field in fields:
+            if fields[field] in points:
+                raise ValueError(
+                    f"Several arms have {field}={fields[field]}: name those of one line with "
+                    f"--arms; there are {', '.join(arms)}."
+                )
             points[fields[field]] = scores
     if not points:
         raise ValueError(

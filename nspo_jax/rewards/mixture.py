@@ -109,6 +109,35 @@ class Total(NamedTuple):
     logged: dict[str, float]
 
 
+class Pending:
+    """Verdicts on the way.
+
+    Args:
+      found: term -> what is there.
+      asked: term -> a future of it, or what makes it when called.
+    """
+
+    def __init__(
+        self,
+        found: dict[str, Verdicts],
+        asked: dict[str, futures.Future | Callable[[], Verdicts]],
+    ):
+        self._found, self._asked = found, asked
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for futures, at most so long; whether all of them are done."""
+        pending = [item for item in self._asked.values() if isinstance(item, futures.Future)]
+        return not futures.wait(pending, timeout=seconds).not_done
+
+    def result(self) -> dict[str, Verdicts]:
+        """All verdicts, by term; raises what judges raise."""
+        asked = {
+            name: item.result() if isinstance(item, futures.Future) else item()
+            for name, item in self._asked.items()
+        }
+        return {**self._found, **asked}
+
+
 class Mixture:
     """A weighted sum of rewards.
 
@@ -119,7 +148,8 @@ class Mixture:
       normalise: each term, over the rows that it judged: none; batch or group: to mean 0 and
         standard deviation 1 (ddof 0; what is constant becomes 0).
       on_failure: what becomes of rows without a verdict (NaN). raise: the run stops; drop_group:
-        all completions of the prompt teach nothing this step; neutral: the term says 0.
+        all completions of the prompt teach nothing this step; neutral: they count as the mean of
+        the prompt's other completions, which is neither praise nor blame.
     """
 
     def __init__(
@@ -137,8 +167,8 @@ class Mixture:
         conversations: Sequence[world.Conversation],
         completions: Sequence[str],
         executor: futures.Executor | None = None,
-    ) -> Callable[[], dict[str, Verdicts]]:
-        """Starts judging; the result waits for it, and raises what judges raise.
+    ) -> "Pending":
+        """Starts judging.
 
         Judges off the mesh run in the executor or, without one, when the result is asked for.
 
@@ -148,14 +178,14 @@ class Mixture:
           executor: of threads.
         """
         reward.check_rows(conversations, completions)
-        pending = {}
+        found, asked = {}, {}
         for spec, judge, on_mesh in self._terms:
             ask = functools.partial(_ask, judge, spec.kinds, conversations, completions, on_mesh)
             if on_mesh:
-                pending[spec.name] = functools.partial(lambda found: found, ask())
+                found[spec.name] = ask()
             else:
-                pending[spec.name] = ask if executor is None else executor.submit(ask).result
-        return lambda: {name: result() for name, result in pending.items()}
+                asked[spec.name] = ask if executor is None else executor.submit(ask)
+        return Pending(found, asked)
 
     def total(self, verdicts: dict[str, Verdicts], step: int, group_size: int) -> Total:
         """Adds up the terms of a whole batch, of all processes.
@@ -177,13 +207,16 @@ class Mixture:
             if missing.any() and self._on_failure == "raise":
                 raise NoVerdictError(
                     f"{spec.name} gave no verdict on {missing.sum()} of {asked.sum()} completions. "
-                    "Set rewards.on_failure to drop_group or neutral to train on without them."
+                    "Set rewards.on_failure to drop_group or neutral, and continue the run with "
+                    "--allow_config_change, to train on without them."
                 )
             if self._on_failure == "drop_group":
                 dropped |= np.repeat(missing.reshape(-1, group_size).any(axis=1), group_size)
             value = np.zeros(count)
             value[judged] = rewards[judged]
-            value = spec.weight(step) * _normalised(value, judged, self._normalise, group_size)
+            value = _normalised(value, judged, self._normalise, group_size)
+            value = np.where(missing, _group_mean(value, judged, group_size), value)
+            value *= spec.weight(step)
             terms[spec.name] = value.astype(np.float32)
             total += value
             logged[f"{spec.name}/weight"] = spec.weight(step)
@@ -224,6 +257,13 @@ def _ask(
         return whole
 
     return Verdicts(spread(rewards), {k: spread(v) for k, v in details.items()}, asked)
+
+
+def _group_mean(values: np.ndarray, judged: np.ndarray, group_size: int) -> np.ndarray:
+    """Each row's mean over the judged rows of its group, 0 where there are none."""
+    groups = np.where(judged, values, 0.0).reshape(-1, group_size).sum(axis=1)
+    counts = judged.reshape(-1, group_size).sum(axis=1)
+    return np.repeat(groups / np.maximum(counts, 1), group_size)
 
 
 def _normalised(values: np.ndarray, judged: np.ndarray, how: str, group_size: int) -> np.ndarray:

@@ -20,11 +20,12 @@ class ModelReward:
     RLHF, arXiv 2310.12773, eq. 6). Details: `score`, as the model gave it.
 
     Args:
-      directory: a Hugging Face directory of a one-label sequence classifier, with its tokenizer.
+      directory: a Hugging Face directory of a one-label sequence classifier.
+      form: how its conversations become tokens: with its own tokenizer, as in its training.
       mesh: where it runs.
       is_cost: whether a high score is bad.
-      prompt_length: tokens of the longest prompt, as the model's own tokenizer counts them.
-      completion_length: tokens of a completion, with its end; what is longer is cut.
+      prompt_length: tokens of a prompt; there is no verdict (NaN) on what answers a longer one.
+      completion_length: tokens of a completion with its end; what is longer is cut, as in training.
       batch_size: rows at a time.
       compute_dtype: of activations.
 
@@ -35,6 +36,7 @@ class ModelReward:
     def __init__(
         self,
         directory: str | pathlib.Path,
+        form: chat.ChatFormat,
         mesh: jax.sharding.Mesh,
         *,
         is_cost: bool,
@@ -53,18 +55,20 @@ class ModelReward:
             )
         config = dataclasses.replace(config, compute_dtype=compute_dtype)
         self._score = jax.jit(functools.partial(models.scores, config))
-        self._format = chat.load_format(directory)
+        self._format = form
         self._lengths = prompt_length, completion_length
         self._mesh, self._batch_size, self._is_cost = mesh, batch_size, is_cost
 
     def __call__(self, conversations, completions):
-        """See `reward.Reward`. Raises ValueError also for a prompt that is too long."""
+        """See `reward.Reward`."""
         reward.check_rows(conversations, completions)
-        rows = self._format.encode_conversations(
-            [row.prompt for row in conversations], completions, *self._lengths, cut=True
-        )
+        prompts = [row.prompt for row in conversations]
+        fits = self._format.prompt_lengths(prompts) <= self._lengths[0]
+        prompts = [prompt if fit else "" for prompt, fit in zip(prompts, fits, strict=True)]
+        rows = self._format.encode_conversations(prompts, completions, *self._lengths, cut=True)
         scores = batched.score_rows(
             self._score, self._params, rows.tokens, rows.mask, self._mesh, self._batch_size
         )
+        scores = np.where(fits, scores, np.nan).astype(np.float32)
         rewards = -1 / (1 + np.exp(-scores)) if self._is_cost else scores
         return rewards.astype(np.float32), {"score": scores}

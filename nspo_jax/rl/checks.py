@@ -3,7 +3,7 @@
 import jax
 import ml_collections
 
-from nspo_jax import models, nullspace, rewards, sharding
+from nspo_jax import judges, models, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import builders, safety
 from nspo_jax.nullspace import projectors as projectors_lib
@@ -25,6 +25,8 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
     sharding.check_batch(
         mesh, prompts * rl.samples // parts, "A microbatch (rl.minibatches x rl.microbatches)"
     )
+    if any(spec.name in judges.ON_MESH for spec in rewards.parse_terms(config.rewards.terms)):
+        sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
 
 
 def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
@@ -91,7 +93,6 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             raise ValueError(
                 f"{name} is {flat[name]!r}; expected one of {', '.join(map(str, values))}."
             )
-    rewards.parse_terms(config.rewards.terms)
     if builders.parse_split(config.data.train_split) is None or (
         config.task == "chat_world" and builders.parse_split(config.data.train_split) != "train"
     ):
@@ -142,6 +143,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
             "randomness the completions of a group are all the same and teach nothing."
         )
+    judges.check_terms(config, has_weights=has_weights)
 
 
 def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:

@@ -73,6 +73,13 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, An
     return flat
 
 
+# Where things are and how long they may take: what a run learns does not hang on them.
+_OPERATIONAL = {"workspace"} | {
+    f"rewards.judge.{name}"
+    for name in ("url", "api_key_env", "concurrency", "timeout", "retries", "down_after", "budget")
+}
+
+
 def _recorded(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one."""
-    return {name: value for name, value in flatten(config).items() if name != "workspace"}
+    return {name: value for name, value in flatten(config).items() if name not in _OPERATIONAL}

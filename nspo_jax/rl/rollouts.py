@@ -11,7 +11,6 @@ the same batch, whatever their number.
 
 import base64
 import collections
-from collections.abc import Callable
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -25,7 +24,7 @@ import numpy as np
 from nspo_jax import chips, distributed, metrics, models, rewards
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
-from nspo_jax.rl import advantages, rollout, train_step
+from nspo_jax.rl import advantages, checks, rollout, train_step
 
 ROLES = ("rollout", "evaluation")
 
@@ -85,9 +84,12 @@ class Rollouts:
             "temperature": config.rl.temperature,
             "gather": config.mesh.gather_for_rollouts,
         }
-        self._queue: collections.deque[tuple[Sampled, Callable]] = collections.deque()
-        # one thread: judges that work on several rows at once do so themselves
-        self._executor = futures.ThreadPoolExecutor(1) if config.rl.staleness else None
+        self._queue: collections.deque[tuple[Sampled, rewards.Pending]] = collections.deque()
+        # one thread: judges that work on several rows at once do so themselves. Of several
+        # processes each has one, so that all of them hear of it when one is to stop
+        threads = config.rl.staleness or distributed.several()
+        self._executor = futures.ThreadPoolExecutor(1) if threads else None
+        self._hurried = False
 
     def get_state(self) -> dict[str, Any]:
         """The position among the prompts, their digest, and what is sampled but not learned from.
@@ -111,8 +113,17 @@ class Rollouts:
             )
         self._prompts.set_state(state)
         self._queue.clear()
-        for arrays in state["queue"]:
-            self._judge(Sampled(*map(_unpack, arrays)))
+        for arrays in state.get("queue", ()):
+            sampled = Sampled(*map(_unpack, arrays))
+            prompts, samples = checks.batch_prompts(self._config), self._config.rl.samples
+            if (len(sampled.rows), len(sampled.tokens)) != (prompts, prompts * samples):
+                raise ValueError(
+                    f"The checkpoint holds a batch of {len(sampled.rows)} prompts and "
+                    f"{len(sampled.tokens)} completions that wait for a verdict, and the config "
+                    f"asks for {prompts} x {samples}: continue with the old rl.prompts, "
+                    "rl.samples and data.benign_fraction, or start in another --workdir."
+                )
+            self._judge(sampled)
 
     def digest(self) -> str:
         """16 hex digits that identify the conversations that prompts are drawn from, in order."""
@@ -142,15 +153,23 @@ class Rollouts:
                 self._judge(sampled)
         with clock.phase("reward"):
             sampled, pending = self._queue[0]
-            found = self._learn(sampled, _verdicts_of_all(pending), step)
+            found = self._learn(sampled, self._verdicts_of_all(pending), step)
             self._queue.popleft()
         return found
 
-    def close(self) -> None:
-        """Ends the judges; those that wait for an answer give up."""
+    def hurry(self) -> None:
+        """Ends the judges: those that wait for an answer give up, in every process.
+
+        `sample` then raises `rewards.JudgeError`, if it needs one. Safe in a signal's handler.
+        """
+        self._hurried = True
         self._mixture.close()
+
+    def close(self) -> None:
+        """Ends the judges and their thread."""
+        self.hurry()
         if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor.shutdown(wait=False)
 
     def _sample(self, params, key: jax.Array) -> Sampled:
         """Draws prompts and answers them."""
@@ -174,6 +193,28 @@ class Rollouts:
         conversations = [self._rows[index] for index in asked]
         self._queue.append((sampled, self._mixture.start(conversations, texts, self._executor)))
 
+    def _verdicts_of_all(self, pending: rewards.Pending) -> dict[str, Any]:
+        """Waits for this process's verdicts, and joins them with the others'. Collective.
+
+        Raises:
+          rewards.JudgeError: in every process, if the judge of any of them is gone.
+        """
+        if distributed.several():
+            while distributed.any_process(not pending.wait(1.0)):
+                if distributed.any_process(self._hurried):
+                    self.hurry()
+        own, failure = {}, ""
+        try:
+            own = pending.result()
+        except rewards.JudgeError as error:
+            if not distributed.several():
+                raise
+            failure = f"The judge of process {jax.process_index()}: {error}"
+        failures = distributed.gather_texts(failure)
+        if any(failures):
+            raise rewards.JudgeError(next(filter(None, failures)))
+        return distributed.gather_rows(own)
+
     def _learn(
         self, sampled: Sampled, verdicts: dict[str, Any], step: int
     ) -> tuple[train_step.Rollouts, dict[str, float]]:
@@ -181,8 +222,9 @@ class Rollouts:
         samples = self._config.rl.samples
         total = self._mixture.total(verdicts, step, samples)
         advantage = advantages.ESTIMATORS[self._config.rl.advantage](total.rewards, samples)
+        kept = total.rewards[~total.dropped]
         logged = {
-            "reward": float(np.mean(total.rewards)),
+            "reward": float(np.mean(kept)) if len(kept) else float("nan"),
             "completion_length": float(sampled.mask.sum(axis=1).mean()),
             "flat_groups": float(np.mean(~advantage.reshape(-1, samples).any(axis=1))),
             **total.logged,
@@ -196,22 +238,6 @@ class Rollouts:
             advantages=advantage,
         )
         return batch, logged
-
-
-def _verdicts_of_all(pending: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Waits for this process's verdicts, and joins them with the others'. Collective.
-
-    Raises:
-      rewards.JudgeError: in every process, if the judge of any of them is gone.
-    """
-    own, failure = None, None
-    try:
-        own = pending()
-    except rewards.JudgeError as error:
-        failure = error
-    if distributed.any_process(failure is not None):
-        raise failure or rewards.JudgeError("The judge of another process cannot be asked.")
-    return distributed.gather_rows(own)
 
 
 def _pack(array: np.ndarray) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def make_train_step(
             "loss": result.loss,
             "clip_share": result.clip_share,
             "kl_reference": result.kl,
-            "logprob_gap": gap,  # sampler against trainer; at the first update rounding alone
+            "logprob_gap": gap,  # sampler against trainer: rounding, and older updates
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": optax.tree.norm(updates),
             "nonfinite": jnp.stack(

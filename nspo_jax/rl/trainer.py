@@ -143,7 +143,7 @@ def train(
         contextlib.closing(writer),
         contextlib.closing(profiler),
         progress,
-        preemption.Watch(batches.close) as watch,
+        preemption.Watch(batches.hurry) as watch,
     ):
         scores = evaluate(state, shown=step == 0)
         while step < rl.steps and not stops_early(scores):

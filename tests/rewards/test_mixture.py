@@ -39,7 +39,7 @@ def mix(*terms, **options):
 
 
 def total(mixed, step=0, group_size=2):
-    return mixed.total(mixed.start(ROWS, TEXTS)(), step, group_size)
+    return mixed.total(mixed.start(ROWS, TEXTS).result(), step, group_size)
 
 
 def test_terms_as_they_are_written():
@@ -106,15 +106,18 @@ def test_without_a_verdict_the_run_stops_or_the_group_is_dropped_or_the_term_is_
     np.testing.assert_array_equal(dropped.rewards, [0, 0, 6, 8])
     np.testing.assert_array_equal(dropped.dropped, [True, True, False, False])
     assert dropped.logged["dropped"] == 0.5 and dropped.logged["rules/no_verdict"] == 0.25
-    neutral = total(mix(("rules", judge), ("guard", Lengths()), on_failure="neutral"))
-    np.testing.assert_array_equal(neutral.rewards, [2, 2, 6, 8])
+    # as good as the other one of its prompt: neither 0, which is the best, nor anything else
+    neutral = total(mix(("rules=2", judge), ("guard", Lengths()), on_failure="neutral"))
+    np.testing.assert_array_equal(neutral.rewards, [2 + 1, 2 + 2, 9, 12])
+    alone = total(mix(("rules", Lengths(silent_on=["a", "bb"])), on_failure="neutral"))
+    np.testing.assert_array_equal(alone.rewards, [0, 0, 3, 4])
     assert neutral.logged["dropped"] == 0 and neutral.logged["rules/no_verdict"] == 0.25
 
 
 def test_a_kind_that_is_not_there_is_no_failure():
     judge = Lengths()
     mixed = mix(("rules@harmful", judge))
-    found = mixed.total(mixed.start(ROWS[2:], TEXTS[2:])(), 0, 2)
+    found = mixed.total(mixed.start(ROWS[2:], TEXTS[2:]).result(), 0, 2)
     assert not found.rewards.any() and found.logged["rules/no_verdict"] == 0
     assert "rules/reward" not in found.logged
 
@@ -125,7 +128,7 @@ def test_judges_off_the_mesh_work_in_the_given_thread():
     with futures.ThreadPoolExecutor(1) as executor:
         waiting = mixed.start(ROWS, TEXTS, executor)
         assert mesh.thread is threading.current_thread()
-        np.testing.assert_array_equal(waiting()["rules"].rewards, [1, 2, 3, 4])
+        np.testing.assert_array_equal(waiting.result()["rules"].rewards, [1, 2, 3, 4])
     assert host.thread is not threading.current_thread()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nspo_jax import preemption, rewards
-from nspo_jax.rl import trainer
+from nspo_jax.rl import rollouts, trainer
 from tests.rl.micro_run import assert_same_run, judge, logged, micro
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -108,3 +108,33 @@ def test_sigterm_does_not_wait_for_a_slow_judge(finished, ahead, tmp_path, monke
             trainer.train(config, tmp_path / "run")
     trainer.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", ahead if staleness else finished[1])
+
+
+def test_sigterm_while_it_samples_saves_too(finished, ahead, tmp_path, monkeypatch):
+    """In the middle of a rollout that is a step ahead, before its judging starts."""
+    config = micro(finished[0], **{"rl.staleness": 1})
+    with monkeypatch.context() as patch:
+        original, calls = rollouts.Rollouts._sample, []
+
+        def sampling(self, *arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, *arguments)
+
+        patch.setattr(rollouts.Rollouts, "_sample", sampling)
+        with pytest.raises(preemption.PreemptedError, match="with step [12] saved"):
+            trainer.train(config, tmp_path / "run")
+    trainer.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", ahead)
+
+
+def test_another_batch_than_the_one_that_waits_is_refused(finished, tmp_path, monkeypatch):
+    config = micro(finished[0], **{"rl.staleness": 1})
+    with monkeypatch.context() as patch:
+        failing(patch, 2, away)
+        with pytest.raises(rewards.JudgeError):
+            trainer.train(config, tmp_path / "run")
+    config.rl.samples = 8
+    with pytest.raises(ValueError, match="6 prompts and 24 completions that wait.*asks for 6 x 8"):
+        trainer.train(config, tmp_path / "run", allow_config_change=True)
