@@ -192,11 +192,11 @@ def test_a_bad_minute_costs_no_answer(fault):
 
 def test_an_answer_that_was_under_way_does_not_show_that_the_judge_is_well():
     """It was asked for before the trouble began, and comes in the middle of it."""
-    faults = [fault_proxy.slow(0.1), *[fault_proxy.status(500)] * 40]
+    faults = [fault_proxy.slow(0.1), *[fault_proxy.status(500)] * 20]
     with fault_proxy.FaultProxy(echo, faults) as proxy:
         replies = client(proxy, retries=0, concurrency=2).ask(questions(2), anything)
     # the last two: a probe that shows that it is well again, and the question
-    assert texts(replies) == right(2) and len(proxy.requests) == 43
+    assert texts(replies) == right(2) and len(proxy.requests) == 23
 
 
 def test_a_judge_that_is_gone_for_good_is_down():
@@ -211,7 +211,12 @@ def test_a_judge_that_is_gone_for_good_is_down():
         proxy.up()
         assert texts(asked.ask(questions(3), anything)) == right(3)
     said = str(caught.value)
-    for part in (proxy.url, "for 0 seconds", "rewards.judge.down_after is 0.3", "ConnectError"):
+    for part in (
+        proxy.url,
+        "nothing has succeeded for",
+        "rewards.judge.down_after is 0.3",
+        "ConnectError",
+    ):
         assert part in said
     assert "rewards.judge.url" in said and "the same command continues the run" in said
 
