@@ -1,9 +1,13 @@
 """How a chat completion is read from an HTTP response that may be anything."""
 
+from collections.abc import Callable
 import json
 
 import httpx2
 
+_LONGEST = 500  # characters of what a server says
+_OF_QUESTION = (400, 413, 422)  # too long, filtered; or no such model, which is of all
+_PASSING = (408, 409, 429)  # as all from 500 on
 _BUSY = (429, 502, 503, 504)  # nobody had time, or a gateway found nobody
 
 
@@ -21,43 +25,66 @@ class TransientError(Exception):
         self.retry_after = retry_after
 
 
-def is_transient(response: httpx2.Response) -> bool:
-    """Whether a status says that the same request may succeed later."""
-    return response.status_code >= 500 or response.status_code in (408, 409, 429)
+class RefusedError(Exception):
+    """A request that the server will not take: sending it again changes nothing.
+
+    Attributes:
+      status: of the response.
+      of_question: whether that may be about the question; otherwise it is about all requests.
+    """
+
+    def __init__(self, said: str, status: int):
+        super().__init__(said)
+        self.status = status
+        self.of_question = status in _OF_QUESTION
 
 
-def read(response: httpx2.Response) -> str:
+def read(response: httpx2.Response, hide: Callable[[str], str]) -> str:
     """The text of the first choice, "" where the model wrote none (null: all of it was thoughts).
 
+    Args:
+      response: of any status.
+      hide: takes what is secret out of a text; errors show none that it has not seen.
+
     Raises:
-      TransientError: for a transient status, and for a body that is no chat completion.
+      TransientError: for a status that may pass, and for a success that is no chat completion.
+      RefusedError: for any other status.
     """
+    status = response.status_code
     if not response.is_success:
-        raise TransientError(
-            f"status {response.status_code}: {error_text(response)!r}",
-            bad=response.status_code not in _BUSY,
-            retry_after=_retry_after(response),
-        )
+        said = f"status {status}: {error_text(response, hide)!r}"
+        if status < 500 and status not in _PASSING:
+            raise RefusedError(said, status)
+        raise TransientError(said, bad=status not in _BUSY, retry_after=_retry_after(response))
     try:
         text = response.json()["choices"][0]["message"]["content"]
+        if not isinstance(text, str | None):
+            raise TypeError
     except (ValueError, RecursionError):
-        raise TransientError(f"not JSON: {response.text[:200]!r}") from None
+        raise TransientError(f"not JSON: {error_text(response, hide)!r}") from None
     except (KeyError, IndexError, TypeError):
-        raise TransientError(f"not a chat completion: {response.text[:200]!r}") from None
-    if not isinstance(text, str | None):
-        raise TransientError(f"not a chat completion: {response.text[:200]!r}")
+        said = error_text(response, hide)
+        raise TransientError(f"not a chat completion: {said!r}") from None
     return text or ""
 
 
-def error_text(response: httpx2.Response) -> str:
-    """What a server says of an error, at most 500 characters: OpenAI's form, FastAPI's, or all."""
+def error_text(response: httpx2.Response, hide: Callable[[str], str]) -> str:
+    """What a server says of an error, cut short: OpenAI's form, FastAPI's, or all of it."""
     try:
         said = json.loads(response.content)
-        said = said.get("error") or said.get("detail") or said
-        said = said.get("message") or said if isinstance(said, dict) else said
-    except (ValueError, RecursionError, AttributeError):
+        if isinstance(said, dict):
+            said = said.get("error") or said.get("detail") or said
+        if isinstance(said, dict):
+            said = said.get("message") or said
+        said = said if isinstance(said, str) else json.dumps(said)
+    except (ValueError, RecursionError):
         said = response.text
-    return str(said)[:500]
+    return shorten(said, hide)
+
+
+def shorten(said: str, hide: Callable[[str], str]) -> str:
+    """Hides first and then cuts: a secret across the cut would show in part."""
+    return hide(said)[:_LONGEST]
 
 
 def _retry_after(response: httpx2.Response) -> float:

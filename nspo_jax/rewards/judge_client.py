@@ -3,9 +3,13 @@
 What went wrong is one of three things:
   - nobody was there or had time (no connection; 429, 502, 503, 504): waited for;
   - the answer was bad (another 5xx, 408, 409, half a body, no JSON, too slow): asked again, a
-    bounded number of times as long as the judge answers other questions;
-  - the request was (any other status): raised at once, since asking again changes nothing.
-When nothing at all has succeeded for `down_after` seconds the judge is down: `JudgeDownError`.
+    bounded number of times;
+  - the request was refused (any other status): asking again changes nothing.
+Refusals (400, 413, 422) and bad answers without end may be the question's fault or the judge's. It
+is the question's, which then has no answer, if the judge answers another one: where there is none,
+a probe, a harmless question of the client's own. A judge that refuses the probe too is an error of
+the user, `JudgeRequestError`; every other refusal (401, 403, 404) is one at once. When nothing at
+all has succeeded for `down_after` seconds the judge is down: `JudgeDownError`.
 
 A batch of questions runs in an event loop of its own, in the thread that asks: nothing is left
 behind between batches, neither thread nor socket. The price is a new connection a batch.
@@ -17,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -26,6 +31,7 @@ import httpx2
 
 from nspo_jax.rewards import chat_response, reward
 
+PROBE = [{"role": "user", "content": "This is a test. Reply with one word: hello."}]
 WARN_SHARE = 0.05  # of down_after: a judge that fails for less is not worth a line in the log
 _log = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request as INFO
@@ -42,7 +48,7 @@ class JudgeBudgetError(reward.JudgeError):
 
 
 class JudgeRequestError(reward.JudgeError):
-    """The server refuses the request itself: a wrong model name, key, url or question."""
+    """The server refuses the request itself: a wrong model name, key, url or setting."""
 
 
 class JudgeClosedError(reward.JudgeError):
@@ -55,7 +61,7 @@ class Reply:
 
     Attributes:
       text: the accepted answer; None if there is none.
-      requests: HTTP requests sent for it.
+      requests: HTTP requests sent for it, probes included.
       seconds: from the first request to the last answer, waits included.
     """
 
@@ -67,7 +73,8 @@ class Reply:
 class JudgeClient:
     """Asks a chat model questions, many at once; safe to share between threads.
 
-    Batches of several threads take turns, so that the bounds hold for all together.
+    Batches of several threads take turns, so that the bounds hold for all together. Errors name the
+    fields of the config that the arguments come from.
     """
 
     def __init__(
@@ -99,12 +106,14 @@ class JudgeClient:
             At temperature 0 it helps only with a server whose answers differ all the same.
           concurrency: requests in flight, at most.
           timeout: seconds for a request from its sending to the last byte of its answer.
-          retries: bad answers that are put up with, a question, after the first.
+          retries: bad answers that are put up with, a question, after the first; fewer if they take
+            longer than `down_after`.
           backoff: seconds before the first retry, on average half of it; doubles with every retry.
           longest_backoff: where it stops doubling; also the longest Retry-After that is obeyed.
           down_after: seconds without any success, while requests fail, after which to give up; more
             than `timeout`, or a judge that is slow counts as down.
-          budget: HTTP requests in this client's life, failed ones included; None: no limit.
+          budget: HTTP requests in this client's life, failed ones and probes included; None: no
+            limit.
 
         Raises:
           ValueError: for an argument out of its range, or an API key that is not there.
@@ -139,7 +148,10 @@ class JudgeClient:
         self._turn = threading.Lock()
         self._closed = False
         self._asking: tuple[asyncio.AbstractEventLoop, asyncio.Task] | None = None
-        self._succeeded = 0.0  # when the last request that did was sent, on the monotonic clock
+        self._probe = self.body(PROBE)  # differs from a question in nothing else
+        self._began = 0.0  # the batch, on the monotonic clock
+        self._succeeded = 0.0  # when the last request that did was sent
+        self._given_up: list[str] = []  # what came instead of an answer, of this batch
         self._failing_since: float | None = None
         self._warned = False
 
@@ -164,12 +176,12 @@ class JudgeClient:
             the answer is one. If not, the question is asked again, up to `asks` times.
 
         Returns:
-          a reply for each question, in order.
+          a reply for each question, in order. Those that the judge cannot take are logged.
 
         Raises:
-          JudgeDownError: if nothing has succeeded for `down_after` seconds.
+          JudgeDownError: if nothing has succeeded for `down_after` seconds, the probe included.
           JudgeBudgetError: if `budget` is spent.
-          JudgeRequestError: if the server refuses a request.
+          JudgeRequestError: if the server refuses all requests, the probe included.
           JudgeClosedError: if `close` was called, before or meanwhile.
         """
         if not questions:
@@ -191,6 +203,7 @@ class JudgeClient:
     async def _ask_all(self, questions, accept) -> list[Reply]:
         self._asking = asyncio.get_running_loop(), asyncio.current_task()
         self._failing_since, self._warned = None, False  # between two batches nothing fails
+        self._began, self._given_up = time.monotonic(), []
         free = asyncio.Semaphore(self._concurrency)
         headers = {"Content-Type": "application/json"}
         if self._key:
@@ -215,6 +228,15 @@ class JudgeClient:
             raise errors.exceptions[0] from None
         finally:
             self._asking = None
+            if self._given_up:
+                _log.warning(
+                    "The judge at %s answers other questions, but not %d of this batch of %d: they "
+                    "have no verdict. To the last of them it said: %s",
+                    self._url,
+                    len(self._given_up),
+                    len(questions),
+                    self._given_up[-1],
+                )
 
     async def _ask(self, http, free, index: int, messages: Messages, accept) -> Reply:
         """Asks one question until its answer is accepted or there is no hope."""
@@ -231,30 +253,43 @@ class JudgeClient:
             return Reply(text, requests, time.monotonic() - start)
 
     async def _complete(self, http: httpx2.AsyncClient, body: str) -> tuple[str | None, int]:
-        """The answer to one body, None if all are bad, and how many requests that took."""
+        """The answer to one body, None if it alone has none, and how many requests that took."""
         sent = bad = 0
-        first_bad = None
+        hopeless = False
+        since = math.inf  # the question is to blame if the judge answers what is asked later
         while True:
+            probing = hopeless and self._succeeded <= since
             self._spend()
             sent += 1
             start = time.monotonic()
             try:
-                text = await self._request(http, body)
+                text = await self._request(http, self._probe if probing else body)
+            except chat_response.RefusedError as error:
+                if probing or not error.of_question:
+                    raise self._refusal(error) from None
+                # answers to earlier batches do not count: the server may have changed its mind
+                fault, wait, hopeless, since = str(error), 0.0, True, self._began
             except chat_response.TransientError as error:
-                self._note_failure(error)
-                if error.bad:
-                    bad += 1
-                    first_bad = first_bad or time.monotonic()
-                    # while it answers nobody, it is the judge that is bad and not this question
-                    if bad > self._retries and self._succeeded > first_bad:
-                        return None, sent
-                await asyncio.sleep(self._delay(sent, error.retry_after))
+                overdue = self._note_failure(error)
+                fault, wait = None, self._delay(sent, error.retry_after)
+                if error.bad and not probing:
+                    fault, bad, since = str(error), bad + 1, min(since, time.monotonic())
+                    hopeless = hopeless or overdue or bad > self._retries
+                    wait = 0.0 if overdue else wait  # the probe decides
+                elif overdue:
+                    raise self._down(error) from None
             else:
                 self._note_success(start)
-                return text, sent
+                if not probing:
+                    return text, sent
+                fault, wait = None, 0.0  # once more: it may have been the judge, who is well now
+            if fault and hopeless and self._succeeded > since:
+                self._given_up.append(fault)
+                return None, sent
+            await asyncio.sleep(wait)
 
     async def _request(self, http: httpx2.AsyncClient, body: str) -> str:
-        """One request. Raises TransientError, or JudgeRequestError."""
+        """One request. Raises TransientError or RefusedError."""
         try:
             async with asyncio.timeout(self._timeout):
                 response = await http.post(self._url, content=body)
@@ -263,33 +298,41 @@ class JudgeClient:
                 f"no whole answer in {self._timeout:g} seconds"
             ) from None
         except httpx2.RequestError as error:
-            said = f"{type(error).__name__}: {error}"
+            said = chat_response.shorten(f"{type(error).__name__}: {error}", self._without_key)
             nobody = isinstance(error, httpx2.ConnectError)
-            raise chat_response.TransientError(said, bad=not nobody) from error
-        if response.is_success or chat_response.is_transient(response):
-            return chat_response.read(response)
-        said = self._without_key(chat_response.error_text(response))
-        raise JudgeRequestError(
-            f"{self._url} refuses to judge (status {response.status_code}): {said!r}. "
-            f"{self._hint(response.status_code)}"
-        )
+            # from None: a traceback would show what it says as it is
+            raise chat_response.TransientError(said, bad=not nobody) from None
+        return chat_response.read(response, self._without_key)
 
     def _without_key(self, said: str) -> str:
-        """What a server said, which may repeat the key that it was sent."""
-        return said.replace(self._key, "[the key]") if self._key else said
+        """What a server said, which may repeat the key that it was sent, as it is or quoted."""
+        if not self._key:
+            return said
+        # the longest first: it may hold the others
+        forms = {self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1]}
+        for form in sorted(forms, key=len, reverse=True):
+            said = said.replace(form, "[the key]")
+        return said
 
-    def _hint(self, status: int) -> str:
-        if status in (401, 403):
-            return "Check the API key: api_key_env names the variable that holds it."
-        if status == 404 or status < 400:
-            return f"Check base_url, and that the server has a model named {self._model!r}."
-        return f"Check the model name {self._model!r}, max_tokens and the length of the question."
+    def _refusal(self, error: chat_response.RefusedError) -> JudgeRequestError:
+        every = "refuses even a harmless question" if error.of_question else "refuses to judge"
+        if error.status in (401, 403):
+            hint = "the API key: rewards.judge.api_key_env names the variable that holds it"
+        elif error.of_question:
+            hint = f"rewards.judge.model, which is {self._model!r}, and rewards.judge.max_tokens"
+        else:
+            hint = f"rewards.judge.url, and that the server has a model named {self._model!r}"
+        return JudgeRequestError(
+            f"The judge at {self._url} {every}. It said: {error}. Check {hint}."
+        )
 
     def _spend(self) -> None:
         if self._budget is not None and self._sent >= self._budget:
             raise JudgeBudgetError(
-                f"The judge at {self._url} was sent {self._sent} requests, and budget is "
-                f"{self._budget}: raise it to go on; what was answered is kept."
+                f"The judge at {self._url} was sent {self._sent} requests, and "
+                f"rewards.judge.budget is {self._budget}. What was answered is kept: the same "
+                "command continues the run, with as many requests again. Another budget (-1: no "
+                "limit) needs --allow_config_change."
             )
         self._sent += 1
 
@@ -306,18 +349,12 @@ class JudgeClient:
             _log.warning("The judge at %s is back after %.0f seconds.", self._url, lasted)
         self._failing_since, self._warned = None, False
 
-    def _note_failure(self, error: Exception) -> None:
-        """Raises JudgeDownError if nothing but failures has been for too long."""
+    def _note_failure(self, error: chat_response.TransientError) -> bool:
+        """Whether nothing but failures has been for `down_after` seconds."""
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
-        lasted, said = now - self._failing_since, self._without_key(str(error))
-        if lasted >= self._down_after:
-            raise JudgeDownError(
-                f"The judge at {self._url} is down: nothing has succeeded for {lasted:.0f} seconds "
-                f"(down_after is {self._down_after:g}). The last error: {said}. What was answered "
-                "is kept; start again when it is up."
-            )
+        lasted = now - self._failing_since
         if lasted >= WARN_SHARE * self._down_after and not self._warned:
             self._warned = True
             _log.warning(
@@ -325,8 +362,18 @@ class JudgeClient:
                 self._url,
                 lasted,
                 self._down_after,
-                said,
+                error,
             )
+        return lasted >= self._down_after
+
+    def _down(self, error: chat_response.TransientError) -> JudgeDownError:
+        lasted = time.monotonic() - self._failing_since
+        return JudgeDownError(
+            f"The judge at {self._url} is down: nothing has succeeded for {lasted:.0f} seconds, "
+            f"and rewards.judge.down_after is {self._down_after:g} seconds. The last error: "
+            f"{error}. Check that the server runs and that rewards.judge.url is right. What was "
+            "answered is kept: once the judge is up, the same command continues the run."
+        )
 
 
 def _check_url(base_url: str) -> None:

@@ -52,14 +52,15 @@ class RemoteJudge:
         """See `reward.Reward`. Equal rows of a call are asked once.
 
         Returns:
-          rewards, NaN where the judge gave no verdict, and details: "unsafe" (reward below 0; NaN
-          where there is none), "cached" (1: without a request), "retries" (requests beyond the
-          first), "seconds" (from the first request to the verdict, 0 if cached).
+          rewards, NaN where the judge gave no verdict or could not take the question, and details:
+          "unsafe" (reward below 0; NaN where there is none), "cached" (1: without a request),
+          "retries" (requests beyond the first, probes included), "seconds" (from the first request
+          to the verdict, 0 if cached).
 
         Raises:
           ValueError: if the numbers of rows differ.
-          reward.JudgeError: if the judge is down, the budget is spent, the server refuses the
-            request or the judge was closed. Verdicts that came before are kept.
+          reward.JudgeError: if the judge is down, the budget is spent, the server refuses all
+            requests or the judge was closed. Verdicts that came before are kept.
         """
         reward.check_rows(conversations, completions)
         pairs = [

@@ -1,7 +1,6 @@
 """The judge's client against a server that misbehaves in every way it may."""
 
 import itertools
-import logging
 import signal
 import subprocess
 import sys
@@ -12,34 +11,7 @@ import pytest
 
 from nspo_jax.rewards import judge_client
 from tests.rewards import fault_proxy
-
-KEY = "sk-secret-of-a-user"
-
-
-def echo(body):
-    """Answers with the question, in capitals."""
-    return fault_proxy.chat_reply(body["messages"][-1]["content"].upper())
-
-
-def client(proxy, **options):
-    fast = dict(backoff=0.002, longest_backoff=0.02, timeout=5.0, down_after=20.0)
-    return judge_client.JudgeClient(proxy.url, "judge", **{**fast, **options})
-
-
-def questions(count):
-    return [[{"role": "user", "content": f"question {index}"}] for index in range(count)]
-
-
-def anything(index, text):
-    return True
-
-
-def texts(replies):
-    return [reply.text for reply in replies]
-
-
-def right(count):
-    return [f"QUESTION {index}" for index in range(count)]
+from tests.rewards.asking import anything, client, echo, questions, right, texts
 
 
 def test_what_is_sent():
@@ -150,21 +122,20 @@ def test_the_budget_is_a_hard_stop():
     with fault_proxy.FaultProxy(echo, faults) as proxy:
         asked = client(proxy, budget=6, concurrency=1)
         asked.ask(questions(2), lambda index, text: accepted.append(text) or True)
-        with pytest.raises(judge_client.JudgeBudgetError, match="6 requests, and budget is 6"):
+        with pytest.raises(judge_client.JudgeBudgetError, match="6 requests") as caught:
             asked.ask(questions(9), lambda index, text: accepted.append(text) or True)
     assert len(proxy.requests) == 6 and len(accepted) == 5  # what came before was told
+    for part in (proxy.url, "rewards.judge.budget is 6", "the same command continues the run"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "code, hint",
     [
-        (400, "model name 'judge'"),
-        (401, "api_key_env"),
-        (403, "api_key_env"),
-        (404, "base_url"),
-        (413, "length of the question"),
-        (422, "model name 'judge'"),
-        (307, "base_url"),
+        (401, "rewards.judge.api_key_env"),
+        (403, "rewards.judge.api_key_env"),
+        (404, "rewards.judge.url"),
+        (307, "rewards.judge.url"),
     ],
 )
 def test_errors_of_the_user_are_raised_at_once(code, hint):
@@ -191,7 +162,7 @@ def test_errors_of_the_user_are_raised_at_once(code, hint):
     ],
 )
 def test_what_the_server_says_is_found(body, said):
-    with fault_proxy.FaultProxy(echo, [fault_proxy.status(400, body)]) as proxy:
+    with fault_proxy.FaultProxy(echo, [fault_proxy.status(404, body)]) as proxy:
         with pytest.raises(judge_client.JudgeRequestError) as caught:
             client(proxy).ask(questions(1), anything)
     assert said in str(caught.value)
@@ -221,10 +192,11 @@ def test_a_bad_minute_costs_no_answer(fault):
 
 def test_an_answer_that_was_under_way_does_not_show_that_the_judge_is_well():
     """It was asked for before the trouble began, and comes in the middle of it."""
-    faults = [fault_proxy.slow(0.1), *[fault_proxy.status(500)] * 40]
+    faults = [fault_proxy.slow(0.1), *[fault_proxy.status(500)] * 20]
     with fault_proxy.FaultProxy(echo, faults) as proxy:
         replies = client(proxy, retries=0, concurrency=2).ask(questions(2), anything)
-    assert texts(replies) == right(2) and len(proxy.requests) == 42
+    # the last two: a probe that shows that it is well again, and the question
+    assert texts(replies) == right(2) and len(proxy.requests) == 23
 
 
 def test_a_judge_that_is_gone_for_good_is_down():
@@ -238,8 +210,15 @@ def test_a_judge_that_is_gone_for_good_is_down():
         assert 0.3 <= time.monotonic() - start < 3
         proxy.up()
         assert texts(asked.ask(questions(3), anything)) == right(3)
-    for part in (proxy.url, "for 0 seconds", "down_after is 0.3", "ConnectError"):
-        assert part in str(caught.value)
+    said = str(caught.value)
+    for part in (
+        proxy.url,
+        "nothing has succeeded for",
+        "rewards.judge.down_after is 0.3",
+        "ConnectError",
+    ):
+        assert part in said
+    assert "rewards.judge.url" in said and "the same command continues the run" in said
 
 
 @pytest.mark.parametrize(
@@ -259,19 +238,6 @@ def test_a_judge_that_answers_nobody_for_good_is_down(fault, said):
         with pytest.raises(judge_client.JudgeDownError) as caught:
             client(proxy, down_after=0.2, timeout=timeout).ask(questions(5), anything)
     assert said in str(caught.value)
-
-
-def test_a_question_that_the_judge_cannot_take_is_given_up():
-    """It fails whenever it is asked, and the others do not."""
-
-    def allergic(body):
-        failed = body["messages"][-1]["content"] == "question 3"
-        return (500, b"out of memory") if failed else echo(body)
-
-    with fault_proxy.FaultProxy(allergic) as proxy:
-        replies = client(proxy, retries=2, concurrency=2).ask(questions(60), anything)
-    assert texts(replies) == [*right(3), None, *right(60)[4:]]
-    assert replies[3].requests >= 3 and {reply.requests for reply in replies[4:]} == {1}
 
 
 def test_an_answer_that_is_not_accepted_is_asked_again_with_another_seed():
@@ -295,46 +261,12 @@ def test_no_text_is_an_answer():
         assert texts(client(proxy).ask(questions(1), anything)) == [""]
 
 
-def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    caplog.set_level(logging.DEBUG)
-    told = f'{{"error": {{"message": "wrong key {KEY}"}}}}'.encode()
-    faults = [None, fault_proxy.status(500, told), None, fault_proxy.status(401, told)]
-    with fault_proxy.FaultProxy(echo, faults) as proxy:
-        asked = client(proxy, api_key_env="JUDGE_KEY", down_after=0.001, concurrency=1)
-        asked.ask(questions(1), anything)
-        with pytest.raises(judge_client.JudgeRequestError, match="wrong key") as caught:
-            asked.ask(questions(9), anything)
-        assert proxy.headers[0]["Authorization"] == f"Bearer {KEY}"
-        assert KEY not in str(caught.value) and KEY not in asked.body(questions(1)[0])
-        down = client(proxy, api_key_env="JUDGE_KEY", down_after=0.001)
-        proxy.always(fault_proxy.status(500, told))
-        with pytest.raises(judge_client.JudgeDownError, match="wrong key") as caught:
-            down.ask(questions(1), anything)
-        assert KEY not in str(caught.value)
-    assert KEY not in caplog.text
-
-
-@pytest.mark.parametrize("key", ["", "two words", "line\n", "schlüssel"])
-def test_a_key_that_cannot_be_one(monkeypatch, key):
-    monkeypatch.setenv("JUDGE_KEY", key)
-    with pytest.raises(ValueError, match="JUDGE_KEY") as caught:
-        judge_client.JudgeClient("http://localhost/v1", "judge", api_key_env="JUDGE_KEY")
-    assert not key or key not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     "url", ["localhost:8000/v1", "ftp://host/v1", "", "http://", "http://h:x/v1", "http://h/v1?a=b"]
 )
 def test_a_url_that_cannot_be_one(url):
     with pytest.raises(ValueError, match="base_url must be like http://host:port/v1"):
         judge_client.JudgeClient(url, "judge")
-
-
-def test_a_key_in_the_url_is_refused_and_not_shown():
-    with pytest.raises(ValueError, match="api_key_env") as caught:
-        judge_client.JudgeClient(f"https://{KEY}@host/v1", "judge")
-    assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize(
