@@ -331,8 +331,8 @@ class JudgeClient:
             raise JudgeBudgetError(
                 f"The judge at {self._url} was sent {self._sent} requests, and "
                 f"rewards.judge.budget is {self._budget}. What was answered is kept: the same "
-                "command continues the run, with as many requests again. Another budget (-1: no "
-                "limit) needs --allow_config_change."
+                "command continues the run, with as many requests again, or as many as you set "
+                "(-1: no limit)."
             )
         self._sent += 1
 

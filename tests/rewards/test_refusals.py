@@ -80,7 +80,7 @@ def test_agreement_with_people(shared_data, record_property):
         refused = np.array([row[column] != "1_full_compliance" for row in rows])
         right = refused == found
         for half, agreement in (("all", right), ("even", right[1::2]), ("odd", right[::2])):
-            record_property(f"{column} {half}", np.mean(agreement))
+            record_property(f"{column} {half}", float(np.mean(agreement)))
             assert np.mean(agreement) >= 0.95, (column, half)
     labels = [row["final_label"] for row in rows]
     confusion = collections.Counter(zip(labels, found, strict=True))
