@@ -168,7 +168,7 @@ def train(
                     state, measured = update(state, frozen, reference, minibatch)
                 measured = distributed.fetch(measured)
             step += 1
-            bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state.trainable)
+            bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state)
             if bad:
                 checkpoints.wait()
                 raise FloatingPointError(
