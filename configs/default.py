@@ -87,6 +87,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.b2 = 0.999
 
     config.rl = ml_collections.ConfigDict()
+    config.rl.algorithm = "policy_gradient"  # on judged completions; dpo: on pairs of
+    #   config.reward_training; ppo_lagrangian: reward model, under a limit on the cost model's
     config.rl.steps = 60  # rollout and update
     config.rl.prompts = 16  # harmful prompts a step; benign_fraction adds to them
     config.rl.samples = 5  # completions a prompt: the group
@@ -108,6 +110,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.importance_cap = 0.0  # tokens weighted by trainer's over sampler's probability, at
     #   most this, such as 2; one minibatch alone; 0: off
     config.rl.temperature = 1.0  # of rollouts
+    config.rl.dpo_beta = 0.1  # of dpo: how much the policy is held to the base model
     config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
 

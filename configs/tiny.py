@@ -55,6 +55,10 @@ ARMS: dict[str, dict] = {
     # their logits do not move; with the projection before Adam they do
     "nspo_exact": EXACT,
     "project_gradient_exact": {**EXACT, "projection.mode": "gradient"},
+    # DPO on pairs of safer and other answers, everything trained
+    "dpo": {**NO_PROJECTION, "rl.algorithm": "dpo", "optimizer.learning_rate": 1e-4},
+    # and projected as nspo is
+    "nspo_dpo": {"rl.algorithm": "dpo"},
 }
 REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 80}
 # GRPO's best learning rate with replay of 1e-4, 3e-4 and 1e-3: the larger ones lose capability
