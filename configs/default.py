@@ -114,6 +114,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
 
+    config.lagrangian = ml_collections.ConfigDict()  # of ppo_lagrangian
+    config.lagrangian.limit = 0.05  # on the mean cost: the cost model's probability of unsafe
+    config.lagrangian.initial = 1.0  # multiplier: what a cost weighs against a reward
+    config.lagrangian.learning_rate = 0.1  # of its logarithm, per update
+    config.lagrangian.largest = 10.0  # multiplier
+    config.lagrangian.kl = 0.02  # penalty to the base model, in rewards and costs
+    config.lagrangian.gae_lambda = 0.95  # 1: return less value; 0: the one-step error
+    config.lagrangian.critic_learning_rate = 3e-4
+
     config.rewards = ml_collections.ConfigDict()
     config.rewards.terms = "rules"  # who judges: TERM[@KINDS][=WEIGHT] joined by "+". TERM: rules,
     #   the task's own; over_refusal: -1 for refusing what is not harmful; cost_model, reward_model,

@@ -59,6 +59,13 @@ ARMS: dict[str, dict] = {
     "dpo": {**NO_PROJECTION, "rl.algorithm": "dpo", "optimizer.learning_rate": 1e-4},
     # and projected as nspo is
     "nspo_dpo": {"rl.algorithm": "dpo"},
+    # PPO-Lagrangian of Safe RLHF: the reward model's reward under a limit on the cost model's cost
+    "ppo_lagrangian": {
+        **NO_PROJECTION,
+        "rl.algorithm": "ppo_lagrangian",
+        "rewards.terms": "reward_model+cost_model",
+        "optimizer.learning_rate": 1e-4,
+    },
 }
 REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 80}
 # GRPO's best learning rate with replay of 1e-4, 3e-4 and 1e-3: the larger ones lose capability

@@ -3,7 +3,14 @@
 from nspo_jax.rewards.guard import Guard, load_guard
 from nspo_jax.rewards.judge_cache import JudgeCache
 from nspo_jax.rewards.judge_client import JudgeClient
-from nspo_jax.rewards.mixture import FAILURES, NORMALISATIONS, Mixture, NoVerdictError, parse_terms
+from nspo_jax.rewards.mixture import (
+    FAILURES,
+    NORMALISATIONS,
+    Mixture,
+    NoVerdictError,
+    Total,
+    parse_terms,
+)
 from nspo_jax.rewards.refusals import OverRefusal, is_refusal
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
@@ -24,6 +31,7 @@ __all__ = [
     "RemoteJudge",
     "Reward",
     "StoryJudge",
+    "Total",
     "WorldJudge",
     "is_refusal",
     "is_world_refusal",

@@ -162,14 +162,53 @@ def check_algorithm(config: ml_collections.ConfigDict) -> None:
                 "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
                 "pku_safe_rlhf for the task safety; stories have no pairs."
             )
+    elif algorithm == "ppo_lagrangian":
+        unused = ("kl_coefficient", "importance_cap")
+        hint = "its penalty to the base model is lagrangian.kl, a part of the rewards"
+        check_lagrangian(config)
     else:
-        unused, hint = (), ""
+        return
     for name in unused:
         if rl[name]:
             raise ValueError(
                 f"rl.{name} is {rl[name]}, which rl.algorithm={algorithm} does not have ({hint}). "
                 f"Set rl.{name}=0."
             )
+
+
+def check_lagrangian(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a config of PPO-Lagrangian that cannot work, as `check_config`."""
+    options = config.lagrangian
+    terms = {term.name: term for term in rewards.parse_terms(config.rewards.terms)}
+    if terms.keys() != {"reward_model", "cost_model"}:
+        raise ValueError(
+            f"rewards.terms is {config.rewards.terms!r}, and ppo_lagrangian has a reward model and "
+            "a cost model. Set rewards.terms=reward_model+cost_model."
+        )
+    cost = terms["cost_model"]
+    if (cost.kinds, cost.weights) != ("all", (1.0,)):
+        raise ValueError(
+            f"rewards.terms is {config.rewards.terms!r}: ppo_lagrangian weighs costs itself, of "
+            "all completions, against lagrangian.limit. Write cost_model without kinds and weight."
+        )
+    if config.rl.loss != "grpo":
+        raise ValueError(
+            f"rl.loss is {config.rl.loss!r}: PPO has a ratio a token. Set rl.loss=grpo."
+        )
+    positive = ("initial", "learning_rate", "critic_learning_rate", "largest")
+    for name in positive:
+        if not options[name] > 0:
+            raise ValueError(f"lagrangian.{name} is {options[name]}; expected a positive number.")
+    if options.initial > options.largest:
+        raise ValueError(
+            f"lagrangian.initial is {options.initial}, above lagrangian.largest="
+            f"{options.largest}: raise that, or start lower."
+        )
+    for name in ("limit", "gae_lambda"):
+        if not 0 <= options[name] <= 1:
+            raise ValueError(f"lagrangian.{name} is {options[name]}; expected a number in [0, 1].")
+    if not options.kl >= 0:
+        raise ValueError(f"lagrangian.kl is {options.kl}; expected 0 or more.")
 
 
 def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:

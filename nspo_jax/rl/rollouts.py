@@ -194,8 +194,16 @@ class Rollouts:
             completion_mask=sampled.mask,
             old_logprobs=sampled.logprobs,
             advantages=advantage,
+            outcomes=self._outcomes(total, verdicts),
         )
         return batch, logged
+
+    def _outcomes(self, total: rewards.Total, verdicts: dict[str, Any]) -> np.ndarray | None:
+        """For PPO-Lagrangian, rewards as they are weighted and costs as they are judged, apart."""
+        if self._config.rl.algorithm != "ppo_lagrangian":
+            return None
+        cost = -verdicts["cost_model"].rewards  # the probability that it is unsafe
+        return np.stack([total.terms["reward_model"], cost], axis=1)
 
 
 def _verdicts_of_all(pending: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from nspo_jax import (
 )
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.rl import checks, dpo, record, rollouts, train_step
+from nspo_jax.rl import checks, dpo, lagrangian, record, rollouts, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,8 @@ def train(
     work.release_base()  # the certificate reads it again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
+    if rl.algorithm == "ppo_lagrangian":
+        state = state._replace(critics=lagrangian.init_critics(config, work))
     update = make_step(config, work.config, optimizer)
 
     # ---------------------------------------------------------------------------- resume
@@ -277,6 +279,8 @@ def make_step(
     See `train_step.make_update`.
     """
     rl = config.rl
+    if rl.algorithm == "ppo_lagrangian":
+        return jax.jit(lagrangian.make_step(config, model, optimizer), donate_argnums=0)
     if rl.algorithm == "dpo":
         loss_of = dpo.pair_loss(model, beta=rl.dpo_beta)
         update = train_step.make_update(loss_of, optimizer, microbatches=rl.microbatches)
