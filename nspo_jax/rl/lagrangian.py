@@ -5,7 +5,7 @@ The reward model judges how good a completion is, the cost model whether it is s
 critic, and a multiplier weighs the two. What is not the paper's:
 
 * The cost is the cost model's probability that a completion is unsafe, not its raw score, so that
-  the limit is an expected unsafe rate.
+  the limit is an expected unsafe rate. Its critic's values are probabilities too.
 * Advantages are whitened over a batch's tokens, as in most PPO for language models: the step's size
   then depends neither on the reward's scale nor on the multiplier's.
 * There is no pretraining loss beside PPO's (its "PTX"), and the multiplier follows the batch's own
@@ -227,12 +227,14 @@ def make_step(
     update_policy = train_step.make_update(policy_loss, optimizer, microbatches=rl.microbatches)
 
     def values_of(params, batch) -> dict[str, jax.Array]:
-        return {
+        values = {
             name: models.values(
                 critic, params[name], train_step.predicting_states(critic, params[name], batch)
             )
             for name, critic in critics_are.items()
         }
+        # as the cost itself: so the critic begins with what the cost model says of a prefix
+        return values | {"cost": jax.nn.sigmoid(values["cost"])}
 
     def critics_loss(params, rows: _CriticRows, tokens: jax.Array):
         del tokens  # a mean over sequences

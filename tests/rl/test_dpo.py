@@ -15,11 +15,11 @@ from tests.rl.micro_run import assert_same_run, logged, micro, refuse, stop_at
 
 CONFIG = test_sharding.CONFIG
 DPO = {"rl.algorithm": "dpo", "optimizer.learning_rate": 1e-3}
-pytestmark = pytest.mark.usefixtures("compile_cache")
+pytestmark = pytest.mark.usefixtures("compile_cache", "few_pairs")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_cache):
+def finished(tmp_path_factory, compile_cache, few_pairs):
     """(workspace, workdir) of an uninterrupted run."""
     directory = tmp_path_factory.mktemp("workspace")
     workdir = tmp_path_factory.mktemp("runs") / "whole"
@@ -147,7 +147,7 @@ def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatc
     assert (tmp_path / "run" / "checkpoints" / "2").exists()
     with monkeypatch.context() as patch:  # among other pairs it does not
         made = preferences.world_pairs(0)
-        patch.setattr(preferences, "world_pairs", lambda seed: made[:-5000])
+        patch.setattr(preferences, "world_pairs", lambda seed: made[:-500])
         refused = pytest.raises(
             ValueError, match="trained on other pairs: their digest .*--workdir"
         )
