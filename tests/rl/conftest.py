@@ -27,6 +27,12 @@ def compile_cache(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="session")
+def baselines_workspace(tmp_path_factory):
+    """One base model for the baselines' runs."""
+    return tmp_path_factory.mktemp("baselines_workspace")
+
+
 @pytest.fixture(scope="module")
 def few_pairs():
     """Preference pairs of the chat world, enough for each kind of prompt."""

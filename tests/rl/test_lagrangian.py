@@ -21,12 +21,11 @@ pytestmark = pytest.mark.usefixtures("compile_cache", "few_pairs")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_cache, few_pairs):
+def finished(tmp_path_factory, baselines_workspace, compile_cache, few_pairs):
     """(workspace, workdir) of an uninterrupted run, which trained reward and cost model too."""
-    directory = tmp_path_factory.mktemp("workspace")
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    trainer.train(micro(directory, **PPO), workdir)
-    return directory, workdir
+    trainer.train(micro(baselines_workspace, **PPO), workdir)
+    return baselines_workspace, workdir
 
 
 # ----------------------------------------------------------------------------------- the multiplier
