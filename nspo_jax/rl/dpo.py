@@ -4,6 +4,7 @@ The same prompts as the policy gradient's, in the same numbers: of each part of 
 pairs are drawn whose prompt is in it, and two answers given stand for two answers sampled.
 """
 
+from collections.abc import Sequence
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import ml_collections
 
 from nspo_jax import judges, metrics, models
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.data import iterator, preferences
+from nspo_jax.data import iterator, preferences, world
 from nspo_jax.rl import losses, train_step
 
 
@@ -49,38 +50,35 @@ class PairBatches:
 
     def __init__(self, config: ml_collections.ConfigDict, work: workspace_lib.Workspace):
         pairs, _ = judges.load_pairs(config)
-        parts, total, drawn = [], 0, hashlib.sha256()
+        parts, total, digest = [], 0, hashlib.sha256()
         for rows, count in work.task.parts:
-            kind = rows[0].kind
-            prompts = {row.prompt for row in rows}
-            chosen = [(pair, first) for pair in pairs if pair.prompt in prompts
-                      and (first := chosen_of(pair, kind)) is not None]  # fmt: skip
-            if not chosen:
+            ranked = _about(pairs, rows)
+            if not ranked:
                 raise ValueError(
                     f"None of the {len(pairs)} pairs of reward_training.dataset="
-                    f"{config.reward_training.dataset} ranks answers to the {kind} prompts of the "
-                    "batch: DPO needs pairs about the prompts that the run trains on. Take both "
-                    "from one dataset, and set data.benign_fraction=0 where it has no benign ones."
+                    f"{config.reward_training.dataset} ranks answers to the {rows[0].kind} prompts "
+                    "of the batch: DPO needs pairs about the prompts that the run trains on. Take "
+                    "both from one dataset, and set data.benign_fraction=0 where it has no benign "
+                    "ones."
                 )
-            drawn.update(json.dumps([(pair.prompt, pair.responses, c) for pair, c in chosen])
-                         .encode())  # fmt: skip
+            digest.update(json.dumps(ranked).encode())
             before, total = total, total + count * config.rl.samples
-            parts.append((self._encode(config, work, chosen), total // 2 - before // 2))
-        self._digest = drawn.hexdigest()[:16]
+            parts.append((self._encode(config, work, ranked), total // 2 - before // 2))
+        self._digest = digest.hexdigest()[:16]
         self._pairs = iterator.MixedBatches(parts, config.seed)
 
     @staticmethod
-    def _encode(config, work, chosen) -> iterator.Arrays:
+    def _encode(config, work, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
         """name -> array [pairs, 2, ...], the chosen answer first."""
         length = config.data.prompt_length
         rows = work.format.encode_conversations(
-            [pair.prompt for pair, _ in chosen for _ in range(2)],
-            [pair.responses[index] for pair, first in chosen for index in (first, 1 - first)],
+            [prompt for prompt, *answers in ranked for _ in answers],
+            [answer for _, *answers in ranked for answer in answers],
             length,
             config.data.completion_length,
             cut=True,  # as a rollout is
         )
-        tokens, mask = (array.reshape(len(chosen), 2, -1) for array in (rows.tokens, rows.mask))
+        tokens, mask = (array.reshape(len(ranked), 2, -1) for array in (rows.tokens, rows.mask))
         fields = tokens[..., :length], mask[..., :length], tokens[..., length:], mask[..., length:]
         return PairBatch(*fields)._asdict()
 
@@ -123,6 +121,18 @@ def chosen_of(pair: preferences.Pair, kind: str) -> int | None:
     if kind == "harmful":
         return pair.safer
     return pair.better if all(pair.safe) else None
+
+
+def _about(
+    pairs: Sequence[preferences.Pair], rows: Sequence[world.Conversation]
+) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of the pairs about the prompts of a part, where they say."""
+    prompts, kind = {row.prompt for row in rows}, rows[0].kind
+    ranked = []
+    for pair in pairs:
+        if pair.prompt in prompts and (chosen := chosen_of(pair, kind)) is not None:
+            ranked.append((pair.prompt, pair.responses[chosen], pair.responses[1 - chosen]))
+    return ranked
 
 
 def pair_loss(config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
