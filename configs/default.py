@@ -88,6 +88,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.b2 = 0.999
 
     config.rl = ml_collections.ConfigDict()
+    config.rl.algorithm = "policy_gradient"  # on judged completions; dpo: on pairs of
+    #   config.reward_training; ppo_lagrangian: reward model, under a limit on the cost model's
     config.rl.steps = 60  # rollout and update
     config.rl.prompts = 16  # harmful prompts a step; benign_fraction adds to them
     config.rl.samples = 5  # completions a prompt: the group
@@ -109,9 +111,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.importance_cap = 0.0  # tokens weighted by trainer's over sampler's probability, at
     #   most this, such as 2; one minibatch alone; 0: off
     config.rl.temperature = 1.0  # of rollouts
+    config.rl.dpo_beta = 0.1  # of dpo: how much the policy is held to the base model
     config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged:
     #   with a remote_judge's time to gain, and a policy that is one update old
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
+
+    config.lagrangian = ml_collections.ConfigDict()  # of ppo_lagrangian
+    config.lagrangian.limit = 0.05  # on the mean cost: the cost model's probability of unsafe
+    config.lagrangian.initial = 1.0  # multiplier: what a cost weighs against a reward
+    config.lagrangian.learning_rate = 0.1  # of its logarithm, per update
+    config.lagrangian.largest = 10.0  # multiplier
+    config.lagrangian.kl = 0.02  # penalty to the base model, in rewards and costs
+    config.lagrangian.gae_lambda = 0.95  # 1: return less value; 0: the one-step error
+    config.lagrangian.critic_learning_rate = 3e-4
 
     config.rewards = ml_collections.ConfigDict()
     config.rewards.terms = "rules"  # who judges: TERM[@KINDS][=WEIGHT] joined by "+". TERM: rules,

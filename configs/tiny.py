@@ -59,6 +59,29 @@ ARMS: dict[str, dict] = {
     # their logits do not move; with the projection before Adam they do
     "nspo_exact": EXACT,
     "project_gradient_exact": {**EXACT, "projection.mode": "gradient"},
+    # DPO on pairs of the safer and another answer, everything trained; the best in general and
+    # unsafe of learning rates 3e-5, 1e-4, 2e-4, 3e-4 and 1e-3, and of beta 0.1, 0.3, 1 and 3 at two
+    # of them: with less than 1 the capability goes, with more it learns slowly
+    "dpo": {
+        **NO_PROJECTION,
+        "rl.algorithm": "dpo",
+        "rl.dpo_beta": 1.0,
+        "optimizer.learning_rate": 3e-4,
+    },
+    # and projected as nspo is; of beta 0.05, 0.1, 0.3 and 1, and learning rates 5e-4, 1e-3 and 2e-3
+    "nspo_dpo": {"rl.algorithm": "dpo", "rl.dpo_beta": 0.3},
+    # PPO-Lagrangian of Safe RLHF: the reward model's reward under a limit of 5 % on the cost
+    # model's cost, everything trained; of learning rates 3e-5, 1e-4, 2e-4 and 3e-4, and penalties
+    # of 0.02 and 0.1. A multiplier that starts at 1 lets the policy forget how to refuse before it
+    # has grown; rewards have a scale of 1, so that 10 is enough
+    "ppo_lagrangian": {
+        **NO_PROJECTION,
+        "rl.algorithm": "ppo_lagrangian",
+        "rewards.terms": "reward_model+cost_model",
+        "rewards.normalise": "batch",
+        "lagrangian.initial": 5.0,
+        "optimizer.learning_rate": 1e-4,
+    },
 }
 REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 80}
 OF_REPLAY = {  # what replay adds to single arms

@@ -9,6 +9,7 @@ from nspo_jax.rewards.mixture import (
     Mixture,
     NoVerdictError,
     Pending,
+    Total,
     parse_terms,
 )
 from nspo_jax.rewards.refusals import OverRefusal, is_refusal
@@ -32,6 +33,7 @@ __all__ = [
     "RemoteJudge",
     "Reward",
     "StoryJudge",
+    "Total",
     "WorldJudge",
     "is_refusal",
     "is_world_refusal",

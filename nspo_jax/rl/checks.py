@@ -10,20 +10,28 @@ from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
 from nspo_jax.rl import advantages, losses, record
 
+ALGORITHMS = ("policy_gradient", "dpo", "ppo_lagrangian")
+
 
 def batch_prompts(config: ml_collections.ConfigDict) -> int:
     """Prompts of a step: the harmful ones and the benign ones added to them."""
     return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
 
 
+def batch_rows(config: ml_collections.ConfigDict) -> int:
+    """What a step learns from: its completions; for DPO pairs, which nothing parts."""
+    rows = batch_prompts(config) * config.rl.samples
+    return rows // 2 if config.rl.algorithm == "dpo" else rows
+
+
 def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError unless the batches of a step divide over the mesh."""
     rl, prompts = config.rl, batch_prompts(config)
-    parts = rl.minibatches * rl.microbatches
     sharding.check_batch(mesh, prompts, "The RL batch of prompts")
     sharding.check_batch(mesh, prompts // rl.rollout_batches, "A part of it (rl.rollout_batches)")
+    parts = rl.minibatches * rl.microbatches
     sharding.check_batch(
-        mesh, prompts * rl.samples // parts, "A microbatch (rl.minibatches x rl.microbatches)"
+        mesh, batch_rows(config) // parts, "A microbatch (rl.minibatches x rl.microbatches)"
     )
     if any(spec.name in judges.ON_MESH for spec in rewards.parse_terms(config.rewards.terms)):
         sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
@@ -59,12 +67,13 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
     for name in ("benign_fraction", "wrapped_fraction"):
         if not 0 <= config.data[name] <= 1:
             raise ValueError(f"data.{name} is {config.data[name]}; expected a number in [0, 1].")
-    rows, parts = prompts * config.rl.samples, config.rl.minibatches * config.rl.microbatches
+    rows, parts = batch_rows(config), config.rl.minibatches * config.rl.microbatches
     if rows % parts:
+        what = "pairs, two completions each," if config.rl.algorithm == "dpo" else "completions"
         raise ValueError(
             f"rl.minibatches is {config.rl.minibatches} and rl.microbatches "
-            f"{config.rl.microbatches}, which do not divide the {rows} "
-            f"completions of a step ({prompts} prompts x {config.rl.samples} samples)."
+            f"{config.rl.microbatches}, which do not divide the {rows} {what} of a step ({prompts} "
+            f"prompts x {config.rl.samples} samples)."
         )
     if prompts % config.rl.rollout_batches:
         raise ValueError(
@@ -82,6 +91,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "calibration.completions": ("given", "generated"),
         "rewards.normalise": rewards.NORMALISATIONS,
         "rewards.on_failure": rewards.FAILURES,
+        "rl.algorithm": ALGORITHMS,
         "rl.staleness": (0, 1),
         "rl.loss": losses.LOSSES,
         "rl.advantage": advantages.ESTIMATORS,
@@ -100,6 +110,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             f"data.train_split is {config.data.train_split!r}; expected train, or a slice of it "
             "such as train[:40%]."
         )
+    check_algorithm(config)
     if config.task == "stories" and not config.model.path:
         raise ValueError(
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
@@ -144,6 +155,74 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "randomness the completions of a group are all the same and teach nothing."
         )
     judges.check_terms(config, has_weights=has_weights)
+
+
+def check_algorithm(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for what an algorithm does not have, as `check_config`."""
+    rl, algorithm = config.rl, config.rl.algorithm
+    if algorithm == "dpo":
+        unused = ("kl_coefficient", "dual_clip", "importance_cap", "staleness")
+        hint = "DPO samples nothing, and rl.dpo_beta holds it to the base model"
+        if not rl.dpo_beta > 0:
+            raise ValueError(f"rl.dpo_beta is {rl.dpo_beta}; expected a positive number.")
+        if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+            raise ValueError(
+                f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
+                "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
+                "pku_safe_rlhf for the task safety; stories have no pairs."
+            )
+    elif algorithm == "ppo_lagrangian":
+        unused = ("kl_coefficient", "importance_cap")
+        hint = "its penalty to the base model is lagrangian.kl, a part of the rewards"
+        check_lagrangian(config)
+    else:
+        return
+    for name in unused:
+        if rl[name]:
+            raise ValueError(
+                f"rl.{name} is {rl[name]}, which rl.algorithm={algorithm} does not have ({hint}). "
+                f"Set rl.{name}=0."
+            )
+
+
+def check_lagrangian(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a config of PPO-Lagrangian that cannot work, as `check_config`."""
+    options = config.lagrangian
+    terms = {term.name: term for term in rewards.parse_terms(config.rewards.terms)}
+    if terms.keys() != {"reward_model", "cost_model"}:
+        raise ValueError(
+            f"rewards.terms is {config.rewards.terms!r}, and ppo_lagrangian has a reward model and "
+            "a cost model. Set rewards.terms=reward_model+cost_model."
+        )
+    cost = terms["cost_model"]
+    if (cost.kinds, cost.weights) != ("all", (1.0,)):
+        raise ValueError(
+            f"rewards.terms is {config.rewards.terms!r}: ppo_lagrangian weighs costs itself, of "
+            "all completions, against lagrangian.limit. Write cost_model without kinds and weight."
+        )
+    if config.rewards.on_failure != "raise":
+        raise ValueError(
+            f"rewards.on_failure is {config.rewards.on_failure!r}: ppo_lagrangian needs a cost of "
+            "every completion. Set rewards.on_failure=raise."
+        )
+    if config.rl.loss != "grpo":
+        raise ValueError(
+            f"rl.loss is {config.rl.loss!r}: PPO has a ratio a token. Set rl.loss=grpo."
+        )
+    positive = ("initial", "learning_rate", "critic_learning_rate", "largest")
+    for name in positive:
+        if not options[name] > 0:
+            raise ValueError(f"lagrangian.{name} is {options[name]}; expected a positive number.")
+    if options.initial > options.largest:
+        raise ValueError(
+            f"lagrangian.initial is {options.initial}, above lagrangian.largest="
+            f"{options.largest}: raise that, or start lower."
+        )
+    for name in ("limit", "gae_lambda"):
+        if not 0 <= options[name] <= 1:
+            raise ValueError(f"lagrangian.{name} is {options[name]}; expected a number in [0, 1].")
+    if not options.kl >= 0:
+        raise ValueError(f"lagrangian.kl is {options.kl}; expected 0 or more.")
 
 
 def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:

@@ -85,6 +85,12 @@ def make_plan(
     Raises:
       ValueError: for a config or a mesh that cannot work, before anything is compiled.
     """
+    if config.rl.algorithm != "policy_gradient":
+        raise ValueError(
+            f"rl.algorithm is {config.rl.algorithm!r}, whose needs are not planned: a dry run "
+            "knows the policy gradient alone. Set rl.algorithm=policy_gradient, and count a "
+            "reference model and any critics beside its plan."
+        )
     checks.check_config(config, has_weights=False)
     checks.check_mesh(config, mesh)
     model = dataclasses.replace(

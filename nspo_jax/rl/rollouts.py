@@ -236,8 +236,16 @@ class Rollouts:
             completion_mask=sampled.mask,
             old_logprobs=sampled.logprobs,
             advantages=advantage,
+            outcomes=self._outcomes(total, verdicts),
         )
         return batch, logged
+
+    def _outcomes(self, total: rewards.Total, verdicts: dict[str, Any]) -> np.ndarray | None:
+        """For PPO-Lagrangian, rewards as they are weighted and costs as they are judged, apart."""
+        if self._config.rl.algorithm != "ppo_lagrangian":
+            return None
+        cost = -verdicts["cost_model"].rewards  # the probability that it is unsafe
+        return np.stack([total.terms["reward_model"], cost], axis=1)
 
 
 def _pack(array: np.ndarray) -> dict[str, Any]:
@@ -251,40 +259,42 @@ def _unpack(packed: dict[str, Any]) -> np.ndarray:
     return flat.reshape(packed["shape"])
 
 
-def split_minibatches(batch: train_step.Rollouts, count: int, step: int):
+def split_minibatches(batch: Any, count: int, step: int):
     """Yields `count` equal minibatches of whole-batch rows in an order that differs every step."""
     if count == 1:
         yield batch
         return
-    order = np.random.default_rng(step).permutation(len(batch.advantages))
+    order = np.random.default_rng(step).permutation(len(batch.completion_mask))
     for rows in np.split(order, count):
         yield jax.tree.map(lambda array, rows=rows: array[rows], batch)
 
 
 def throughput(
-    model: models.ModelConfig, batch: train_step.Rollouts, seconds: dict[str, float]
+    model: models.ModelConfig, batch: Any, seconds: dict[str, float]
 ) -> dict[str, float]:
     """What to log of how fast a step was.
 
     Args:
       model: the policy's configuration.
-      batch: the step's. Its sampled tokens are the rollout's; the update runs on the prompts' too.
-      seconds: of the phase "update", and of others.
+      batch: the step's. Its completions are the rollout's, if there was one; the update runs on the
+        prompts too.
+      seconds: of the phase "update", and others.
 
     Returns:
       Tokens a second and, on a chip that `chips` knows, the update's model FLOP utilisation: three
       forward passes' operations on real tokens (what is computed again is not counted), as a share
       of what all devices could have computed.
     """
-    sampled = float(batch.completion_mask.sum())
-    trained = sampled + float(batch.prompt_mask.sum())
+    completed = float(batch.completion_mask.sum())
+    trained = completed + float(batch.prompt_mask.sum())
     speed = metrics.phase_seconds(seconds)
     speed["speed/update_tokens_per_second"] = trained / seconds["update"]
-    if "rollout" in seconds:  # else it was sampled a step before
-        speed["speed/rollout_tokens_per_second"] = sampled / seconds["rollout"]
+    if "rollout" in seconds:
+        speed["speed/rollout_tokens_per_second"] = completed / seconds["rollout"]
     chip = chips.chip_of(jax.devices()[0].device_kind)
     if chip is not None:
-        attended = trained / len(batch.advantages) / 2
+        rows = batch.completion_mask.size // batch.completion_mask.shape[-1]
+        attended = trained / rows / 2
         flops = 3 * trained * models.flops_per_token(model, attended)
         possible = seconds["update"] * jax.device_count() * chip.flops
         speed["speed/update_flop_utilisation"] = flops / possible

@@ -1,4 +1,8 @@
-"""The jitted policy update: loss, gradient, and an optax chain that ends in the projection."""
+"""The jitted policy update: loss, gradient, and an optax chain that ends in the projection.
+
+`make_update` is what all algorithms share, around any loss; `policy_gradient_loss` is the one that
+learns from advantages. `make_train_step` puts the two together.
+"""
 
 from collections.abc import Callable
 import functools
@@ -12,17 +16,22 @@ from nspo_jax import models, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.rl import losses
 
+LossOf = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
+
 
 class TrainState(NamedTuple):
     """What an update changes, and a checkpoint holds.
 
     step: int32 scalar, updates done; trainable: the trained leaves of the parameters (None where
-    frozen); opt_state: optax state, with the projector bases in it.
+    frozen); opt_state: optax state, with the projector bases in it; critics: what else learns, see
+    `lagrangian.Critics`.
     """
 
     step: jax.Array
     trainable: Any
     opt_state: optax.OptState
+    critics: Any = None
 
 
 class Rollouts(NamedTuple):
@@ -32,6 +41,8 @@ class Rollouts(NamedTuple):
     completions: int32 [batch, completion_length], right-padded; completion_mask: bool.
     old_logprobs: float32 [batch, completion_length], of the sampler.
     advantages: float32 [batch], or [batch, completion_length] for each token's own.
+    outcomes: float32 [batch, 2], reward and cost of each completion, where an algorithm asks for
+      them apart.
     """
 
     prompts: jax.Array
@@ -40,21 +51,36 @@ class Rollouts(NamedTuple):
     completion_mask: jax.Array
     old_logprobs: jax.Array
     advantages: jax.Array
+    outcomes: jax.Array | None = None
 
 
-def completion_logprobs(
-    config: models.ModelConfig, params, batch: Rollouts, temperature: float = 1.0
-) -> jax.Array:
-    """log p of the completion tokens: float32 [batch, completion_length].
+def predicting_states(config: models.ModelConfig, params, batch: Any) -> jax.Array:
+    """Final hidden states before each completion token: [batch, completion_length, d].
 
-    Logits are computed at the positions that predict a completion token, nowhere else, and a chunk
-    at a time where the vocabulary is large.
+    They are at the positions that predict it: what is known when it is drawn.
     """
     tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
     mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
     hidden = models.forward(config, params, tokens, mask).hidden
     start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
-    predicting = hidden[:, start : start + batch.completions.shape[1]]
+    return hidden[:, start : start + batch.completions.shape[1]]
+
+
+def completion_logprobs(
+    config: models.ModelConfig, params, batch: Any, temperature: float = 1.0
+) -> jax.Array:
+    """log p of the completion tokens: float32 [batch, completion_length].
+
+    Logits are computed at the positions that predict a completion token, nowhere else, and a chunk
+    at a time where the vocabulary is large.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      batch: anything with the first four fields of `Rollouts`.
+      temperature: divides the logits.
+    """
+    predicting = predicting_states(config, params, batch)
     # of the head alone, once and not for every chunk
     name = "embed" if config.tie_embeddings else "head"
     head = params | sharding.gather({name: params[name]}, config.compute_dtype)
@@ -65,9 +91,8 @@ def completion_logprobs(
     return models.map_positions(config, logprobs, predicting, batch.completions)
 
 
-def make_train_step(
+def policy_gradient_loss(
     config: models.ModelConfig,
-    optimizer: optax.GradientTransformation,
     *,
     loss: str = "grpo",
     aggregation: str = "sequence_mean",
@@ -77,16 +102,8 @@ def make_train_step(
     kl_estimator: str = "k3",
     importance_cap: float = 0.0,
     temperature: float = 1.0,
-    microbatches: int = 1,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds the jitted `step(state, frozen, reference, batch) -> (state, metrics)`.
-
-    `state` is donated. `frozen` holds the leaves that `state.trainable` lacks. `reference` is the
-    base model's parameters when kl_coefficient > 0, else None. `metrics` are float32 scalars, and
-    `nonfinite`, bool [trained tensors], in the order of the tree's leaves.
-
-    With `microbatches`, which divide the batch's rows, gradients are computed for a part of the
-    rows at a time and added up in float32: the same update to rounding, in less memory.
+) -> LossOf:
+    """The loss of advantages, for `make_update` with batches of `Rollouts`.
 
     `loss` is one of `losses.LOSSES`; the other options are `losses.clipped_loss`'s. With an
     `importance_cap` above 0 tokens get `losses.importance_weights`, trainer against sampler, and
@@ -104,8 +121,7 @@ def make_train_step(
         kl_estimator=kl_estimator,
     )
 
-    def loss_of(trainable, frozen, reference, batch: Rollouts, tokens: jax.Array):
-        params = optimizer_lib.combine(trainable, frozen)
+    def loss_of(params, reference, batch: Rollouts, tokens: jax.Array):
         reference_logprobs = None
         if reference is not None:
             reference_logprobs = completion_logprobs(config, reference, batch, temperature)
@@ -124,51 +140,114 @@ def make_train_step(
             reference_logprobs=reference_logprobs,
         )
         gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), mask)
-        return result.loss, (result, gap)
-
-    def gradient_of(trainable, frozen, reference, batch: Rollouts):
-        """(gradient, (PolicyLoss, gap)), means over the microbatches."""
-        differentiate = jax.grad(loss_of, has_aux=True)
-        # of the whole batch: parts that divided by their own would weigh tokens differently
-        tokens = jnp.maximum(jnp.sum(batch.completion_mask), 1) / microbatches
-        if microbatches == 1:
-            return differentiate(trainable, frozen, reference, batch, tokens)
-
-        def part(total, rows):
-            found = differentiate(trainable, frozen, reference, rows, tokens)
-            return jax.tree.map(lambda t, x: t + x / microbatches, total, found), None
-
-        shapes = jax.eval_shape(differentiate, trainable, frozen, reference, batch, tokens)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(part, zeros, jax.tree.map(split, batch))[0]
-
-    def split(array: jax.Array) -> jax.Array:
-        # every microbatch has rows of each device's block, so that none travels
-        return jnp.moveaxis(array.reshape(-1, microbatches, *array.shape[1:]), 1, 0)
-
-    def step(state: TrainState, frozen, reference, batch: Rollouts):
-        gradient, (result, gap) = gradient_of(state.trainable, frozen, reference, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {
+        return result.loss, {
             "loss": result.loss,
             "clip_share": result.clip_share,
             "kl_reference": result.kl,
             "logprob_gap": gap,  # sampler against trainer: rounding, and older updates
+        }
+
+    return loss_of
+
+
+def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., tuple[Any, Any]]:
+    """`gradient(trained, batch) -> (gradient, metrics)` of a mean over rows, in less memory.
+
+    Args:
+      loss_of: (trained, rows, tokens) -> (loss, metrics), means over the rows, `tokens` being the
+        mean number of completion tokens of a part of the batch: parts that divided by their own
+        would weigh tokens differently.
+      parts: of the rows, which they divide: gradients of one at a time are added up in float32.
+    """
+    differentiate = jax.grad(loss_of, has_aux=True)
+
+    def split(array: jax.Array) -> jax.Array:
+        # every part has rows of each device's block, so that none travels
+        return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
+
+    def gradient(trained, batch):
+        tokens = jnp.maximum(jnp.sum(batch.completion_mask), 1) / parts
+        if parts == 1:
+            return differentiate(trained, batch, tokens)
+
+        def part(total, rows):
+            found = differentiate(trained, rows, tokens)
+            return jax.tree.map(lambda t, x: t + x / parts, total, found), None
+
+        shapes = jax.eval_shape(differentiate, trained, batch, tokens)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(part, zeros, jax.tree.map(split, batch))[0]
+
+    return gradient
+
+
+def make_update(
+    loss_of: LossOf, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+) -> Step:
+    """Builds `step(state, frozen, reference, batch) -> (state, metrics)`, not jitted yet.
+
+    `frozen` holds the leaves that `state.trainable` lacks. `reference` is the base model's
+    parameters where the loss needs them, else None. `metrics` are float32 scalars, and `nonfinite`,
+    bool, see `nonfinite_tensors`.
+
+    Args:
+      loss_of: (params, reference, batch, tokens) -> (loss, metrics): see `gradient_in_parts`.
+      optimizer: of the trained leaves.
+      microbatches: parts of the batch's rows whose gradients are added up: the same update to
+        rounding, in less memory.
+    """
+
+    def step(state: TrainState, frozen, reference, batch):
+        def of_trainable(trainable, rows, tokens):
+            return loss_of(optimizer_lib.combine(trainable, frozen), reference, rows, tokens)
+
+        gradient, metrics = gradient_in_parts(of_trainable, microbatches)(state.trainable, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = metrics | {
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": optax.tree.norm(updates),
-            "nonfinite": jnp.stack(
-                [~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, trainable))]
-            ),
+            "nonfinite": nonfinite((gradient, trainable)),
         }
+        state = state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
         # what goes out lies as what came in: the next step is the same program
-        return sharding.constrain(TrainState(state.step + 1, trainable, opt_state)), metrics
+        return sharding.constrain(state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return step
 
 
-def nonfinite_tensors(flags, trainable) -> list[str]:
-    """Names the tensors behind the `nonfinite` flags of a step: gradients first, then weights."""
-    paths = [optimizer_lib.path_string(path) for path, _ in jax.tree.leaves_with_path(trainable)]
-    names = [f"gradient of {path}" for path in paths] + paths
+def make_train_step(
+    config: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    **options: Any,
+) -> Step:
+    """The jitted policy gradient step, which donates the state.
+
+    Args:
+      config: the policy.
+      optimizer: see `make_update`.
+      microbatches: see `make_update`.
+      **options: of `policy_gradient_loss`.
+    """
+    loss_of = policy_gradient_loss(config, **options)
+    return jax.jit(make_update(loss_of, optimizer, microbatches=microbatches), donate_argnums=0)
+
+
+def nonfinite(trees: Any) -> jax.Array:
+    """bool [leaves]: which of them hold a NaN or inf."""
+    return jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)])
+
+
+def nonfinite_tensors(flags, state: TrainState) -> list[str]:
+    """Names the tensors behind the `nonfinite` flags of a step.
+
+    They are the policy's gradients, then its weights; the critics' likewise, where there are any.
+    """
+    critics = None if state.critics is None else state.critics.params
+    names = []
+    for tree in (state.trainable, critics):
+        paths = [optimizer_lib.path_string(path) for path, _ in jax.tree.leaves_with_path(tree)]
+        names += [f"gradient of {path}" for path in paths] + paths
     return [name for name, bad in zip(names, flags, strict=True) if bad]

@@ -8,7 +8,6 @@ saving and no two steps share one.
 With several processes each runs these lines: arrays are global, host values the same everywhere.
 """
 
-from collections.abc import Callable
 import contextlib
 import functools
 import json
@@ -37,7 +36,7 @@ from nspo_jax import (
 )
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.rl import checks, record, rollouts, train_step
+from nspo_jax.rl import checks, dpo, lagrangian, record, rollouts, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def train(
     distributed.own_rows(checks.batch_prompts(config))
     work = workspace_lib.open_workspace(config, mesh)
     projectors = workspace_lib.open_projectors(config, work)
-    batches = rollouts.Rollouts(config, work, judges.open_rewards(config, work))
+    batches = open_batches(config, work)
     evaluator = evaluation.Evaluator(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
@@ -92,11 +91,13 @@ def train(
     )
     frozen = freeze(frozen, config.model.frozen_dtype)
     reference = None
-    if rl.kl_coefficient:  # the step donates its state; a reference stays
+    if has_reference(config):  # the step donates its state; a reference stays
         trainable, reference = jax.tree.map(jnp.copy, trainable), work.base
     work.release_base()  # the certificate reads it again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
+    if rl.algorithm == "ppo_lagrangian":
+        state = state._replace(critics=lagrangian.init_critics(config, work))
     update = make_step(config, work.config, optimizer)
 
     # ---------------------------------------------------------------------------- resume
@@ -168,7 +169,7 @@ def train(
                     state, measured = update(state, frozen, reference, minibatch)
                 measured = distributed.fetch(measured)
             step += 1
-            bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state.trainable)
+            bad = train_step.nonfinite_tensors(measured.pop("nonfinite"), state)
             if bad:
                 checkpoints.wait()
                 raise FloatingPointError(
@@ -184,8 +185,9 @@ def train(
             if step % config.checkpoint.every == 0:  # last: what it resumes from is all written
                 checkpoints.save(step, state, batches.get_state())
             progress.update()
+            learned = "reward" if "reward" in logged else "accuracy"
             progress.set_postfix(
-                reward=f"{logged['reward']:.2f}",
+                {learned: f"{logged[learned]:.2f}"},
                 unsafe=f"{scores['unsafe']:.0%}",
                 general=f"{scores['general']:.0%}",
             )
@@ -252,24 +254,48 @@ def make_optimizer(
     )
 
 
+def open_batches(
+    config: ml_collections.ConfigDict, work: workspace_lib.Workspace
+) -> rollouts.Rollouts | dpo.PairBatches:
+    """Where the batches of `config.rl.algorithm` come from."""
+    if config.rl.algorithm == "dpo":
+        return dpo.PairBatches(config, work)
+    return rollouts.Rollouts(config, work, judges.open_rewards(config, work))
+
+
+def has_reference(config: ml_collections.ConfigDict) -> bool:
+    """Whether the update compares the policy with the base model."""
+    return config.rl.algorithm != "policy_gradient" or bool(config.rl.kl_coefficient)
+
+
 def make_step(
     config: ml_collections.ConfigDict,
     model: models.ModelConfig,
     optimizer: optax.GradientTransformation,
-) -> Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]:
-    """The jitted update that `config.rl` describes; see `train_step.make_train_step`."""
+) -> train_step.Step:
+    """The jitted update that `config.rl` describes, which donates the state.
+
+    See `train_step.make_update`.
+    """
+    rl = config.rl
+    if rl.algorithm == "ppo_lagrangian":
+        return jax.jit(lagrangian.make_step(config, model, optimizer), donate_argnums=0)
+    if rl.algorithm == "dpo":
+        loss_of = dpo.pair_loss(model, beta=rl.dpo_beta)
+        update = train_step.make_update(loss_of, optimizer, microbatches=rl.microbatches)
+        return jax.jit(update, donate_argnums=0)
     return train_step.make_train_step(
         model,
         optimizer,
-        loss=config.rl.loss,
-        aggregation=config.rl.aggregation,
-        clip=config.rl.clip,
-        dual_clip=config.rl.dual_clip,
-        kl_coefficient=config.rl.kl_coefficient,
-        kl_estimator=config.rl.kl_estimator,
-        importance_cap=config.rl.importance_cap,
-        temperature=config.rl.temperature,
-        microbatches=config.rl.microbatches,
+        loss=rl.loss,
+        aggregation=rl.aggregation,
+        clip=rl.clip,
+        dual_clip=rl.dual_clip,
+        kl_coefficient=rl.kl_coefficient,
+        kl_estimator=rl.kl_estimator,
+        importance_cap=rl.importance_cap,
+        temperature=rl.temperature,
+        microbatches=rl.microbatches,
     )
 
 

@@ -7,6 +7,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from nspo_jax import rewards
+from nspo_jax.data import preferences
 from nspo_jax.rl import trainer
 from tests.rl.micro_run import judge, micro
 
@@ -24,6 +25,20 @@ def compile_cache(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def baselines_workspace(tmp_path_factory):
+    """One base model for the baselines' runs."""
+    return tmp_path_factory.mktemp("baselines_workspace")
+
+
+@pytest.fixture(scope="module")
+def few_pairs():
+    """Preference pairs of the chat world, enough for each kind of prompt."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preferences, "WORLD_PAIRS", 1500)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,9 @@ def judge(self, conversations, completions):
     return -odd, {"odd": odd}
 
 
-def stop_at(monkeypatch, sample, error):
-    """Makes the rollout number `sample` raise; the later ones work again."""
-    original, calls = rollouts.Rollouts.sample, []
+def stop_at(monkeypatch, sample, error, source=rollouts.Rollouts):
+    """Makes the batch number `sample` of a source raise; the later ones work again."""
+    original, calls = source.sample, []
 
     def sampling(self, *arguments):
         calls.append(arguments)
@@ -45,7 +45,7 @@ def stop_at(monkeypatch, sample, error):
             raise error
         return original(self, *arguments)
 
-    monkeypatch.setattr(rollouts.Rollouts, "sample", sampling)
+    monkeypatch.setattr(source, "sample", sampling)
 
 
 def logged(workdir):

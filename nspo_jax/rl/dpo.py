@@ -1,0 +1,163 @@
+"""DPO (arXiv 2305.18290): batches of preference pairs and the step that learns from them.
+
+The same prompts as the policy gradient's, in the same numbers: of each part of a task's batch those
+pairs are drawn whose prompt is in it, and two answers given stand for two answers sampled.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from nspo_jax import judges, metrics, models
+from nspo_jax import workspace as workspace_lib
+from nspo_jax.data import iterator, preferences, world
+from nspo_jax.rl import losses, train_step
+
+
+class PairBatch(NamedTuple):
+    """Pairs for an update: [pairs, 2, ...] of the chosen and the rejected answer.
+
+    So microbatches, minibatches and shards of rows never part a pair. Fields are those of
+    `train_step.Rollouts`, an axis more.
+    """
+
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    completions: jax.Array
+    completion_mask: jax.Array
+
+
+class PairBatches:
+    """Draws pairs: stands where `rollouts.Rollouts` does, and samples nothing.
+
+    Chosen is on harmful prompts the safer answer, of any ranked pair; on others the better one of
+    two that are safe. Pairs whose answers are ranked alike, or that are held out, are not drawn.
+    Two answers a pair make the number of completions that the policy gradient samples, rounded down
+    to whole pairs. Plain, wrapped and benign prompts come in the shares of `config.data`.
+
+    Args:
+      config: the run's.
+      work: its base model and task.
+
+    Raises:
+      ValueError: if the pairs cannot be read, or none is about the prompts of a part of the batch.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, work: workspace_lib.Workspace):
+        pairs, _ = judges.load_pairs(config)
+        parts, total, digest = [], 0, hashlib.sha256()
+        for rows, count in work.task.parts:
+            ranked = _about(pairs, rows)
+            if not ranked:
+                raise ValueError(
+                    f"None of the {len(pairs)} pairs of reward_training.dataset="
+                    f"{config.reward_training.dataset} ranks answers to the {rows[0].kind} prompts "
+                    "of the batch: DPO needs pairs about the prompts that the run trains on. Take "
+                    "both from one dataset, and set data.benign_fraction=0 where it has no benign "
+                    "ones."
+                )
+            digest.update(json.dumps(ranked).encode())
+            before, total = total, total + count * config.rl.samples
+            parts.append((self._encode(config, work, ranked), total // 2 - before // 2))
+        self._digest = digest.hexdigest()[:16]
+        self._pairs = iterator.MixedBatches(parts, config.seed)
+
+    @staticmethod
+    def _encode(config, work, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
+        """name -> array [pairs, 2, ...], the chosen answer first."""
+        length = config.data.prompt_length
+        rows = work.format.encode_conversations(
+            [prompt for prompt, *answers in ranked for _ in answers],
+            [answer for _, *answers in ranked for answer in answers],
+            length,
+            config.data.completion_length,
+            cut=True,  # as a rollout is
+        )
+        tokens, mask = (array.reshape(len(ranked), 2, -1) for array in (rows.tokens, rows.mask))
+        fields = tokens[..., :length], mask[..., :length], tokens[..., length:], mask[..., length:]
+        return PairBatch(*fields)._asdict()
+
+    def get_state(self) -> dict[str, Any]:
+        """The position among the pairs and their digest, JSON-able; equal in all processes."""
+        return {**self._pairs.get_state(), "digest": self.digest()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from such a position.
+
+        Raises:
+          ValueError: if it is one among other pairs.
+        """
+        if state.get("digest") != self.digest():
+            raise ValueError(
+                f"The run was trained on other pairs: their digest is {state.get('digest')} in its "
+                f"checkpoint and {self.digest()} now. Restore the dataset, or start in another "
+                "--workdir."
+            )
+        self._pairs.set_state(state)
+
+    def digest(self) -> str:
+        """16 hex digits that identify the pairs, in order."""
+        return self._digest
+
+    def sample(
+        self, params, step: int, clock: metrics.Stopwatch
+    ) -> tuple[PairBatch, dict[str, float]]:
+        """One step's pairs (host arrays, equal in all processes), and what to log of them."""
+        del params, step, clock  # pairs do not depend on the policy
+        batch = PairBatch(**next(self._pairs))
+        return batch, {"completion_length": float(batch.completion_mask.sum(axis=-1).mean())}
+
+    def hurry(self) -> None:
+        """Nobody is waited for."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def chosen_of(pair: preferences.Pair, kind: str) -> int | None:
+    """Which answer to a prompt of a kind DPO raises, 0 or 1; None where the pair does not say."""
+    if kind == "harmful":
+        return pair.safer
+    return pair.better if all(pair.safe) else None
+
+
+def _about(
+    pairs: Sequence[preferences.Pair], rows: Sequence[world.Conversation]
+) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of the pairs about the prompts of a part, where they say."""
+    prompts, kind = {row.prompt for row in rows}, rows[0].kind
+    ranked = []
+    for pair in pairs:
+        if pair.prompt in prompts and (chosen := chosen_of(pair, kind)) is not None:
+            ranked.append((pair.prompt, pair.responses[chosen], pair.responses[1 - chosen]))
+    return ranked
+
+
+def pair_loss(config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
+    """The loss of `losses.dpo_loss`, for `train_step.make_update` with batches of `PairBatch`.
+
+    Its reference is the base model. A pair's tokens count in full, the end of the answer included;
+    there is no temperature: DPO's policy is the model at 1.
+    """
+
+    def answers(params, batch: PairBatch) -> jax.Array:
+        """float32 [pairs, 2]: log p of whole answers."""
+        flat = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), batch)
+        logprobs = train_step.completion_logprobs(config, params, flat)
+        return jnp.sum(jnp.where(flat.completion_mask, logprobs, 0.0), axis=-1).reshape(-1, 2)
+
+    def loss_of(params, reference, batch: PairBatch, tokens: jax.Array):
+        del tokens  # pairs weigh alike
+        policy, base = answers(params, batch), answers(reference, batch)
+        result = losses.dpo_loss(policy[:, 0], policy[:, 1], base[:, 0], base[:, 1], beta=beta)
+        gains = jnp.mean(policy - base, axis=0)
+        return result.loss, {
+            **result._asdict(), "chosen_gain": gains[0], "rejected_gain": gains[1],
+        }  # fmt: skip
+
+    return loss_of

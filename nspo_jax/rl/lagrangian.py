@@ -1,0 +1,305 @@
+"""PPO-Lagrangian of Safe RLHF (arXiv 2310.12773, section 3.3 and appendix B): the most reward under
+a limit on the expected cost.
+
+The reward model judges how good a completion is, the cost model whether it is safe, each has a
+critic, and a multiplier weighs the two. What is not the paper's:
+
+* The cost is the cost model's probability that a completion is unsafe, not its raw score, so that
+  the limit is an expected unsafe rate. Its critic's values are probabilities too.
+* Advantages are whitened over a batch's tokens, as in most PPO for language models: the step's size
+  then depends neither on the reward's scale nor on the multiplier's.
+* There is no pretraining loss beside PPO's (its "PTX"), and the multiplier follows the batch's own
+  mean cost from the first step on, not that of a window after a delay.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from nspo_jax import distributed, judges, models, sharding
+from nspo_jax import workspace as workspace_lib
+from nspo_jax.data import chat
+from nspo_jax.rl import advantages, losses, train_step
+
+OBJECTIVES = ("reward", "cost")
+# Of the value loss, as Safe RLHF has it. It acts where a critic learns a row twice, which none does
+# here: its values are those of the critic that the step begins with.
+VALUE_CLIP = 5.0
+
+
+class Critics(NamedTuple):
+    """What learns beside the policy.
+
+    params: objective -> parameters of a value model; opt_state: their optax state; log_multiplier:
+    float32 scalar, the logarithm of what a cost weighs against a reward.
+    """
+
+    params: dict[str, Any]
+    opt_state: optax.OptState
+    log_multiplier: jax.Array
+
+
+class TokenAdvantages(NamedTuple):
+    """float32 [batch, time]: whitened advantages; what each critic learns, by objective."""
+
+    advantages: jax.Array
+    returns: dict[str, jax.Array]
+
+
+# ---------------------------------------------------------------------------- pure functions
+
+
+def update_multiplier(
+    log_multiplier: jax.Array,
+    cost: jax.Array,
+    *,
+    limit: float,
+    learning_rate: float,
+    largest: float,
+) -> jax.Array:
+    """The logarithm of the multiplier after a step (appendix B, and the released code).
+
+    `ln lambda + alpha lambda (J_C - limit)`: gradient ascent on the Lagrangian's
+    `lambda (J_C - limit)`, in the logarithm, which keeps lambda positive; then at most
+    `ln largest`. Near 0 it moves slowly in both directions.
+
+    Args:
+      log_multiplier: float32 scalar.
+      cost: float32 scalar, the mean cost of completions.
+      limit: what it is to be at most.
+      learning_rate: alpha.
+      largest: the multiplier's upper bound.
+    """
+    step = learning_rate * jnp.exp(log_multiplier) * (cost - limit)
+    return jnp.minimum(log_multiplier + step, jnp.log(largest))
+
+
+def token_outcomes(
+    outcomes: jax.Array,
+    logprobs: jax.Array,
+    reference_logprobs: jax.Array,
+    mask: jax.Array,
+    *,
+    kl: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Each token's reward and cost (appendix B): the outcome at the end, a KL penalty everywhere.
+
+    `-kl/2 log(policy / reference)` in the reward, and as much with a plus in the cost.
+
+    Args:
+      outcomes: float32 [batch, 2], reward and cost of each completion.
+      logprobs: float32 [batch, time], of the policy that sampled.
+      reference_logprobs: float32 [batch, time], of the base model.
+      mask: bool [batch, time], right-padded.
+      kl: the penalty's weight, beta.
+
+    Returns:
+      Rewards and costs, float32 [batch, time], 0 at padding.
+    """
+    penalty = jnp.where(mask, kl / 2.0 * (logprobs - reference_logprobs), 0.0)
+    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    ends = jnp.where(last[..., None], outcomes[:, None, :], 0.0)
+    return ends[..., 0] - penalty, ends[..., 1] + penalty
+
+
+def token_advantages(
+    rewards: jax.Array,
+    costs: jax.Array,
+    values: dict[str, jax.Array],
+    multiplier: jax.Array,
+    mask: jax.Array,
+    *,
+    gae_lambda: float,
+) -> TokenAdvantages:
+    """`(A_r - lambda A_c) / (1 + lambda)` of both critics' GAE, undiscounted, whitened.
+
+    So in the released code; the paper clips the two surrogates apart. Whitened is: less their mean
+    over the batch's tokens, divided by their standard deviation (ddof 0).
+
+    Args:
+      rewards: float32 [batch, time], each token's.
+      costs: float32 [batch, time].
+      values: of reward and cost: float32 [batch, time], before each token.
+      multiplier: float32 scalar, lambda.
+      mask: bool [batch, time].
+      gae_lambda: see `advantages.generalised_advantages`.
+    """
+    found, returns = {}, {}
+    for name, outcome in zip(OBJECTIVES, (rewards, costs), strict=True):
+        found[name], returns[name] = advantages.generalised_advantages(
+            outcome, values[name], mask, gamma=1.0, lam=gae_lambda
+        )
+    both = (found["reward"] - multiplier * found["cost"]) / (1.0 + multiplier)
+    count = jnp.maximum(jnp.sum(mask), 1)
+    centred = jnp.where(mask, both - jnp.sum(both) / count, 0.0)
+    deviation = jnp.sqrt(jnp.sum(jnp.square(centred)) / count)
+    return TokenAdvantages(centred / (deviation + 1e-8), returns)
+
+
+def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+    """The share of returns' variance over tokens that values explain, at most 1; float32 scalar."""
+    count = jnp.maximum(jnp.sum(mask), 1)
+
+    def variance(array):
+        centred = jnp.where(mask, array - jnp.sum(jnp.where(mask, array, 0.0)) / count, 0.0)
+        return jnp.sum(jnp.square(centred)) / count
+
+    return 1.0 - variance(returns - values) / jnp.maximum(variance(returns), 1e-8)
+
+
+# ---------------------------------------------------------------------------------- the step
+
+
+def critic_models(config: ml_collections.ConfigDict) -> dict[str, models.ModelConfig]:
+    """Objective -> the architecture of its critic: the reward and the cost model's."""
+    options = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
+    return {
+        name: dataclasses.replace(
+            models.load_config(judges.model_directory(config, name)), **options
+        )
+        for name in OBJECTIVES
+    }
+
+
+def critic_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Of both critics together; they are trained whole, and nothing of them is projected."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.optimizer.max_gradient_norm),
+        optax.adamw(
+            config.lagrangian.critic_learning_rate,
+            b1=config.optimizer.b1,
+            b2=config.optimizer.b2,
+            weight_decay=0.0,
+        ),
+    )
+
+
+def init_critics(config: ml_collections.ConfigDict, work: workspace_lib.Workspace) -> Critics:
+    """Critics that begin as the reward and the cost model, as Safe RLHF's do; on the mesh.
+
+    Raises:
+      FileNotFoundError: where one of them is missing.
+      ValueError: for a model with another tokenizer than the policy's: a critic reads its tokens.
+    """
+    params = {}
+    for name in OBJECTIVES:
+        directory = judges.model_directory(config, name)
+        if chat.load_tokenizer(directory).get_vocab() != work.format.tokenizer.get_vocab():
+            raise ValueError(
+                f"The {name} model in {directory} has another vocabulary than the policy, and "
+                "ppo_lagrangian's critics, which start from it, read the policy's tokens. Train "
+                f"one from the same base model: python -m scripts.train_reward --objective={name}."
+            )
+        _, params[name] = models.load_model(
+            directory, shardings=functools.partial(sharding.shardings, work.mesh)
+        )
+    state = critic_optimizer(config).init(params)
+    critics = Critics(params, state, jnp.log(jnp.float32(config.lagrangian.initial)))
+    return distributed.put(critics, sharding.shardings(work.mesh, critics))
+
+
+def make_step(
+    config: ml_collections.ConfigDict,
+    model: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+) -> train_step.Step:
+    """The step of policy, critics and multiplier, as `train_step.make_update`'s; not jitted yet.
+
+    Its batches are `train_step.Rollouts` with `outcomes`; their `advantages` are not read. Values,
+    and the base model's probabilities, are of the weights that the step begins with, of all rows at
+    once; gradients are computed in `rl.microbatches` parts. First the multiplier moves, by the mean
+    cost, and then it weighs advantages.
+    """
+    rl, options = config.rl, config.lagrangian
+    critics_are, critics_learn = critic_models(config), critic_optimizer(config)
+    policy_loss = train_step.policy_gradient_loss(
+        model,
+        aggregation=rl.aggregation,
+        clip=rl.clip,
+        dual_clip=rl.dual_clip,
+        temperature=rl.temperature,
+    )
+    update_policy = train_step.make_update(policy_loss, optimizer, microbatches=rl.microbatches)
+
+    def values_of(params, batch) -> dict[str, jax.Array]:
+        values = {
+            name: models.values(
+                critic, params[name], train_step.predicting_states(critic, params[name], batch)
+            )
+            for name, critic in critics_are.items()
+        }
+        # as the cost itself: so the critic begins with what the cost model says of a prefix
+        return values | {"cost": jax.nn.sigmoid(values["cost"])}
+
+    def critics_loss(params, rows: _CriticRows, tokens: jax.Array):
+        del tokens  # a mean over sequences
+        values = values_of(params, rows)
+        found = {
+            f"{name}_value_loss": losses.value_loss(
+                values[name], rows.values[name], rows.returns[name], rows.completion_mask,
+                clip=VALUE_CLIP,
+            )
+            for name in OBJECTIVES
+        }  # fmt: skip
+        return sum(found.values()), found
+
+    critics_gradient = train_step.gradient_in_parts(critics_loss, rl.microbatches)
+
+    def step(state: train_step.TrainState, frozen, reference, batch: train_step.Rollouts):
+        critics, mask = state.critics, batch.completion_mask
+        cost = jnp.mean(batch.outcomes[:, 1])
+        log_multiplier = update_multiplier(
+            critics.log_multiplier,
+            cost,
+            limit=options.limit,
+            learning_rate=options.learning_rate,
+            largest=options.largest,
+        )
+        multiplier = jnp.exp(log_multiplier)
+        base = train_step.completion_logprobs(model, reference, batch, rl.temperature)
+        rewards, costs = token_outcomes(
+            batch.outcomes, batch.old_logprobs, base, mask, kl=options.kl
+        )
+        values = values_of(critics.params, batch)
+        learned, returns = token_advantages(
+            rewards, costs, values, multiplier, mask, gae_lambda=options.gae_lambda
+        )
+        state, metrics = update_policy(state, frozen, None, batch._replace(advantages=learned))
+
+        rows = _CriticRows(*batch[:4], values, returns)
+        gradient, value_losses = critics_gradient(critics.params, rows)
+        updates, opt_state = critics_learn.update(gradient, critics.opt_state, critics.params)
+        params = optax.apply_updates(critics.params, updates)
+        flags = [metrics["nonfinite"], train_step.nonfinite((gradient, params))]
+        kl = losses.kl_estimate(batch.old_logprobs, base, mask, "k3")
+        metrics |= value_losses | {
+            "nonfinite": jnp.concatenate(flags),
+            "kl_reference": losses.sequence_mean(kl, mask),
+            "multiplier": multiplier,
+            "mean_reward": jnp.mean(batch.outcomes[:, 0]),
+            "mean_cost": cost,
+            **{
+                f"{name}_explained_variance": explained_variance(values[name], returns[name], mask)
+                for name in OBJECTIVES
+            },
+        }
+        critics = Critics(params, opt_state, log_multiplier)
+        return sharding.constrain(state._replace(critics=critics)), metrics
+
+    return step
+
+
+class _CriticRows(NamedTuple):
+    """What the critics learn from: the first fields are those of `train_step.Rollouts`."""
+
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    completions: jax.Array
+    completion_mask: jax.Array
+    values: dict[str, jax.Array]
+    returns: dict[str, jax.Array]
