@@ -23,9 +23,9 @@ def resumes_finished(
     Raises:
       ValueError: listing the differences, if the workdir belongs to another config.
     """
-    wanted, found = _recorded(config), {}
+    wanted, found = _essential(flatten(config)), {}
     if (workdir / "config.json").exists():
-        found = json.loads((workdir / "config.json").read_text())
+        found = _essential(json.loads((workdir / "config.json").read_text()))
     changed = [
         f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(set(found) | set(wanted))
@@ -51,7 +51,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "summary.json").unlink(missing_ok=True)
-        write_text(workdir / "config.json", json.dumps(_recorded(config), indent=1))
+        write_text(workdir / "config.json", json.dumps(flatten(config), indent=1))
     distributed.barrier("the config is written")
 
 
@@ -80,6 +80,6 @@ _OPERATIONAL = {"workspace"} | {
 }
 
 
-def _recorded(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _essential(fields: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one."""
-    return {name: value for name, value in flatten(config).items() if name not in _OPERATIONAL}
+    return {name: value for name, value in fields.items() if name not in _OPERATIONAL}

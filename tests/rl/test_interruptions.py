@@ -11,7 +11,7 @@ import pytest
 
 from nspo_jax import metrics, preemption
 from nspo_jax.data import builders
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import record, rollouts, trainer
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -51,6 +51,13 @@ def test_another_config_continues_a_run_when_it_is_allowed_to(finished, tmp_path
     assert [row["step"] for row in logged(tmp_path / "run") if "train/loss" in row] == [
         *range(1, 6)
     ]
+
+
+def test_where_a_judge_is_and_how_long_it_may_take_is_no_other_run(finished):
+    changes = {"rewards.judge.url": "http://another/v1", "rewards.judge.timeout": 5.0}
+    assert record.resumes_finished(micro(finished[0], **changes), finished[1])
+    with pytest.raises(ValueError, match="rewards.judge.model: '' there, 'b' now"):
+        record.resumes_finished(micro(finished[0], **{"rewards.judge.model": "b"}), finished[1])
 
 
 def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch):
