@@ -301,15 +301,10 @@ def _check_recipe(
     report = _beside(directory, "report.json")
     wanted = _recipe(config, objective)
     found = json.loads(report.read_text())["recipe"] if report.exists() else wanted
-    changed = [
-        f"{name} is {found.get(name)!r} there and {value!r} now"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    ]
-    if changed:
+    if changed := workspace.differences(wanted, found):
         raise ValueError(
             f"The {objective} model in {directory} was trained with another config: "
-            f"{'; '.join(changed)}. Delete that directory to train anew, or set "
+            f"{changed}. Delete that directory to train anew, or set "
             f"rewards.{objective}_model to another."
         )
 

@@ -291,18 +291,22 @@ def _recipe_file(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}_recipe.json")
 
 
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
+    """In words, what a recipe found on disk has other than the config's; "" if nothing."""
+    return "; ".join(
+        f"{name} is {found.get(name)!r} there and {value!r} now"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    )
+
+
 def _check_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Raises ValueError if the base model was pretrained by another recipe than the config's."""
     wanted = _recipe(config)
     found = json.loads(_recipe_file(path).read_text()) if _recipe_file(path).exists() else wanted
-    changed = [
-        f"{name} is {found.get(name)!r} there and {value!r} now"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    ]
-    if changed:
+    if changed := differences(wanted, found):
         raise ValueError(
-            f"The base model in {path} was pretrained with another config: {'; '.join(changed)}. "
+            f"The base model in {path} was pretrained with another config: {changed}. "
             "Set another config.workspace, or delete that directory and the projectors beside it "
             "to pretrain anew."
         )
