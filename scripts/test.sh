@@ -7,4 +7,4 @@ ruff check .
 ruff format --check .
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # two files at a time: their fixtures are shared within a file, and two cores are what a laptop has
-python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

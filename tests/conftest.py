@@ -15,3 +15,8 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set NSPO_SHARED_DATA to run this test")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest file first: else one of two workers has it left when the other is done."""
+    items.sort(key=lambda item: item.path.name != "test_distributed.py")

@@ -30,9 +30,11 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(config):
-    """(workspace, mixture), whose models were trained when it was opened."""
+    """(workspace, mixture), whose models were trained when it was opened, on fewer pairs."""
     work = workspace.open_workspace(config, sharding.make_mesh())
-    return work, judges.open_rewards(config, work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preferences, "WORLD_PAIRS", 6000)
+        return work, judges.open_rewards(config, work)
 
 
 def test_losses_are_the_papers():

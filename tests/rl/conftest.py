@@ -1,5 +1,6 @@
 """Fixtures of the tests that run a micro model."""
 
+import contextlib
 import shutil
 
 import jax
@@ -12,19 +13,30 @@ from nspo_jax.rl import trainer
 from tests.rl.micro_run import judge, micro
 
 
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-    """Runs that differ in their data alone share what they compile."""
+@contextlib.contextmanager
+def compiling_into(directory):
+    """Keeps on disk what is compiled inside."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
-    directory = str(tmp_path_factory.mktemp("jax_cache"))
     for name, value in zip(names, (directory, 0.0), strict=True):
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    yield directory
+    yield
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def cache_directory(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("jax_cache"))
+
+
+@pytest.fixture(scope="module")
+def compile_cache(cache_directory):
+    """Runs that differ in their data alone share what they compile."""
+    with compiling_into(cache_directory):
+        yield cache_directory
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +60,14 @@ def another_judge():
         yield
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_cache, another_judge):
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, cache_directory):
     """(workspace, workdir, summary) of an uninterrupted run, which made the base model too."""
-    del compile_cache, another_judge
     workspace = tmp_path_factory.mktemp("workspace")
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workspace, workdir, trainer.train(micro(workspace), workdir)
+    with pytest.MonkeyPatch.context() as patch, compiling_into(cache_directory):
+        patch.setattr(rewards.WorldJudge, "__call__", judge)
+        return workspace, workdir, trainer.train(micro(workspace), workdir)
 
 
 @pytest.fixture
