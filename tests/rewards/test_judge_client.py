@@ -310,8 +310,9 @@ def test_close_ends_what_another_thread_waits_for():
 
 
 PROGRAM = """
-import sys, threading
+import signal, sys, threading
 from nspo_jax.rewards import judge_client
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 client = judge_client.JudgeClient(sys.argv[1], "judge")
 ask = lambda: client.ask([[{"role": "user", "content": "?"}]], lambda index, text: True)
 if sys.argv[2] == "main":
