@@ -6,5 +6,7 @@ environment requirements-test.txt
 ruff check .
 ruff format --check .
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+# the tests compile much and compute little: without LLVM's optimizations they take two thirds
+export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"
 # two files at a time: their fixtures are shared within a file, and two cores are what a laptop has
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
