@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from nspo_jax import distributed, models, reward_training, rewards, workspace
-from nspo_jax.data import chat, preferences, public
+from nspo_jax.data import preferences, public
 from nspo_jax.evaluation import figures
 
 ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
@@ -89,8 +89,7 @@ def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) 
             "variable of that name: export the key, or set the field to ''."
         )
     for name in sorted(terms.keys() & set(ON_MESH)) if has_weights else ():
-        path = options.guard.path if name == "guard" else options[name]
-        field = "rewards.guard.path" if name == "guard" else f"rewards.{name}"
+        field, path = _model_field(config, name)
         if not path and not (name != "guard" and is_trained_here(config)):
             raise ValueError(
                 f"rewards.terms has {name}, and {field} is empty: set it to the Hugging Face "
@@ -100,6 +99,13 @@ def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) 
             )  # fmt: skip
         if path and not pathlib.Path(path).is_dir():
             raise FileNotFoundError(f"{field} is {path!r}: there is no such directory.")
+
+
+def _model_field(config: ml_collections.ConfigDict, term: str) -> tuple[str, str]:
+    """The field that says where the model of a term of ON_MESH is, and its value."""
+    if term == "guard":
+        return "rewards.guard.path", config.rewards.guard.path
+    return f"rewards.{term}", config.rewards[term]
 
 
 def is_trained_here(config: ml_collections.ConfigDict) -> bool:
@@ -130,7 +136,7 @@ def abstract_models(
         if spec.name not in ON_MESH:
             continue
         is_guard = spec.name == "guard"
-        directory = config.rewards.guard.path if is_guard else config.rewards[spec.name]
+        _, directory = _model_field(config, spec.name)
         dtype = jnp.dtype(config.rewards.guard.dtype if is_guard else "float32")
         model = dataclasses.replace(base, head="logits" if is_guard else "scalar")
         if directory:
@@ -272,15 +278,9 @@ def _open_model(
             _log.info("training the %s model into %s", objective, directory)
             train_reward_model(config, work, objective, directory)
         _check_recipe(config, objective, directory)
-    form = chat.load_format(  # the config's, as in training: only the tokenizer may be another
-        directory,
-        chat=config.data.chat,
-        system=config.data.system_prompt or None,
-        thinking=config.data.thinking,
-    )
     return rewards.ModelReward(
         directory,
-        form,
+        workspace.open_format(config, directory),  # as in training
         work.mesh,
         is_cost=objective == "cost",
         prompt_length=config.data.prompt_length,

@@ -88,12 +88,7 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     def load_base():
         return models.load_model(path, shardings=functools.partial(_place, mesh))[1]
 
-    chat_format = chat.load_format(
-        path,
-        chat=config.data.chat,
-        system=config.data.system_prompt or None,
-        thinking=config.data.thinking,
-    )
+    chat_format = open_format(config, path)
     task = tasks.from_config(config, model_config, load_base, chat_format)
     calibration = _encode(config, chat_format, task.calibration)
     if config.calibration.completions == "generated":
@@ -107,6 +102,22 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
         held_out=_encode(config, chat_format, task.held_out),
         mesh=mesh,
         load_base=load_base,
+    )
+
+
+def open_format(
+    config: ml_collections.ConfigDict, directory: str | pathlib.Path
+) -> chat.ChatFormat:
+    """How conversations become tokens by the config, for the model in a directory.
+
+    Raises:
+      FileNotFoundError, ValueError: as `chat.load_format`.
+    """
+    return chat.load_format(
+        directory,
+        chat=config.data.chat,
+        system=config.data.system_prompt or None,
+        thinking=config.data.thinking,
     )
 
 

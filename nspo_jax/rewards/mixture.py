@@ -167,7 +167,7 @@ class Mixture:
         conversations: Sequence[world.Conversation],
         completions: Sequence[str],
         executor: futures.Executor | None = None,
-    ) -> "Pending":
+    ) -> Pending:
         """Starts judging.
 
         Judges off the mesh run in the executor or, without one, when the result is asked for.
