@@ -1,86 +1,194 @@
 """Figures."""
 
 import pathlib
+from typing import Any
+import zlib
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from nspo_jax import metrics, nullspace
 
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
 
+# Fixed colours, so that an arm looks the same in every figure; other arms take one by their name.
+COLOURS = {
+    "base": "black", "grpo": "tab:red", "grpo_tuned": "tab:orange", "grpo_kl": "tab:brown",
+    "dpo": "tab:purple", "ppo_lagrangian": "tab:pink", "random": "tab:gray", "nspo": "tab:blue",
+    "nspo_coords": "tab:cyan", "nspo_dpo": "navy", "nspo_linear": "tab:green",
+    "nspo_mlp_frozen": "tab:olive", "nspo_paper": "goldenrod", "nspo_momentum": "skyblue",
+    "project_gradient": "darkmagenta", "mlp_only": "sienna",
+}  # fmt: skip
+CURVES = 6  # of one panel at most
 
-def plot_arms(workdir: pathlib.Path, arms: list[str], seeds: list[int]) -> pathlib.Path:
-    """Writes `workdir/arms.png`: a panel for harmful-only arms and one for those with replay."""
-    regimes = {
-        "harmful prompts only": [arm for arm in arms if not _is_replay(arm)],
-        "with benign replay": [arm for arm in arms if _is_replay(arm)],
+
+def plot_arms(
+    workdir: pathlib.Path, arms: list[str], seeds: list[int], path: pathlib.Path | None = None
+) -> pathlib.Path:
+    """Draws general capability, and over-refusal, against the unsafe rate along training.
+
+    A column holds at most `CURVES` arms, those with replay apart. Lines are medians over seeds,
+    thin lines the seeds, and crosses at the ends reach from the smallest to the largest seed.
+
+    Args:
+      workdir: of the sweep.
+      arms: names of its arms; "base" is where all curves begin, and no curve.
+      seeds: its seeds.
+      path: of the figure; None: `workdir/arms.png`.
+
+    Raises:
+      FileExistsError: if another figure is there.
+      FileNotFoundError: if an arm has no evaluations.
+    """
+    columns = []
+    for title, replay in (("harmful prompts only", False), ("with benign replay", True)):
+        names = [arm for arm in arms if _is_replay(arm) == replay and arm != "base"]
+        parts = [names[start : start + CURVES] for start in range(0, len(names), CURVES)]
+        columns += [(title, part) for part in parts]
+    curves = {
+        arm: {y: curve(workdir, arm, seeds, y) for y in ("general", "over_refusal")}
+        for _, names in columns
+        for arm in names
     }
-    regimes = {title: names for title, names in regimes.items() if set(names) - {"base"}}
-    colours = _colours(arms)
+    rows = [("general", "general (%)")]
+    if all(found["over_refusal"] for found in curves.values()):
+        rows.append(("over_refusal", "over-refusal (%)"))
     figure, axes = plt.subplots(
-        1, len(regimes), figsize=(6.4 * len(regimes), 5.6), squeeze=False, sharey=True
-    )
-    for axis, (title, names) in zip(axes[0], regimes.items(), strict=True):
-        for arm in names:
-            if arm == "base":
-                continue
-            unsafe, capability = curve(workdir, arm, seeds)
-            style = {"color": colours[arm.removesuffix("_replay")]}
-            if arm.removesuffix("_replay").startswith("nspo"):
-                style["linewidth"] = 2.2
-            else:
-                style["linestyle"] = "--"
-            axis.plot(unsafe, capability, marker=".", markersize=4, label=arm, **style)
-            axis.plot(unsafe[-1], capability[-1], marker="o", markersize=8, color=style["color"])
-        axis.set_title(title)
-        # square-root scales from the good corner: a point near it is worth more than one far away
-        axis.set_xscale("function", functions=(_root, np.square))
-        axis.set_yscale("function", functions=(lambda y: -_root(100 - y), lambda y: 100 - y**2))
-        axis.set_xticks([0, 1, 3, 10, 20, 40, 60, 80])
-        axis.set_yticks([50, 60, 70, 80, 90, 95, 97, 99, 100])
-        axis.set_xlim(0, 100)
-        axis.set_ylim(top=100)
-        axis.set_xlabel("unsafe, mean of the four harmful sets (%, square-root scale)")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
-    axes[0][0].set_ylabel("capability: general and borderline (%, square-root scale)")
+        len(rows), len(columns), figsize=(6.6 * len(columns), 4.4 * len(rows)),
+        squeeze=False, sharey="row", sharex=True, layout="constrained",
+    )  # fmt: skip
+    for (score, label), line in zip(rows, axes, strict=True):
+        line[0].set_ylabel(label)
+        for axis, (title, names) in zip(line, columns, strict=True):
+            _scale(axis, score)
+            axis.set_title(title)
+            ends = {}
+            for arm in names:
+                ends[arm] = _draw_curve(axis, arm, curves[arm][score])
+            _label_ends(axis, ends)
+        lowest = min(run[:, 1].min() for found in curves.values() for run in found[score])
+        line[0].set_ylim(bottom=max(0.0, lowest - 1.0))
+    for axis in axes[-1]:
+        axis.set_xlabel("unsafe, held in (%)")
     figure.suptitle(
-        "Capability against safety along training\n"
-        f"(dots: evaluations; discs: the end; mean of {len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        f"Along training, {len(seeds)} seed{'s' * (len(seeds) > 1)}: thick lines are medians, thin "
+        "lines seeds,\ndiscs the ends, crosses from the smallest to the largest seed"
     )
-    figure.tight_layout()
-    path = workdir / "arms.png"
-    figure.savefig(path, dpi=130)
+    path = path or workdir / "arms.png"
+    return _save(figure, path, f"arms of a sweep: {path.name}")
+
+
+def _draw_curve(axis, arm: str, runs: list[np.ndarray]) -> tuple[float, float]:
+    """Draws one arm's seeds, [evaluations, 2] each; returns its end."""
+    style = {"color": colour(arm)}
+    middle = np.median(runs, axis=0)
+    for run in runs:
+        axis.plot(*run.T, linewidth=0.6, alpha=0.35, **style)
+    axis.plot(*middle.T, linewidth=2.0, linestyle="--" if _is_replay(arm) else "-", **style)
+    ends = np.array([run[-1] for run in runs])
+    (x, y), low, high = middle[-1], ends.min(axis=0), ends.max(axis=0)
+    axis.errorbar(
+        x, y, xerr=[[x - low[0]], [high[0] - x]], yerr=[[y - low[1]], [high[1] - y]],
+        marker="o", markersize=7, linewidth=1.2, capsize=2, **style,
+    )  # fmt: skip
+    return x, y
+
+
+def _scale(axis, score: str) -> None:
+    """Square-root scales from the good corner: a point near it is worth more than one far away."""
+    axis.set_xscale("function", functions=(_root, np.square))
+    axis.set_xticks([0, 1, 3, 10, 20, 40, 60, 80, 100])
+    axis.set_xlim(0, 100)
+    if score == "general":
+        axis.set_yscale("function", functions=(lambda y: -_root(100 - y), lambda y: 100 - y**2))
+        axis.set_yticks([50, 60, 70, 80, 90, 95, 97, 99, 100])
+        axis.set_ylim(top=100.0)
+    else:
+        axis.set_yscale("function", functions=(_root, np.square))
+        axis.set_yticks([0, 1, 3, 10, 20, 40, 60, 80, 100])
+    axis.grid(alpha=0.3)
+
+
+def _label_ends(axis, ends: dict[str, tuple[float, float]]) -> None:
+    """Writes each arm's name at the right, in the order of the ends, joined to its end."""
+    order = sorted(ends, key=lambda arm: -ends[arm][1])
+    for index, arm in enumerate(order):
+        height = 0.95 - 0.9 * index / max(1, CURVES - 1)
+        axis.annotate(
+            arm, ends[arm], xytext=(1.02, height), textcoords="axes fraction", va="center",
+            fontsize=9, color=colour(arm), annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour(arm), "alpha": 0.4, "linewidth": 0.8},
+        )  # fmt: skip
+
+
+def colour(arm: str) -> Any:
+    """The colour of an arm: that of its name without the grid's fields and without `_replay`."""
+    name = arm.split(",")[0].removesuffix("_replay")
+    others = [*plt.get_cmap("tab20b").colors, *plt.get_cmap("tab20c").colors]
+    return COLOURS.get(name) or others[zlib.crc32(arm.encode()) % len(others)]
+
+
+def _save(figure, path: pathlib.Path, identity: str) -> pathlib.Path:
+    """Writes a figure, over an older one of the same identity alone.
+
+    Raises:
+      FileExistsError: if something else is there.
+    """
+    if path.exists():
+        try:
+            with Image.open(path) as found:
+                same = getattr(found, "text", {}).get("Description") == identity
+        except OSError:  # no picture
+            same = False
+        if not same:
+            plt.close(figure)
+            raise FileExistsError(
+                f"{path} exists and is not this figure, an earlier drawing of it aside. Delete it, "
+                "or name another file."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Description": identity})
     plt.close(figure)
     return path
 
 
 def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathlib.Path:
-    """Draws every site's eigenvalues, a line a layer, with a dot where the protected ones end."""
+    """Draws every site's eigenvalues, a line a layer, with a dot where the protected ones end.
+
+    Raises:
+      FileExistsError: if another figure is there.
+    """
     count = len(projectors.spectra)
-    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.8), squeeze=False)
-    for axis, (name, spectra) in zip(axes[0], projectors.spectra.items(), strict=True):
-        layers = spectra.layers()
+    width = min(3, count)
+    height = -(-count // width)
+    figure, axes = plt.subplots(
+        height, width, figsize=(4.6 * width, 3.6 * height), squeeze=False, layout="constrained"
+    )
+    deepest = max(len(spectra.layers()) for spectra in projectors.spectra.values())
+    shades = plt.cm.ScalarMappable(plt.Normalize(0, max(1, deepest - 1)), "viridis")
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    for axis, (name, spectra) in zip(axes.flat, projectors.spectra.items(), strict=False):
         ranks = projectors.sites[name].protected_ranks.reshape(-1)
-        for layer, (spectrum, rank) in enumerate(zip(layers, ranks, strict=True)):
-            colour = plt.get_cmap("viridis")(layer / max(1, len(layers) - 1))
+        for layer, (spectrum, rank) in enumerate(zip(spectra.layers(), ranks, strict=True)):
+            shade = shades.to_rgba(layer)
             shares = np.maximum(spectrum.values / spectrum.trace, 1e-12)
-            axis.plot(np.arange(1, len(shares) + 1), shares, color=colour, linewidth=1)
-            if 0 < rank:
-                axis.plot(rank, shares[rank - 1], marker="o", markersize=4, color=colour)
+            axis.plot(np.arange(1, len(shares) + 1), shares, color=shade, linewidth=1)
+            if 0 < rank <= len(shares):
+                axis.plot(rank, shares[rank - 1], marker="o", markersize=5, color=shade)
         axis.set_yscale("log")
-        axis.set_title(name)
-        axis.set_xlabel("direction")
+        axis.set_xlim(1, spectra.size)
+        axis.set_title(f"{name}: {min(ranks)} to {max(ranks)} of {spectra.size} protected")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("share of the inputs' energy")
-    figure.suptitle("Input spectra (first layer dark, last bright; dots: the protected end there)")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of the inputs' energy")
+    figure.supxlabel("direction, by energy")
+    if deepest > 1:
+        figure.colorbar(shades, ax=axes, label="layer", shrink=0.8)
+    figure.suptitle("Spectra of the inputs; a dot is a layer's last protected direction")
+    return _save(figure, path, f"spectra of {projectors.provenance.get('fingerprint', '')}")
 
 
 def plot_calibration(
@@ -112,10 +220,7 @@ def plot_calibration(
     below.set_yscale("symlog", linthresh=1)
     below.set_ylabel("cases")
     below.set_xlabel("predicted probability")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return _save(figure, path, f"calibration: {path.name}")
 
 
 AGAINST = {  # score: its line's name and colour
@@ -135,6 +240,7 @@ def plot_against(arms: dict[str, dict], field: str, path: pathlib.Path) -> pathl
       path: of the figure.
 
     Raises:
+      FileExistsError: if another figure is there.
       ValueError: if no arm has that field in its name, or several have one value of it.
     """
     points = {}
@@ -153,56 +259,49 @@ def plot_against(arms: dict[str, dict], field: str, path: pathlib.Path) -> pathl
         )
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     places = np.arange(len(points))
-    for score, (label, colour) in AGAINST.items():
+    for score, (label, shade) in AGAINST.items():
         if any(score not in scores for scores in points.values()):
             continue
         values = [100 * np.array(scores[score]) for scores in points.values()]
-        axis.plot(places, [np.mean(v) for v in values], color=colour, marker="o", label=label)
+        axis.plot(places, [np.median(v) for v in values], color=shade, marker="o", label=label)
         for place, seeds in zip(places, values, strict=True):
-            axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=5)
+            axis.plot([place] * len(seeds), seeds, ".", color=shade, alpha=0.5, markersize=5)
     axis.set_xticks(places, list(points))
     axis.set_xlabel(field.replace("_", " "))
-    axis.set_ylabel("% (square-root scale; line: mean, dots: seeds)")
+    axis.set_ylabel("% (square-root scale; line: median, dots: seeds)")
     axis.set_yscale("function", functions=(_root, np.square))
     axis.set_yticks([0, 1, 3, 10, 20, 40, 60, 80, 100])
     axis.set_ylim(0, 100)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return _save(figure, path, f"scores against {field}: {', '.join(points)}")
 
 
-def curve(workdir: pathlib.Path, arm: str, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Unsafe rate and capability in percent, [evaluations], mean over seeds.
+def curve(
+    workdir: pathlib.Path, arm: str, seeds: list[int], score: str = "general"
+) -> list[np.ndarray]:
+    """The unsafe rate and a score in percent along training, [evaluations, 2] of each seed.
 
-    Where seeds stopped at different steps, the curve goes on while any of them does, the finished
-    ones at their last value.
+    Where seeds stopped at different steps, the finished ones stay at their last value while any
+    goes on. Without the score the list is empty.
+
+    Raises:
+      FileNotFoundError: if a seed has no evaluations.
     """
     runs = []
     for seed in seeds:
         rows = metrics.read_metrics(workdir / f"seed_{seed}" / "runs" / arm)
-        points = {}
-        for row in rows:
-            if "evaluation/unsafe" in row:
-                kinds = ("unsafe", "unsafe_nouns", "unsafe_templates", "unsafe_both")
-                unsafe = np.mean([row[f"evaluation/{kind}"] for kind in kinds])
-                capability = row["evaluation/general"]  # the mean of its five families
-                if "evaluation/borderline" in row:
-                    capability = (5 * capability + row["evaluation/borderline"]) / 6
-                points[row["step"]] = (unsafe, capability)
-        if not points:
+        rows = {row["step"]: row for row in rows if "evaluation/unsafe" in row}
+        if not rows:
             raise FileNotFoundError(f"No evaluations of {arm} at seed {seed} in {workdir}.")
-        runs.append([points[step] for step in sorted(points)])
+        if any(f"evaluation/{score}" not in row for row in rows.values()):
+            return []
+        runs.append([
+            (row["evaluation/unsafe"], row[f"evaluation/{score}"])
+            for _, row in sorted(rows.items())
+        ])  # fmt: skip
     longest = max(len(run) for run in runs)
-    padded = np.array([run + run[-1:] * (longest - len(run)) for run in runs])
-    return tuple(100 * padded.mean(axis=0).T)
-
-
-def _colours(arms: list[str]) -> dict[str, tuple]:
-    names = sorted({arm.removesuffix("_replay") for arm in arms})
-    strong = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
-    return {name: strong[index % len(strong)] for index, name in enumerate(names)}
+    return [100 * np.array(run + run[-1:] * (longest - len(run))) for run in runs]
 
 
 def _is_replay(arm: str) -> bool:

@@ -43,22 +43,45 @@ def write_run(workdir, arm, seed, points):
     (directory / "metrics.jsonl").write_text(lines)
 
 
-def test_a_curve_is_the_mean_of_seeds_that_stop_at_different_steps(tmp_path):
+def test_a_curve_goes_on_where_seeds_stop_at_different_steps(tmp_path):
     write_run(tmp_path, "nspo", 0, [(1.0, 1.0), (0.5, 0.9), (0.0, 0.8)])
     write_run(tmp_path, "nspo", 1, [(1.0, 1.0), (0.1, 1.0)])
-    unsafe, capability = figures.curve(tmp_path, "nspo", [0, 1])
-    np.testing.assert_allclose(unsafe, [100, 30, 5])
-    np.testing.assert_allclose(capability, [100, 95, 90])
+    first, second = figures.curve(tmp_path, "nspo", [0, 1])
+    np.testing.assert_allclose(first, [[100, 100], [50, 90], [0, 80]])
+    np.testing.assert_allclose(second, [[100, 100], [10, 100], [10, 100]])
+    assert figures.curve(tmp_path, "nspo", [0], "over_refusal") == []
     with pytest.raises(FileNotFoundError, match="No evaluations of grpo at seed 0"):
         figures.curve(tmp_path, "grpo", [0])
 
 
-def test_the_figure_has_a_panel_a_regime(tmp_path):
-    for arm in ("base", "nspo", "nspo_replay"):
+def test_the_figure_has_six_arms_a_column_and_replay_apart(tmp_path):
+    arms = ["base", "nspo", *(f"arm{i}" for i in range(6)), "nspo_replay"]
+    for arm in arms:
         write_run(tmp_path, arm, 0, [(1.0, 1.0), (0.5, 0.9)])
-    two = matplotlib.image.imread(figures.plot_arms(tmp_path, ["base", "nspo", "nspo_replay"], [0]))
-    one = matplotlib.image.imread(figures.plot_arms(tmp_path, ["base", "nspo"], [0]))
-    assert two.shape[1] > 1.9 * one.shape[1] and one.std() > 0.01
+    three = matplotlib.image.imread(figures.plot_arms(tmp_path, arms, [0]))
+    one = matplotlib.image.imread(
+        figures.plot_arms(tmp_path, ["base", "nspo"], [0], tmp_path / "one.png")
+    )
+    assert three.shape[1] == 3 * one.shape[1] and one.std() > 0.01
+
+
+def test_an_arm_has_one_colour(tmp_path):
+    assert figures.colour("nspo_replay") == figures.colour("nspo") == figures.COLOURS["nspo"]
+    assert figures.colour("nspo,clip=0.1") == figures.colour("nspo")
+    assert figures.colour("mine") == figures.colour("mine") != figures.colour("other")
+
+
+def test_no_figure_is_drawn_over_another(tmp_path):
+    write_run(tmp_path, "nspo", 0, [(1.0, 1.0), (0.5, 0.9)])
+    path = figures.plot_arms(tmp_path, ["nspo"], [0])
+    figures.plot_arms(tmp_path, ["nspo"], [0])  # itself, drawn again
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="is not this figure"):
+        figures.plot_calibration(np.array([0.2, 0.8]), np.array([False, True]), path)
+    (tmp_path / "notes.png").write_text("no picture")
+    with pytest.raises(FileExistsError, match="is not this figure"):
+        figures.plot_arms(tmp_path, ["nspo"], [0], tmp_path / "notes.png")
+    assert path.read_bytes() == before
 
 
 def test_projectors_show_their_cut_and_their_weight():

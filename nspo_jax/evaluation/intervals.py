@@ -1,0 +1,49 @@
+"""Intervals: how far a share of a sample, or the median over seeds, may be from the truth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The interval of a median between two order statistics, whatever the distribution.
+
+    With n values the k-th smallest and the k-th largest enclose the median with probability
+    1 - 2 P(Binomial(n, 1/2) < k). The narrowest that reaches `CONFIDENCE` is taken; fewer than six
+    values cannot reach it, and get their smallest and their largest.
+
+    Returns:
+      low, high, and the probability with which they enclose the median.
+
+    Raises:
+      ValueError: for fewer than two values.
+    """
+    ordered = np.sort(np.asarray(values, np.float64))
+    count = len(ordered)
+    if count < 2:
+        raise ValueError(f"{count} values have no interval of the median; expected two or more.")
+    rank = 1
+    while 2 * stats.binom.cdf(rank, count, 0.5) <= 1 - CONFIDENCE:
+        rank += 1
+    coverage = 1 - 2 * stats.binom.cdf(rank - 1, count, 0.5)
+    return float(ordered[rank - 1]), float(ordered[count - rank]), float(coverage)
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's interval of a share of `count` independent cases, with `CONFIDENCE`.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    JASA 22 (1927). It stays inside [0, 1] and is no point at a share of 0 or 1.
+
+    Raises:
+      ValueError: for a share outside [0, 1] or no case.
+    """
+    if not 0 <= share <= 1 or count < 1:
+        raise ValueError(f"The share is {share} of {count} cases; expected 0 to 1 of at least one.")
+    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    spread = np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) * z / (1 + z**2 / count)
+    return float(max(0.0, centre - spread)), float(min(1.0, centre + spread))
