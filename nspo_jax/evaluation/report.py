@@ -1,44 +1,67 @@
 """Tables for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nspo_jax import nullspace
+from nspo_jax.evaluation import intervals
 
-PERCENT = (
-    ("unsafe", "unsafe"),
-    ("unsafe_nouns", "nouns"),
-    ("unsafe_templates", "templates"),
-    ("unsafe_both", "both"),
-    ("over_refusal", "over-refusal"),
-    ("general", "general"),
+PERCENT = (  # score, column, the worst of several
+    ("unsafe", "unsafe", np.max),
+    ("unsafe_nouns", "nouns", np.max),
+    ("unsafe_templates", "templates", np.max),
+    ("unsafe_both", "both", np.max),
+    ("over_refusal", "over-refusal", np.max),
+    ("general", "general", np.min),
 )
-SMALL = (("kl_heldout", "KL held-out"), ("protected_share", "in protected"))
+SMALL = (("kl_heldout", "KL held-out", np.max), ("protected_share", "in protected", np.max))
+_ENOUGH = 6  # seeds whose extremes lie outside the interval of the median, or are its ends
 
 
 def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """A row an arm: rates in percent, mean +- standard deviation (ddof 1) where there are seeds.
+    """A row an arm, rates in percent, each with an interval, and a line that says which.
+
+    Several seeds give the median, the interval of the median over seeds (which the sampling of
+    prompts and answers is part of) and, of six seeds or more, the worst one. A single run gives
+    each rate with Wilson's interval for as many prompts as `counts` says.
 
     Args:
-      arms: arm -> scores; a score is a number, or a list with one value a seed.
+      arms: arm -> scores; a score is a number, or a list with one value a seed. `counts` maps a
+        rate to the number of prompts that it is the share of.
       markdown: with pipes, for a README.
     """
-    columns = [(k, label, _percent) for k, label in PERCENT]
-    columns += [(k, label, _scientific) for k, label in SMALL]
-    rest = ("families", "seconds", "step", "seeds", *(name for name, _, _ in columns))
+    columns = [(k, label, _percent, worst) for k, label, worst in PERCENT]
+    columns += [(k, label, _scientific, worst) for k, label, worst in SMALL]
+    known = {name for name, *_ in columns} | {"seconds", "step", "seeds", "borderline"}
+    known |= {"kl_calibration"}
     extra = [
         key
-        for key in next(iter(arms.values()), {})
-        if key not in rest and key not in ("borderline", "kl_calibration")
+        for key, value in next(iter(arms.values()), {}).items()
+        if key not in known and not isinstance(value, Mapping)
     ]
-    columns += [(key, key.replace("_", " "), _plain) for key in extra]
+    columns += [(key, key.replace("_", " "), _plain, np.max) for key in extra]
     columns = [column for column in columns if any(column[0] in row for row in arms.values())]
-    rows = [["arm", *(label for _, label, _ in columns)]]
+    rows = [["arm", *(label for _, label, _, _ in columns)]]
+    counted = False
     for arm, scores in arms.items():
-        rows.append([arm, *(_cell(scores.get(name), form) for name, _, form in columns)])
-    return format_table(rows, markdown=markdown)
+        counts = scores.get("counts", {})
+        counts = {name: int(np.min(count)) for name, count in counts.items()}
+        counted |= bool(counts)
+        rows.append(
+            [
+                arm,
+                *(
+                    _cell(scores.get(n), form, worst, counts.get(n))
+                    for n, _, form, worst in columns
+                ),
+            ]
+        )
+    numbers = [value for row in arms.values() for value in row.values() if np.ndim(value)]
+    caption = _caption(max((len(value) for value in numbers), default=1), counted)
+    table = format_table(rows, markdown=markdown)
+    return f"{table}\n\n{caption}" if caption else table
 
 
 def format_epochs(lines: Sequence[Mapping[str, float]]) -> str:
@@ -119,21 +142,44 @@ def _range(low: float, high: float, form: str) -> str:
     return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
 
 
-def _cell(value: Any, form) -> str:
+def _cell(value: Any, form: Callable[[float], str], worst: Callable, count: int | None) -> str:
+    """A number with its interval; see `format_scores`."""
     if value is None:
         return ""
     values = np.atleast_1d(np.asarray(value, np.float64))
-    return form(values.mean(), values.std(ddof=1) if len(values) > 1 else None)
+    if len(values) > 1:
+        low, high, _ = intervals.median_interval(values)
+        last = f"; {form(worst(values))}" if len(values) >= _ENOUGH else ""
+        return f"{form(np.median(values))} ({form(low)} to {form(high)}{last})"
+    if count:
+        low, high = intervals.share_interval(values[0], count)
+        return f"{form(values[0])} ({form(low)} to {form(high)})"
+    return form(values[0])
 
 
-def _percent(mean: float, spread: float | None) -> str:
-    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+def _caption(seeds: int, counted: bool) -> str:
+    """What the brackets of a table hold; "" where there are none."""
+    if seeds > 1:
+        _, _, coverage = intervals.median_interval(range(seeds))
+        if seeds >= _ENOUGH:
+            inside = f"{coverage:.0%} interval of the median; worst seed"
+        else:
+            inside = f"smallest to largest, which is a {coverage:.0%} interval of the median"
+        return f"Median over {seeds} seeds ({inside.replace('%', ' %')})."
+    if counted:
+        return f"One seed ({intervals.CONFIDENCE:.0%} interval of the sample of prompts).".replace(
+            "%", " %"
+        )
+    return ""
 
 
-def _scientific(mean: float, spread: float | None) -> str:
-    del spread
-    return f"{mean:.1e}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
-def _plain(mean: float, spread: float | None) -> str:
-    return f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+def _scientific(value: float) -> str:
+    return f"{value:.1e}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}"

@@ -11,18 +11,37 @@ from nspo_jax.evaluation import figures, report
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
 
-def test_rates_are_percent_with_spread_over_seeds():
-    arms = {
-        "base": {"unsafe": [0.8, 0.9], "general": [1.0, 0.99], "kl_heldout": [0.0, 0.0]},
-        "nspo": {"unsafe": [0.0, 0.02], "general": [0.99, 0.99], "kl_heldout": [1e-4, 3e-4]},
+def test_rates_are_percent_with_the_interval_of_the_median_over_seeds():
+    few = {
+        "base": {"unsafe": [0.8, 0.9, 0.81], "general": [1.0, 0.99, 0.98]},
+        "nspo": {"unsafe": [0.0, 0.02, 0.01], "general": [0.99, 0.99, 0.99]},
     }
-    text = report.format_scores(arms)
-    assert "85.0 ± 7.1" in text and "1.0 ± 1.4" in text and "99.0 ± 0.0" in text
-    assert "2.0e-04" in text and "over-refusal" not in text  # no column that no arm has
-    lines = report.format_scores(arms, markdown=True).split("\n")
-    assert {line.count("|") for line in lines} == {5} and len(lines) == 4
-    one = report.format_scores({"nspo": {"unsafe": 0.25, "general": 0.5}})
-    assert "25.0" in one and "±" not in one
+    text = report.format_scores(few)
+    assert "81.0 (80.0 to 90.0)" in text and "1.0 (0.0 to 2.0)" in text
+    assert "over-refusal" not in text  # no column that no arm has
+    assert text.endswith(
+        "Median over 3 seeds (smallest to largest, which is a 75 % interval of the median)."
+    )
+    table = report.format_scores(few, markdown=True).split("\n\n")[0]
+    assert {line.count("|") for line in table.split("\n")} == {4}
+
+
+def test_of_ten_seeds_the_worst_is_shown_in_each_column_s_own_sense():
+    values = [0.9, 0.5, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 1.0]
+    many = {"nspo": {"unsafe": values, "general": values, "kl_heldout": values}}
+    header, _, row, _, caption = report.format_scores(many).split("\n")
+    assert "93.5 (90.0 to 97.0; 100.0)" in row  # unsafe
+    assert "93.5 (90.0 to 97.0; 50.0)" in row  # general
+    assert "9.4e-01 (9.0e-01 to 9.7e-01; 1.0e+00)" in row
+    assert caption == "Median over 10 seeds (98 % interval of the median; worst seed)."
+
+
+def test_one_run_has_the_sampling_error_of_its_prompts():
+    run = {"unsafe": 0.25, "general": 0.5, "counts": {"unsafe": 200, "general": 1000}}
+    text = report.format_scores({"nspo": run})
+    assert "25.0 (19.5 to 31.4)" in text and "50.0 (46.9 to 53.1)" in text
+    assert text.endswith("One seed (95 % interval of the sample of prompts).")
+    assert "(" not in report.format_scores({"nspo": {"unsafe": 0.25}})
 
 
 def test_columns_line_up():
