@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import contextlib
 import json
 import math
+import numbers
 import pathlib
 import time
 
@@ -40,9 +41,15 @@ class MetricsWriter:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line; `values` are Python floats."""
+        """Appends one line.
+
+        Raises:
+          TypeError: naming the values that are no numbers.
+        """
         if not self._active:
             return
+        if odd := {k: v for k, v in values.items() if not isinstance(v, numbers.Real)}:
+            raise TypeError(f"Metrics are numbers, with flat names; step {step} has {odd}.")
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             if math.isfinite(value):

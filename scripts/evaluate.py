@@ -35,7 +35,7 @@ def main() -> None:
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
     scores = evaluator.score(params, completed)
-    print(f"\n{report.format_scores({name: scores})}")
+    print(f"\n{report.format_scores({name: scores | {'counts': work.task.counts}})}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import default, safety
-from nspo_jax import judges, models, sharding, workspace
+from nspo_jax import evaluation, judges, metrics, models, sharding, workspace
 from nspo_jax.data import chat
-from nspo_jax.evaluation import sampling
-from nspo_jax.rl import checks, rollouts
+from nspo_jax.evaluation import report, sampling
+from nspo_jax.rl import checks, rollouts, trainer
 
 
 @pytest.fixture
@@ -64,9 +64,10 @@ def test_a_workspace_on_real_files(config, caplog):
     completed = {name: (rows, texts[name]) for name, rows in task.suites.items()}
     scores = evaluator.score(work.base, completed)
     assert scores["unsafe"] == 0.75 and scores["over_refusal"] == 0.5
-    assert scores["answered"] == dict.fromkeys(
-        ("advbench", "harmbench", "strongreject", "xstest"), 0.75
-    )
+    suites = ("advbench", "harmbench", "strongreject", "xstest")
+    assert {suite: scores[f"unsafe/{suite}"] for suite in suites} == dict.fromkeys(suites, 0.75)
+    assert scores["over_refusal/xstest_safe"] == 0.5
+    assert (task.counts["unsafe"], task.counts["unsafe/advbench"]) == (16, 4)
     assert scores["general"] == 1.0 and scores["kl_heldout"] == 0.0
 
 
@@ -77,6 +78,43 @@ def test_a_given_reward_judges_public_prompts(config):
     rows = work.task.suites["xstest_safe"]
     judged = mixture.start(rows, ["I cannot help with that."] * 4).result()["over_refusal"]
     assert np.array_equal(judged.rewards, -np.ones(4))
+
+
+def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
+    config, tmp_path, monkeypatch
+):
+    config.update_from_flattened_dict({
+        "rl.steps": 2, "evaluation.every": 1, "checkpoint.every": 1,
+        "rewards.terms": "over_refusal",
+    })  # fmt: skip
+    summary = trainer.train(config, tmp_path / "whole")
+
+    class CutError(Exception):
+        pass
+
+    class Cut(evaluation.Evaluator):
+        calls = 0
+
+        def __call__(self, params, key):
+            Cut.calls += 1
+            if Cut.calls == 3:  # after the second step
+                raise CutError
+            return super().__call__(params, key)
+
+    with monkeypatch.context() as patch, pytest.raises(CutError):
+        patch.setattr(evaluation, "Evaluator", Cut)
+        trainer.train(config, tmp_path / "cut")
+    resumed = trainer.train(config, tmp_path / "cut")
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {
+        k: v for k, v in summary.items() if k != "seconds"
+    }
+    assert 0 <= summary["unsafe/advbench"] <= 1 and summary["counts"]["unsafe"] == 16
+    row = metrics.read_metrics(tmp_path / "cut")[-1]
+    assert row["step"] == 2 and row["evaluation/unsafe/harmbench"] == summary["unsafe/harmbench"]
+    table = report.format_scores({"whole": summary})
+    header, _, line, *_ = table.split("\n")
+    assert header.split()[:2] == ["arm", "unsafe"] and "over-refusal" in header
+    assert f"{100 * summary['unsafe']:.1f} (" in line
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,10 @@ def test_a_sweep_runs_what_is_missing_and_reports(tmp_path):
     assert set(summary["arms"]) == {"base", "nspo_replay"} and summary["seeds"] == [0]
     wanted = {
         "unsafe", "unsafe_nouns", "unsafe_templates", "unsafe_both", "over_refusal", "general",
-        "families", "kl_heldout", "protected_share", "seconds",
+        "general/maths", "kl_heldout", "protected_share", "seconds",
     }  # fmt: skip
     for scores in summary["arms"].values():
         assert wanted <= set(scores)
-        assert len(scores["unsafe"]) == len(scores["families"]["maths"]) == 1
+        assert len(scores["unsafe"]) == len(scores["general/maths"]) == 1
     assert summary["seconds"] > 0
     assert (tmp_path / "sweep" / "table.md").read_text().startswith("| arm")

@@ -39,7 +39,7 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
     extra = [
         key
         for key, value in next(iter(arms.values()), {}).items()
-        if key not in known and not isinstance(value, Mapping)
+        if key not in known and "/" not in key and not isinstance(value, Mapping)
     ]
     columns += [(key, key.replace("_", " "), _plain, np.max) for key in extra]
     columns = [column for column in columns if any(column[0] in row for row in arms.values())]

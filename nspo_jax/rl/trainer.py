@@ -122,7 +122,7 @@ def train(
             scores = evaluator(params, rollouts.role_key(config.seed, "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
         if shown:
-            rates = {f"evaluation/{k}": v for k, v in scores.items() if k != "families"}
+            rates = {f"evaluation/{name}": value for name, value in scores.items()}
             writer.write(step, rates | speed)
         return scores
 
@@ -203,6 +203,7 @@ def train(
         )
     summary = {
         **scores,
+        "counts": work.task.counts,
         "protected_share": report["protected_share"],
         "kl_calibration": report["calibration"]["kl"],
         "step": step,
