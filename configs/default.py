@@ -81,10 +81,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.projection.basis = "null_space"  # null_space, or random: the same rank, drawn by seed
 
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"  # or sgd, whose step falls with the gradient
+    config.optimizer.master = "change"  # what is trained, in float32: the change from the base
+    #   model, or weights, which round a change below 1e-7 of them away
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.0
+    config.optimizer.weight_decay = 0.0  # of what is trained: of a change, towards the base model
     config.optimizer.max_gradient_norm = 1.0
-    config.optimizer.b1 = 0.9
+    config.optimizer.b1 = 0.9  # decay of Adam's first moment; sgd: momentum
     config.optimizer.b2 = 0.999
 
     config.rl = ml_collections.ConfigDict()

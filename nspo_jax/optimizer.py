@@ -1,14 +1,23 @@
-"""The optax chain that ends in the projection, and which parameters it trains."""
+"""The optax chain that ends in the projection, and which parameters it trains.
+
+A float32 weight near 1 cannot hold a change of 1e-8: at a learning rate of 1e-6, rounding of the
+weights takes 7e-3 of a projected update out of the null space. So what is trained is the *change*
+`D` from the base model, in float32, and the forward pass forms `W = W0 + D`: sums of projected
+updates stay projected. MASTERS names this way and the other one, which trains `W` itself.
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nspo_jax.nullspace import coordinates, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
 MODES = ("none", "update", "gradient", "coordinates")
+NAMES = ("adam", "sgd")
+MASTERS = ("change", "weights")
 path_string = projection.path_string
 
 
@@ -16,6 +25,7 @@ def build_optimizer(
     learning_rate: float | optax.Schedule,
     projectors: projectors_lib.Projectors | None = None,
     *,
+    name: str = "adam",
     mode: str = "update",
     period: int = 1,
     max_gradient_norm: float = 1.0,
@@ -23,36 +33,49 @@ def build_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """Clip, AdamW, and the null-space constraint where `mode` says.
+    """Clip, AdamW or SGD, and the null-space constraint where `mode` says.
 
     Args:
       learning_rate: a number or an optax schedule.
       projectors: the sites to constrain; not used when mode is "none".
-      mode: "none": plain AdamW. "update": project last (NSPO). "coordinates": AdamW in null-space
-        coordinates. "gradient": project before Adam, the naive reading, which leaks: for ablation.
+      name: "adam": AdamW. "sgd": with momentum `b1`; its step falls with the gradient, where
+        Adam's does not.
+      mode: "none": the optimizer alone. "update": project last (NSPO). "coordinates": the optimizer
+        in null-space coordinates. "gradient": project before the optimizer, the naive reading,
+        which leaks from Adam: for ablation.
       period: with "update", project the sum of every `period` updates (1: each one).
       max_gradient_norm: global norm at which gradients are clipped.
-      weight_decay: AdamW's; 0 in projected runs.
-      b1: decay of Adam's first moment.
+      weight_decay: decoupled, as AdamW's, of what is trained: of a change it decays to the base
+        model. 0 in projected runs.
+      b1: decay of Adam's first moment, or SGD's momentum.
       b2: decay of Adam's second moment.
 
     Raises:
-      ValueError: for an unknown mode, or a period that the mode does not have.
+      ValueError: for an unknown name or mode, or a period that the mode does not have.
     """
+    if name not in NAMES:
+        raise ValueError(f"optimizer.name is {name!r}; expected one of {', '.join(NAMES)}.")
     if mode not in MODES:
         raise ValueError(f"projection.mode is {mode!r}; expected one of {', '.join(MODES)}.")
     check_period(mode, period)
     clip = optax.clip_by_global_norm(max_gradient_norm)
-    adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    if name == "adam":
+        descent = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    else:
+        descent = optax.chain(
+            optax.trace(b1) if b1 else optax.identity(),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     if mode == "none":
-        return optax.chain(clip, adam)
+        return optax.chain(clip, descent)
     if projectors is None:
         raise ValueError(f"projection.mode is {mode!r}, which needs projectors; none were given.")
     if mode == "coordinates":
-        return optax.chain(clip, coordinates.in_null_space(adam, projectors))
+        return optax.chain(clip, coordinates.in_null_space(descent, projectors))
     if mode == "gradient":
-        return optax.chain(projection.null_space_projection(projectors), clip, adam)
-    return optax.chain(clip, adam, projection.null_space_projection(projectors, period=period))
+        return optax.chain(projection.null_space_projection(projectors), clip, descent)
+    return optax.chain(clip, descent, projection.null_space_projection(projectors, period=period))
 
 
 def check_period(mode: str, period: int) -> None:
@@ -92,8 +115,42 @@ def partition(params: Any, targets: str, untargeted: str) -> tuple[Any, Any]:
     return trainable, frozen
 
 
-def combine(trainable: Any, frozen: Any) -> Any:
-    """The whole parameter tree from the two halves that `partition` made."""
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None
-    )
+def open_master(base: Any, targets: str, untargeted: str, master: str) -> tuple[Any, Any]:
+    """What is trained, and what is fixed beside it; `combine` makes weights of the two.
+
+    Args:
+      base: the base model's parameters.
+      targets: see `partition`.
+      untargeted: see `partition`.
+      master: "change": zeros, with the whole base fixed. "weights": the base's own leaves, with the
+        others fixed.
+
+    Raises:
+      ValueError: as `partition`, and for an unknown master.
+    """
+    if master not in MASTERS:
+        raise ValueError(f"optimizer.master is {master!r}; expected one of {', '.join(MASTERS)}.")
+    trainable, frozen = partition(base, targets, untargeted)
+    if master == "weights":
+        return trainable, frozen
+    return jax.tree.map(jnp.zeros_like, trainable), base
+
+
+def combine(trained: Any, fixed: Any, dtype: Any = jnp.float32) -> Any:
+    """The parameters of a model from the two trees that `open_master` or `partition` made.
+
+    A leaf that both have is a change and what it is a change of: float32 `W0 + D`. In a lower
+    `dtype` the sums of stacked matrices are converted to it, as a layer would do when it uses them.
+    """
+
+    def join(path, trained, fixed):
+        if trained is None or fixed is None:
+            return fixed if trained is None else trained
+        total = fixed.astype(jnp.float32) + trained
+        return total.astype(dtype) if total.ndim == 3 and _is_layer(path) else total
+
+    return jax.tree.map_with_path(join, trained, fixed, is_leaf=lambda leaf: leaf is None)
+
+
+def _is_layer(path: tuple[Any, ...]) -> bool:
+    return path_string(path).startswith("layers/")

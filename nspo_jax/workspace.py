@@ -151,6 +151,16 @@ def load_policy(workspace: Workspace, directory: str | pathlib.Path) -> Any:
     return policy
 
 
+def check_delta(workspace: Workspace, directory: str | pathlib.Path) -> None:
+    """Raises ValueError unless the base inside a delta is the workspace's."""
+    inside = models.stored_fingerprint(pathlib.Path(directory) / models.DELTA_BASE)
+    if inside != models.fingerprint(workspace.base):
+        raise ValueError(
+            f"The delta in {directory} changes another base model than {workspace.path}: give the "
+            "config that it was trained with."
+        )
+
+
 def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Pretrains the chat world's helpful-only base model and writes it to `path`."""
     _log.info("pretraining the base model for seed %d into %s", config.seed, path)

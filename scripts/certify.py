@@ -6,7 +6,8 @@
         --fail_above=protected_share=1e-5+held_out.kl=1e-3
 
 The config says what the base model and its calibration and held-out text are; the policy is any
-export of it: float32, bfloat16 (measured as the file has it), or a delta. The projectors are the
+export of it: float32, bfloat16 (measured as the file has it), or a delta, whose difference is
+measured as it was trained. The projectors are the
 config's, or those of --projectors. With --fail_above, the exit status is 1 if a quantity is above
 its limit.
 """
@@ -44,7 +45,12 @@ def main() -> None:
         workspace.split_batches(text, config.calibration.batch_size)
         for text in (work.calibration, work.held_out)
     )
-    report = nullspace.certify(work.config, work.base, policy, projectors, calibration, held_out)
+    change = models.load_change(POLICY.value, lambda params: sharding.shardings(work.mesh, params))
+    if change is not None:
+        workspace.check_delta(work, POLICY.value)
+    report = nullspace.certify(
+        work.config, work.base, policy, projectors, calibration, held_out, change=change
+    )
     report["provenance"]["stored"] = models.stored_as(POLICY.value)
     print(nullspace.format_certificate(report))
     if OUTPUT.value:

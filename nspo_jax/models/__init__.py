@@ -12,12 +12,20 @@ functions run it:
 
 from nspo_jax.models.cache import Cache, empty_cache, repeat_cache
 from nspo_jax.models.config import ModelConfig, RopeScaling
+from nspo_jax.models.delta import export_delta, load_change, save_delta
 from nspo_jax.models.families import FAMILIES
 from nspo_jax.models.flops import flops_per_token
 from nspo_jax.models.heads import logits, map_positions, scores, values, with_scalar_head
-from nspo_jax.models.hf import fingerprint, load_config, load_model, stored_as
+from nspo_jax.models.hf import BASE as DELTA_BASE
+from nspo_jax.models.hf import (
+    fingerprint,
+    load_config,
+    load_model,
+    stored_as,
+    stored_fingerprint,
+)
 from nspo_jax.models.hf_config import read_config, write_config
-from nspo_jax.models.hf_export import Edit, export_delta, export_model, save_model
+from nspo_jax.models.hf_export import Edit, export_model, save_model
 from nspo_jax.models.layer_source import FileSource, LayerSource, ParamsSource
 from nspo_jax.models.presets import PRESETS, check_preset
 from nspo_jax.models.transformer import (
@@ -34,6 +42,7 @@ from nspo_jax.models.transformer import (
 )
 
 __all__ = [
+    "DELTA_BASE",
     "FAMILIES",
     "PRESETS",
     "Cache",
@@ -58,6 +67,7 @@ __all__ = [
     "forward",
     "init_params",
     "input_sites",
+    "load_change",
     "load_config",
     "load_model",
     "logits",
@@ -65,9 +75,11 @@ __all__ = [
     "read_config",
     "repeat_cache",
     "run_layer",
+    "save_delta",
     "save_model",
     "scores",
     "stored_as",
+    "stored_fingerprint",
     "values",
     "with_scalar_head",
     "write_config",

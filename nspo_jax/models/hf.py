@@ -154,12 +154,12 @@ class Tensors:
                     f"{directory / DELTA} has format {document.get('format')!r}, expected "
                     f"{DELTA_FORMAT}: it was written by another version."
                 )
-            delta = _open(directory / DELTA_WEIGHTS)
+            delta = open_file(directory / DELTA_WEIGHTS)
             self._delta = {name: delta for name in delta.keys()}
             self.stored = Tensors(directory / BASE)
             self._files = self.stored._files
             return
-        files = [_open(path) for path in _weight_files(directory)]
+        files = [open_file(path) for path in _weight_files(directory)]
         self._files = {name: file for file in files for name in file.keys()}
 
     def names(self) -> list[str]:
@@ -356,7 +356,7 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     return [directory / WEIGHTS]
 
 
-def _open(path: pathlib.Path) -> Any:
+def open_file(path: pathlib.Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist. Expected {WEIGHTS}, or {INDEX} with all shards it names; "

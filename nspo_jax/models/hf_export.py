@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's layout, written: whole models, other dtypes, and deltas.
+"""Checkpoints in Hugging Face's layout, written: whole models, in other dtypes and shards.
 
 Everything is written to a temporary directory beside the target, which then takes the target's
 name, so a reader never meets a half-written model. Tensors are gathered a shard at a time.
@@ -64,7 +64,7 @@ def save_model(
       like: None, or the directory of the model that this one was made from: its tokenizer,
         generation config and every field of its config.json are kept.
       dtype: of the weights in the files: "float32" or "bfloat16". Rounding a small update to
-        bfloat16 takes it out of the null space: see `export_delta`.
+        bfloat16 takes it out of the null space: see `delta.export_delta`.
       shard_bytes: a file of weights is at most that large, unless one tensor is larger.
 
     Raises:
@@ -74,7 +74,7 @@ def save_model(
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_params(config, flat)
-    target = _check_target(directory, dtype)
+    target = check_target(directory, dtype)
     if like is not None and tokenizer is not None:
         raise ValueError("like brings its tokenizer along: give tokenizer or like, not both.")
     expected = hf.expected_tensors(config)
@@ -87,7 +87,7 @@ def save_model(
 
     def write(folder: pathlib.Path) -> None:
         if like is not None:
-            _write_like(folder, pathlib.Path(like), config, dtype)
+            write_like(folder, pathlib.Path(like), config, dtype)
         else:
             fields = hf_config.write_config(config) | {"torch_dtype": dtype}
             if tokenizer is not None:
@@ -95,13 +95,13 @@ def save_model(
                 names = ("bos_token_id", "eos_token_id", "pad_token_id")
                 special = {name: getattr(tokenizer, name) for name in names}
                 fields |= special
-                _write_json(folder / hf.GENERATION, special)
-            _write_json(folder / hf.CONFIG, fields)
+                write_json(folder / hf.GENERATION, special)
+            write_json(folder / hf.CONFIG, fields)
         shapes = {name: shape for name, (*_, shape) in expected.items()}
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
     if distributed.is_primary():
-        _write_directory(target, write)
+        write_directory(target, write)
     else:
         for name in expected:  # in the order of _write_weights
             read(name)
@@ -126,8 +126,8 @@ def export_model(
         parameter's path, its layer (None outside the stack) and its float32 value, laid out as in
         `transformer` without the layer axis.
     """
-    source, target = pathlib.Path(source), _check_target(directory, dtype)
-    config, tensors = _open_checked(source)
+    source, target = pathlib.Path(source), check_target(directory, dtype)
+    config, tensors = open_checked(source)
     expected = hf.expected_tensors(config)
     shapes = {name: shape for name, (*_, shape) in expected.items()}
 
@@ -140,86 +140,10 @@ def export_model(
         return value.T if transpose else value
 
     def write(folder: pathlib.Path) -> None:
-        _write_like(folder, source, config, dtype)
+        write_like(folder, source, config, dtype)
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
-    _write_directory(target, write)
-
-
-@dataclasses.dataclass(frozen=True)
-class DeltaReport:
-    """What a delta changed.
-
-    Attributes:
-      tensors: names of the tensors that differ.
-      norm: of the whole difference, Frobenius.
-      inexact: how many elements base + delta restores to a neighbouring float32 instead of the
-        policy's own: possible where the policy is not within a factor two of the base.
-      elements: of all tensors.
-    """
-
-    tensors: list[str]
-    norm: float
-    inexact: int
-    elements: int
-
-
-def export_delta(
-    policy: str | os.PathLike, base: str | os.PathLike, directory: str | os.PathLike
-) -> DeltaReport:
-    """Writes the base as it is, and what the policy differs from it by, in float32.
-
-    A safety update is smaller than half a bfloat16 step of the weight it moves: rounded to
-    bfloat16 it is noise, no longer inside the null space. Base plus difference keeps it.
-
-    The directory holds `base/` (hard links to the base's files where the file system allows),
-    `delta.safetensors` (float32, the tensors that differ, by Hugging Face's name), `delta.json`,
-    config.json and the tokenizer. There are no weights at its top, so a reader that does not know
-    deltas fails instead of quietly serving the base; `load_model` adds the two, and
-    `export_model` makes a plain float32 model of it.
-
-    Args:
-      policy: a saved model, float32.
-      base: the model that it was trained from, of the same architecture; no delta itself.
-      directory: where the result goes.
-
-    Raises:
-      FileExistsError: the directory holds files that are no part of a model.
-      ValueError: the two models differ in their architecture, or the base is a delta.
-    """
-    policy, base = pathlib.Path(policy), pathlib.Path(base)
-    target = _check_target(directory)
-    if (base / hf.DELTA).exists():
-        raise ValueError(
-            f"The base {base} is a delta itself: make a plain model of it with export_model first."
-        )
-    config, after = _open_checked(policy)
-    base_config, before = _open_checked(base)
-    if config != base_config:
-        raise ValueError(
-            f"{policy} and {base} differ in their architecture ({_differences(config, base_config)}"
-            "): a delta needs the base that the policy was trained from."
-        )
-    delta, inexact, elements, energy = {}, 0, 0, 0.0
-    for name in tqdm.tqdm(hf.expected_tensors(config), desc="delta", unit="tensor", leave=False):
-        old, new = before.read(name), after.read(name)
-        elements += new.size
-        if not np.array_equal(old, new):
-            delta[name] = new - old
-            inexact += int(np.sum(old + delta[name] != new))
-            energy += float(np.sum(np.square(delta[name], dtype=np.float64)))
-    report = DeltaReport(list(delta), energy**0.5, inexact, elements)
-
-    def write(folder: pathlib.Path) -> None:
-        _write_like(folder, policy, config, "float32")
-        (folder / hf.BASE).mkdir()
-        for file in _model_files(base):
-            _link(file, folder / hf.BASE / file.name)
-        safetensors.numpy.save_file(delta, folder / hf.DELTA_WEIGHTS, metadata={"format": "pt"})
-        _write_json(folder / hf.DELTA, {"format": hf.DELTA_FORMAT, **dataclasses.asdict(report)})
-
-    _write_directory(target, write)
-    return report
+    write_directory(target, write)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -257,10 +181,10 @@ def _write_weights(
             weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        _write_json(folder / hf.INDEX, index)
+        write_json(folder / hf.INDEX, index)
 
 
-def _write_like(
+def write_like(
     folder: pathlib.Path, like: pathlib.Path, config: config_lib.ModelConfig, dtype: str
 ) -> None:
     """Writes the config of `like`, changed as little as needed, and copies what goes with it."""
@@ -269,7 +193,7 @@ def _write_like(
     ours = _stored(config)
     if dataclasses.replace(theirs, head=ours.head) != ours:
         raise ValueError(
-            f"The model is not of the architecture of {like} ({_differences(ours, theirs)}): name "
+            f"The model is not of the architecture of {like} ({differences(ours, theirs)}): name "
             "the model that it was made from."
         )
     if theirs.head != ours.head:
@@ -281,7 +205,7 @@ def _write_like(
     if all(fields.get(key) == dtype for key in keys) and theirs.head == ours.head:
         shutil.copyfile(like / hf.CONFIG, folder / hf.CONFIG)
     else:
-        _write_json(folder / hf.CONFIG, fields | dict.fromkeys(keys, dtype))
+        write_json(folder / hf.CONFIG, fields | dict.fromkeys(keys, dtype))
     for file in _matching(like, _COMPANIONS):
         shutil.copyfile(file, folder / file.name)
 
@@ -292,14 +216,14 @@ def _stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
     return dataclasses.replace(config, compute_dtype=fresh["compute_dtype"], remat=fresh["remat"])
 
 
-def _open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:
+def open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:
     config = hf.load_config(directory)
     tensors = hf.Tensors(directory)
     hf.check_tensors(config, tensors)
     return config, tensors
 
 
-def _differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
+def differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
     names = [field.name for field in dataclasses.fields(a)]
     return "; ".join(
         f"{name} {getattr(a, name)!r} against {getattr(b, name)!r}"
@@ -337,22 +261,22 @@ def _matching(folder: pathlib.Path, patterns: Iterable[str]) -> list[pathlib.Pat
     ]
 
 
-def _model_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def model_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return _matching(folder, (hf.CONFIG, "model*.safetensors", hf.INDEX, *_COMPANIONS))
 
 
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+def link(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 
 
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
+def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
     """Where a directory's name leads, if a model can be written there in that dtype.
 
     Raises:
@@ -385,7 +309,7 @@ def _check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathl
     return target
 
 
-def _write_directory(target: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+def write_directory(target: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     """Has `write` fill a temporary folder, and gives it the target's name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))

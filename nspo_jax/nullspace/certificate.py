@@ -39,6 +39,8 @@ def certify(
     calibration: Iterable[Batch],
     held_out: Iterable[Batch],
     mesh: jax.sharding.Mesh | None = None,
+    *,
+    change: Any = None,
 ) -> dict[str, Any]:
     """Measures what the policy kept of the base model, a layer at a time.
 
@@ -50,10 +52,14 @@ def certify(
       calibration: batches of the text that the projectors were calibrated on.
       held_out: batches of general text that they never saw.
       mesh: spreads the calibration text's rows; None: one device.
+      change: what was trained, float32, laid out as the parameters, None at leaves that stayed;
+        None: the difference of policy and base, which rounding of the policy's weights is a part
+        of.
 
     Returns:
       A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` of the whole run,
-      the largest `output_change` and `output_bound`, `unprotected` (changed parameters without a
+      the largest `output_change` and `output_bound`, `measured` ("change" or "difference"),
+      `unprotected` (changed parameters without a
       projector, by relative norm), `calibration` and `held_out` (see `drift.drift`), `provenance`
       (that of the projectors, and the `policy`'s fingerprint). A bound holds on the text that its
       spectrum is of: it is None where `calibration` measures otherwise.
@@ -66,17 +72,24 @@ def certify(
     masked = ({name: batch[name] for name in ("tokens", "mask")} for batch in calibration)
     run = activations.Activations(models.ParamsSource(config, base), masked, mesh)
     before, after = (projection.leaves_by_path(tree) for tree in (base, policy))
+    given = None if change is None else projection.leaves_by_path(change)
+
+    def change_of(path, at):
+        if given is None:
+            return after[path][at] - before[path][at]
+        return given[path][at] if path in given else jnp.zeros_like(before[path][at])
+
     tokens = int(sum(np.sum(batch["mask"]) for batch in calibration))
     rows, changed = [], dict.fromkeys(before, 0.0)  # path -> |dW|^2
     for layer in (*range(config.num_layers), None):
         at = Ellipsis if layer is None else layer
         weights = {
-            path: (before[path][at], after[path][at] - before[path][at])
+            path: (before[path][at], change_of(path, at))
             for path in before
             if path.startswith("layers/") == (layer is not None)
         }
-        for path, (_, change) in weights.items():
-            changed[path] += _energy(change)
+        for path, (_, moved) in weights.items():
+            changed[path] += _energy(moved)
         sites = {
             name: projection.Site(site.kernels, site.basis[at], site.side, site.ranks[at])
             for name, site in projectors.sites.items()
@@ -100,10 +113,11 @@ def certify(
         "protected_share": _ratio(inside, sum(changed[path] for path in order)),
         "output_change": max(row["output_change"] for row in rows),
         "output_bound": None if None in bounds else max(bounds),
+        "measured": "difference" if change is None else "change",
         "unprotected": {
-            path: _ratio(change, _energy(before[path]))
-            for path, change in changed.items()
-            if path not in order and change
+            path: _ratio(moved, _energy(before[path]))
+            for path, moved in changed.items()
+            if path not in order and moved
         },
         "calibration": drift_lib.drift(config, base, policy, calibration),
         "held_out": drift_lib.drift(config, base, policy, held_out),

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from nspo_jax.nullspace import projection
@@ -64,7 +63,7 @@ def in_null_space(
 
     def init(params: optax.Params) -> NullCoordinatesState:
         projection.match_kernels(sites, params)
-        bases = {name: jnp.asarray(site.null_basis()) for name, site in sites.items()}
+        bases = projection.copy_bases({name: s.null_basis() for name, s in sites.items()})
         return NullCoordinatesState(bases, optimizer.init(reduce(params, bases)))
 
     def update(updates, state: NullCoordinatesState, params=None, **extra_args):

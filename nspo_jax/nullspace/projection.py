@@ -257,7 +257,7 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
 
     def init(params: optax.Params) -> ProjectionState:
         leaves = match_kernels(sites, params)
-        bases = {name: jnp.asarray(site.basis) for name, site in sites.items()}
+        bases = copy_bases({name: site.basis for name, site in sites.items()})
         if period == 1:
             return ProjectionState(bases)
         pending = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in leaves.items()}
@@ -284,6 +284,11 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
         return updates, ProjectionState(state.bases, count, pending)
 
     return optax.GradientTransformation(init, update)
+
+
+def copy_bases(bases: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Copies bases to the device: a step may donate its state, and the caller's arrays stay his."""
+    return {name: jnp.array(basis, copy=True) for name, basis in bases.items()}
 
 
 def sites_of(projectors: Any) -> dict[str, Site]:

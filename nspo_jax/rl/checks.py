@@ -83,6 +83,8 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
     choices = {
         "task": ("chat_world", "stories", "safety"),
         "data.train": safety.TRAINING,
+        "optimizer.name": optimizer_lib.NAMES,
+        "optimizer.master": optimizer_lib.MASTERS,
         "projection.mode": optimizer_lib.MODES,
         "projection.untargeted": ("freeze", "train"),
         "projection.basis": ("null_space", "random"),

@@ -224,7 +224,12 @@ def make_step(
         dual_clip=rl.dual_clip,
         temperature=rl.temperature,
     )
-    update_policy = train_step.make_update(policy_loss, optimizer, microbatches=rl.microbatches)
+    update_policy = train_step.make_update(
+        policy_loss,
+        optimizer,
+        microbatches=rl.microbatches,
+        compute_dtype=model.compute_dtype,
+    )
 
     def values_of(params, batch) -> dict[str, jax.Array]:
         values = {

@@ -98,8 +98,14 @@ def make_plan(
     )
     params = models.abstract_params(model)
     sharding.check_rules(params)
-    trainable, frozen = optimizer_lib.partition(
-        params, config.projection.targets, config.projection.untargeted
+    trainable, frozen = jax.eval_shape(
+        lambda base: optimizer_lib.open_master(
+            base,
+            config.projection.targets,
+            config.projection.untargeted,
+            config.optimizer.master,
+        ),
+        params,
     )
     sites, assumptions = _sites(config, model, rank_share)
     bases = {name: site.basis for name, site in sites.items()}
@@ -115,20 +121,24 @@ def make_plan(
     frozen = trainer.freeze(frozen, config.model.frozen_dtype)
     state, frozen, whole = (_placed(mesh, tree) for tree in (state, frozen, params))
     reference = whole if config.rl.kl_coefficient else None
+    changes = config.optimizer.master == "change"
     resident = {
-        "trained weights": _bytes(state.trainable),
-        "frozen weights": _bytes(frozen),
+        "trained change" if changes else "trained weights": _bytes(state.trainable),
+        "base weights" if changes else "frozen weights": _bytes(frozen),
         "optimizer moments": _bytes(state.opt_state, lambda path: "bases" not in path),
         "projector bases": _bytes(state.opt_state, lambda path: "bases" in path),
     }
     head = whole["embed" if model.tie_embeddings else "head"]
     width = jnp.dtype(model.compute_dtype).itemsize
     resident["base's head, to compare with"] = _bytes(head) * width // 4
-    if reference is not None:
+    if reference is not None and changes:
+        reference = frozen  # the base itself
+    elif reference is not None:
         resident["reference weights"] = _bytes(reference)
     judging, assumed = judges.abstract_models(config, model)
     resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
-    policy = optimizer_lib.combine(state.trainable, frozen)
+    policy = _placed(mesh, jax.eval_shape(optimizer_lib.combine, state.trainable, frozen))
+    formed = _bytes(policy) if changes else 0  # beside the change and the base, while it samples
     with jax.set_mesh(mesh):
         compiled = {
             "rollout": _rollout(
@@ -153,7 +163,10 @@ def make_plan(
         collectives[name] = {kind: count * size for kind, size in found.items()}
     return Plan(
         resident=resident,
-        phases={name: _beside_arguments(program) for name, program in compiled.items()},
+        phases={
+            name: _beside_arguments(program) + (formed if name != "update" else 0)
+            for name, program in compiled.items()
+        },
         calibration=_calibration_bytes(config, model, mesh, whole, layer),
         cache=_cache_bytes(model, mesh, at_once, _length(config)),
         flops=step_flops(model, config),
@@ -403,7 +416,7 @@ def first_change(plan: Plan, config: ml_collections.ConfigDict, chip: chips.Chip
     if plan.calibration > room:
         return "lower calibration.batch_size"
     if held > 0.8 * room:
-        frozen = plan.resident["frozen weights"]
+        frozen = plan.resident.get("frozen weights", plan.resident.get("base weights"))
         if frozen > held / 8 and config.model.frozen_dtype == "float32":
             return "set model.frozen_dtype=bfloat16 (for a checkpoint that is stored so)"
         return "more devices on mesh.fsdp, or fewer projection.targets"

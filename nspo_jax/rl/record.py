@@ -12,6 +12,22 @@ from nspo_jax import distributed
 _log = logging.getLogger(__name__)
 
 
+# What runs did before a field existed: their workdirs' configs do not have it.
+_BEFORE = {"optimizer.name": "adam", "optimizer.master": "weights"}
+
+
+def restore_defaults(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Sets fields that a workdir's config is older than to what they were then, and says so."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    for name, value in _BEFORE.items():
+        if name not in found and flatten(config)[name] != value:
+            _log.warning("%s is older than %s, which is %r here", path, name, value)
+            config.update_from_flattened_dict({name: value})
+
+
 def resumes_finished(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_change: bool = False
 ) -> bool:
@@ -25,7 +41,7 @@ def resumes_finished(
     """
     wanted, found = _essential(flatten(config)), {}
     if (workdir / "config.json").exists():
-        found = _essential(json.loads((workdir / "config.json").read_text()))
+        found = _essential(_BEFORE | json.loads((workdir / "config.json").read_text()))
     changed = [
         f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(set(found) | set(wanted))

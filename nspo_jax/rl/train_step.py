@@ -23,9 +23,9 @@ Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 class TrainState(NamedTuple):
     """What an update changes, and a checkpoint holds.
 
-    step: int32 scalar, updates done; trainable: the trained leaves of the parameters (None where
-    frozen); opt_state: optax state, with the projector bases in it; critics: what else learns, see
-    `lagrangian.Critics`.
+    step: int32 scalar, updates done; trainable: what is trained, see `optimizer.open_master` (None
+    where frozen); opt_state: optax state, with the projector bases in it; critics: what else
+    learns, see `lagrangian.Critics`.
     """
 
     step: jax.Array
@@ -182,24 +182,30 @@ def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., 
 
 
 def make_update(
-    loss_of: LossOf, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+    loss_of: LossOf,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    compute_dtype: str = "float32",
 ) -> Step:
     """Builds `step(state, frozen, reference, batch) -> (state, metrics)`, not jitted yet.
 
-    `frozen` holds the leaves that `state.trainable` lacks. `reference` is the base model's
-    parameters where the loss needs them, else None. `metrics` are float32 scalars, and `nonfinite`,
-    bool, see `nonfinite_tensors`.
+    `frozen` is what `optimizer.combine` joins with `state.trainable`. `reference` is the base
+    model's parameters where the loss needs them, else None. `metrics` are float32 scalars, and
+    `nonfinite`, bool, see `nonfinite_tensors`.
 
     Args:
       loss_of: (params, reference, batch, tokens) -> (loss, metrics): see `gradient_in_parts`.
       optimizer: of the trained leaves.
       microbatches: parts of the batch's rows whose gradients are added up: the same update to
         rounding, in less memory.
+      compute_dtype: of the model, which weights are formed in.
     """
 
     def step(state: TrainState, frozen, reference, batch):
         def of_trainable(trainable, rows, tokens):
-            return loss_of(optimizer_lib.combine(trainable, frozen), reference, rows, tokens)
+            params = optimizer_lib.combine(trainable, frozen, compute_dtype)
+            return loss_of(params, reference, rows, tokens)
 
         gradient, metrics = gradient_in_parts(of_trainable, microbatches)(state.trainable, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
@@ -232,7 +238,10 @@ def make_train_step(
       **options: of `policy_gradient_loss`.
     """
     loss_of = policy_gradient_loss(config, **options)
-    return jax.jit(make_update(loss_of, optimizer, microbatches=microbatches), donate_argnums=0)
+    update = make_update(
+        loss_of, optimizer, microbatches=microbatches, compute_dtype=config.compute_dtype
+    )
+    return jax.jit(update, donate_argnums=0)
 
 
 def nonfinite(trees: Any) -> jax.Array:

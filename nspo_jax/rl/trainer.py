@@ -9,7 +9,6 @@ With several processes each runs these lines: arrays are global, host values the
 """
 
 import contextlib
-import functools
 import json
 import logging
 import pathlib
@@ -51,7 +50,8 @@ def train(
     """Runs a config in `workdir`, or continues it there, and returns its summary.
 
     Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, checkpoints/, certificate.json,
-    policy/ (a Hugging Face directory, float32) and, when all is done, summary.json.
+    policy/ (a Hugging Face directory, float32), delta/ (the base and the change, as it was trained)
+    and, when all is done, summary.json.
 
     Every process calls it with the same arguments, and gets the same summary; process 0 writes.
 
@@ -69,6 +69,7 @@ def train(
       rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
     """
     workdir = pathlib.Path(workdir)
+    record.restore_defaults(config, workdir)
     checks.check_config(config)
     if record.resumes_finished(config, workdir, allow_config_change):
         return json.loads((workdir / "summary.json").read_text())
@@ -85,20 +86,29 @@ def train(
     evaluator = evaluation.Evaluator(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
-    optimizer = make_optimizer(config, select_projectors(config, projectors, mesh))
-    trainable, frozen = optimizer_lib.partition(
-        work.base, config.projection.targets, config.projection.untargeted
+    optimizer = make_optimizer(config, select_projectors(config, projectors))
+    trainable, frozen = optimizer_lib.open_master(
+        work.base,
+        config.projection.targets,
+        config.projection.untargeted,
+        config.optimizer.master,
     )
     frozen = freeze(frozen, config.model.frozen_dtype)
     reference = None
-    if has_reference(config):  # the step donates its state; a reference stays
-        trainable, reference = jax.tree.map(jnp.copy, trainable), work.base
+    if has_reference(config):
+        if config.optimizer.master == "change":
+            reference = frozen  # the base itself
+        else:  # the step donates its state; a reference stays
+            trainable, reference = jax.tree.map(jnp.copy, trainable), work.base
     work.release_base()  # the certificate reads it again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
     if rl.algorithm == "ppo_lagrangian":
         state = state._replace(critics=lagrangian.init_critics(config, work))
     update = make_step(config, work.config, optimizer)
+    # of weights that are trained themselves nothing is formed, and nothing copied
+    changes = config.optimizer.master == "change"
+    form_weights = _add_change if changes else optimizer_lib.combine
 
     # ---------------------------------------------------------------------------- resume
     record.write_config(config, workdir)
@@ -117,7 +127,7 @@ def train(
     profiler = metrics.Profiler(workdir / "profile", profile)
 
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
-        params = optimizer_lib.combine(state.trainable, frozen)
+        params = form_weights(state.trainable, frozen)
         with clock.phase("evaluation"):
             scores = evaluator(params, rollouts.role_key(config.seed, "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
@@ -152,7 +162,7 @@ def train(
                 checkpoints.finish(step, state, batches.get_state())
                 raise preemption.PreemptedError(f"SIGTERM: stopped with step {step} saved.")
             profiler.at(step)
-            params = optimizer_lib.combine(state.trainable, frozen)
+            params = form_weights(state.trainable, frozen)
             try:
                 batch, logged = batches.sample(params, step, clock)
             except rewards.JudgeError as error:
@@ -163,6 +173,7 @@ def train(
                         f"SIGTERM: stopped with step {step} saved."
                     ) from error
                 raise
+            del params  # formed from the state, where what is trained is a change
             with clock.phase("update"):
                 for minibatch in rollouts.split_minibatches(batch, rl.minibatches, step):
                     minibatch = sharding.shard_batch(mesh, minibatch)
@@ -196,10 +207,11 @@ def train(
     # ---------------------------------------------------------------------------- report
     policy = optimizer_lib.combine(state.trainable, frozen)
     policy = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy)  # of frozen ones exact
+    change = state.trainable if changes else None
     del state, reference
     with jax.set_mesh(mesh):
         report = nullspace.certify(
-            work.config, work.base, policy, projectors, calibration, held_out, mesh
+            work.config, work.base, policy, projectors, calibration, held_out, mesh, change=change
         )
     summary = {
         **scores,
@@ -211,6 +223,8 @@ def train(
     }
     with checkpoints.naming_last_good():
         models.save_model(workdir / "policy", work.config, policy, like=work.path)
+        if change is not None:
+            models.save_delta(workdir / "delta", work.config, change, work.path)
         if distributed.is_primary():
             record.write_text(workdir / "certificate.json", json.dumps(report, indent=1))
             record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
@@ -226,17 +240,15 @@ def abstract(state: train_step.TrainState) -> train_step.TrainState:
 
 
 def select_projectors(
-    config: ml_collections.ConfigDict, projectors: nullspace.Projectors, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict, projectors: nullspace.Projectors
 ) -> nullspace.Projectors | None:
-    """Those that `config.projection` names, with bases on the mesh; None for mode none."""
+    """Those that `config.projection` names; None for mode none."""
     if config.projection.mode == "none":
         return None
     selected = projectors.select(config.projection.targets)
     if config.projection.basis == "random":
         selected = selected.randomized(config.seed)
-    if config.projection.mode == "coordinates":  # whose `init` takes the other side's, on the host
-        return selected
-    return selected.place(functools.partial(sharding.shardings, mesh))
+    return selected
 
 
 def make_optimizer(
@@ -246,6 +258,7 @@ def make_optimizer(
     return optimizer_lib.build_optimizer(
         config.optimizer.learning_rate,
         projectors,
+        name=config.optimizer.name,
         mode=config.projection.mode,
         period=config.projection.period,
         max_gradient_norm=config.optimizer.max_gradient_norm,
@@ -283,7 +296,12 @@ def make_step(
         return jax.jit(lagrangian.make_step(config, model, optimizer), donate_argnums=0)
     if rl.algorithm == "dpo":
         loss_of = dpo.pair_loss(model, beta=rl.dpo_beta)
-        update = train_step.make_update(loss_of, optimizer, microbatches=rl.microbatches)
+        update = train_step.make_update(
+            loss_of,
+            optimizer,
+            microbatches=rl.microbatches,
+            compute_dtype=model.compute_dtype,
+        )
         return jax.jit(update, donate_argnums=0)
     return train_step.make_train_step(
         model,
@@ -298,6 +316,11 @@ def make_step(
         temperature=rl.temperature,
         microbatches=rl.microbatches,
     )
+
+
+@jax.jit
+def _add_change(change: Any, base: Any) -> Any:
+    return sharding.constrain(optimizer_lib.combine(change, base))
 
 
 def freeze(frozen: Any, dtype: str) -> Any:

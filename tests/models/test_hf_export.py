@@ -123,8 +123,34 @@ def test_a_delta_is_no_base(run):
     with pytest.raises(ValueError, match="delta is a delta itself: make a plain model"):
         models.export_delta(directory / "policy", directory / "delta", directory / "out")
     report = models.export_delta(directory / "delta", directory / "base", directory / "out")
+    written = (directory / "delta/delta.safetensors").read_bytes()
+    assert (directory / "out/delta.safetensors").read_bytes() == written
+    with pytest.raises(ValueError, match="is of another base than"):
+        models.export_delta(directory / "delta", directory / "policy", directory / "other")
     same(models.load_model(directory / "out")[1], models.load_model(directory / "delta")[1])
     assert len(report.tensors) == 6
+
+
+def test_a_change_is_saved_as_it_was_trained_and_read_again(run):
+    """1e-9 beside a weight of 1: the difference of two float32 models would have lost it."""
+    directory, base, _ = run
+    change = jax.tree.map(lambda leaf: None, base)
+    drawn = 1e-9 * np.random.default_rng(0).standard_normal(base["head"]["kernel"].shape)
+    change["head"]["kernel"] = drawn.astype(np.float32)
+    change["layers"]["mlp"]["up"]["kernel"] = np.full_like(
+        base["layers"]["mlp"]["up"]["kernel"], 1e-9
+    )
+    models.save_delta(directory / "change", CONFIG, change, directory / "base")
+    found = models.load_change(directory / "change")
+    assert jax.tree.structure(found) == jax.tree.structure(change)
+    same(found, change)
+    _, policy = models.load_model(directory / "change")
+    same(policy["head"]["kernel"], base["head"]["kernel"] + change["head"]["kernel"])
+    assert models.load_change(directory / "base") is None
+    # a change of what is a delta itself: its sum is the base
+    models.save_delta(directory / "twice", CONFIG, change, directory / "change")
+    same(models.load_change(directory / "twice"), change)
+    same(models.load_model(directory / "twice/base")[1], policy)
 
 
 def test_a_delta_of_a_tied_base_that_stores_its_head(run):

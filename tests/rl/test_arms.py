@@ -112,7 +112,7 @@ def test_every_arm_starts(shared_workspace, arm):
         trainable, frozen = trainer.optimizer_lib.partition(
             work.base, config.projection.targets, config.projection.untargeted
         )
-        selected = trainer.select_projectors(config, projectors, work.mesh)
+        selected = trainer.select_projectors(config, projectors)
         trainer.make_optimizer(config, selected).init(trainable)
         names = projection.leaves_by_path(frozen)
         assert ("embed/embedding" in names) == (config.projection.untargeted == "freeze")

@@ -29,7 +29,7 @@ def test_a_run_leaves_its_files(finished):
     workspace, workdir, summary = finished
     assert {path.name for path in workdir.iterdir()} == {
         "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "certificate.json",
-        "policy", "summary.json",
+        "policy", "delta", "summary.json",
     }  # fmt: skip
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert (

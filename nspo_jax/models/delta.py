@@ -1,0 +1,218 @@
+"""Deltas: a base model as it is, and in float32 what a policy differs from it by.
+
+A safety update is smaller than half a bfloat16 step of the weight it moves: rounded to bfloat16 it
+is noise, no longer inside the null space. Base plus difference keeps it.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from flax import traverse_util
+import numpy as np
+import safetensors.numpy
+
+from nspo_jax import distributed, progress
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import hf, hf_export, transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaReport:
+    """What a delta changed.
+
+    Attributes:
+      tensors: names of the tensors that differ.
+      norm: of the whole difference, Frobenius.
+      inexact: how many elements base + delta restores to a neighbouring float32 instead of the
+        policy's own: possible where the policy is not within a factor two of the base.
+      elements: of all tensors.
+    """
+
+    tensors: list[str]
+    norm: float
+    inexact: int
+    elements: int
+
+
+def export_delta(
+    policy: str | os.PathLike, base: str | os.PathLike, directory: str | os.PathLike
+) -> DeltaReport:
+    """Writes the base as it is, and what the policy differs from it by, in float32.
+
+    The directory holds `base/` (hard links to the base's files where the file system allows),
+    `delta.safetensors` (float32, the tensors that differ, by Hugging Face's name), `delta.json`,
+    config.json and the tokenizer. There are no weights at its top, so a reader that does not know
+    deltas fails instead of quietly serving the base; `load_model` adds the two, and
+    `export_model` makes a plain float32 model of it.
+
+    Args:
+      policy: a saved model, float32.
+      base: the model that it was trained from, of the same architecture; no delta itself.
+      directory: where the result goes.
+
+    Raises:
+      FileExistsError: the directory holds files that are no part of a model.
+      ValueError: the two models differ in their architecture, or the base is a delta.
+    """
+    policy, base = pathlib.Path(policy), pathlib.Path(base)
+    target = hf_export.check_target(directory)
+    if (policy / hf.DELTA).exists():
+        return _copy_delta(policy, base, target)
+    if (base / hf.DELTA).exists():
+        raise ValueError(
+            f"The base {base} is a delta itself: make a plain model of it with export_model first."
+        )
+    config, after = hf_export.open_checked(policy)
+    base_config, before = hf_export.open_checked(base)
+    if config != base_config:
+        raise ValueError(
+            f"{policy} and {base} differ in their architecture "
+            f"({hf_export.differences(config, base_config)}): a delta needs the base that the "
+            "policy was trained from."
+        )
+    delta, inexact, elements, energy = {}, 0, 0, 0.0
+    for name in progress.Bar(hf.expected_tensors(config), desc="delta", unit="tensor", leave=False):
+        old, new = before.read(name), after.read(name)
+        elements += new.size
+        if not np.array_equal(old, new):
+            delta[name] = new - old
+            inexact += int(np.sum(old + delta[name] != new))
+            energy += float(np.sum(np.square(delta[name], dtype=np.float64)))
+    report = DeltaReport(list(delta), energy**0.5, inexact, elements)
+
+    hf_export.write_directory(
+        target, lambda folder: _write_delta(folder, config, policy, base, delta, report)
+    )
+    return report
+
+
+def save_delta(
+    directory: str | os.PathLike,
+    config: config_lib.ModelConfig,
+    change: transformer.Params,
+    base: str | os.PathLike,
+) -> None:
+    """Writes a base as it is and a change of it as it was trained: what `export_delta` writes.
+
+    The difference of a float32 policy and its base has the rounding of the policy's weights in it;
+    the change itself has none. Called by all processes, as `save_model`.
+
+    Args:
+      directory: where the result goes; see `save_model` for its errors.
+      config: the model's.
+      change: float32, laid out as in `transformer`, None at leaves that did not change.
+      base: the directory of the model that the change is of, which may be a delta: then the sum of
+        its own base and difference is written out, in float32, as the base.
+    """
+    target, base = hf_export.check_target(directory), pathlib.Path(base)
+    flat = {
+        path: leaf for path, leaf in traverse_util.flatten_dict(change, sep="/").items()
+        if leaf is not None
+    }  # fmt: skip
+    expected = hf.expected_tensors(config)
+    names = [name for name, (path, *_) in expected.items() if path in flat]
+    delta = {}
+    for name in names:
+        path, layer, _ = expected[name]
+        value = np.asarray(distributed.fetch(flat[path] if layer is None else flat[path][layer]))
+        if distributed.is_primary():
+            value = value.T if hf.is_transposed(path) else value
+            delta[name] = np.ascontiguousarray(value, np.float32)
+    if not distributed.is_primary():
+        return
+    energy = sum(float(np.sum(np.square(part, dtype=np.float64))) for part in delta.values())
+    elements = sum(int(np.prod(shape)) for *_, shape in expected.values())
+    report = DeltaReport(names, energy**0.5, 0, elements)
+    hf_export.write_directory(
+        target, lambda folder: _write_delta(folder, config, base, base, delta, report)
+    )
+
+
+def _write_delta(
+    folder: pathlib.Path,
+    config: config_lib.ModelConfig,
+    like: pathlib.Path,
+    base: pathlib.Path,
+    delta: dict[str, np.ndarray],
+    report: DeltaReport,
+) -> None:
+    hf_export.write_like(folder, like, config, "float32")
+    if (base / hf.DELTA).exists():
+        hf_export.export_model(base, folder / hf.BASE)
+    else:
+        (folder / hf.BASE).mkdir()
+        for file in hf_export.model_files(base):
+            hf_export.link(file, folder / hf.BASE / file.name)
+    safetensors.numpy.save_file(delta, folder / hf.DELTA_WEIGHTS, metadata={"format": "pt"})
+    hf_export.write_json(
+        folder / hf.DELTA, {"format": hf.DELTA_FORMAT, **dataclasses.asdict(report)}
+    )
+
+
+def _copy_delta(source: pathlib.Path, base: pathlib.Path, target: pathlib.Path) -> DeltaReport:
+    """A delta written again: its difference as it was trained, never computed anew."""
+    if hf.stored_fingerprint(source / hf.BASE) != hf.stored_fingerprint(base):
+        raise ValueError(
+            f"The delta {source} is of another base than {base}: give {source / hf.BASE}."
+        )
+    fields = hf.read_json(source / hf.DELTA)
+    report = DeltaReport(**{name: value for name, value in fields.items() if name != "format"})
+    delta = safetensors.numpy.load_file(source / hf.DELTA_WEIGHTS)
+    config, like = hf.load_config(source), source
+    hf_export.write_directory(
+        target, lambda folder: _write_delta(folder, config, like, base, delta, report)
+    )
+    return report
+
+
+def load_change(
+    directory: str | os.PathLike, shardings: hf.Shardings | None = None
+) -> transformer.Params | None:
+    """Reads the difference of a delta as it was trained; None for a model that is no delta.
+
+    Args:
+      directory: what `save_delta` or `export_delta` wrote.
+      shardings: see `hf.load_model`.
+
+    Returns:
+      float32, laid out as in `transformer`, with None at parameters that did not change.
+
+    Raises:
+      FileNotFoundError, ValueError: as `hf.load_model`.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / hf.DELTA).exists():
+        return None
+    config = hf.load_config(directory)
+    tensors = _Change(directory, config)
+    abstract = transformer.abstract_params(config)
+    placed = hf.default_shardings(abstract) if shardings is None else shardings(abstract)
+    placed = traverse_util.flatten_dict(placed, sep="/")
+    found = {}
+    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+        changed = any(name in tensors.names() for name in hf.tensor_layers(config, path))
+        dtype, place = np.dtype(np.float32), placed[path]
+        found[path] = (
+            hf.load_parameter(config, tensors, path, leaf.shape, dtype, place) if changed else None
+        )
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+class _Change(hf.Tensors):
+    """The tensors of a difference; those that it leaves out are zero."""
+
+    def __init__(self, directory: pathlib.Path, config: config_lib.ModelConfig):
+        file = hf.open_file(directory / hf.DELTA_WEIGHTS)
+        self.directory, self.stored, self._delta = directory, self, {}
+        self._files = dict.fromkeys(file.keys(), file)
+        self._shapes = {name: shape for name, (*_, shape) in hf.expected_tensors(config).items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def read(self, name, index=(), *, dtype=np.float32, transpose=False):
+        if name in self._files:
+            return super().read(name, index, dtype=dtype, transpose=transpose)
+        part = np.zeros(self.shape(name), dtype)[index]
+        return part.T if transpose else part
