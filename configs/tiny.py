@@ -11,23 +11,31 @@ import ml_collections
 
 from configs import default
 
+# Of every arm that does not say otherwise. SGD's step falls with the gradient, so that it ends when
+# all groups are flat; Adam's does not, and carries the policy past that place: docs/optimizers.md.
+# Of learning rates 0.03, 0.05 and 0.1 at seeds 0 and 9: all alike.
+SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05}
+ADAM = {"optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
 NO_PROJECTION = {"projection.mode": "none", "projection.untargeted": "train"}
-TUNED = {"optimizer.learning_rate": 1e-4, "rl.stop_unsafe": 0.06, "rl.steps": 400}
-PAPER = {"projection.targets": "mlp", "projection.untargeted": "train"}
-EXACT = {"calibration.rows": 4, "calibration.rank_rule": "relative_max(1e-6)"}
+STOPPED = {**ADAM, "optimizer.learning_rate": 1e-4, "rl.stop_unsafe": 0.06, "rl.steps": 400}
+PAPER = {**ADAM, "projection.targets": "mlp", "projection.untargeted": "train"}
+EXACT = {**ADAM, "calibration.rows": 4, "calibration.rank_rule": "relative_max(1e-6)"}
 
 ARMS: dict[str, dict] = {
     # the base model as it is
     "base": {"rl.steps": 0},
     # every linear site projected, head included; embedding and norms frozen
     "nspo": {},
-    # the same constraint, Adam in null-space coordinates: nothing of a step is projected away, so
-    # that it needs half the learning rate
-    "nspo_coords": {"projection.mode": "coordinates", "optimizer.learning_rate": 5e-4},
+    # the same by Adam: with momentum, as the README's table had it before, and without
+    "nspo_adam": ADAM,
+    "nspo_rmsprop": {**ADAM, "optimizer.b1": 0.0},
+    # the same constraint, Adam in null-space coordinates (SGD there is nspo itself): nothing of a
+    # step is projected away, so that it needs half the learning rate
+    "nspo_coords": {**ADAM, "projection.mode": "coordinates", "optimizer.learning_rate": 5e-4},
     # the head frozen instead of projected
-    "nspo_linear": {"projection.targets": "mlp+attention"},
+    "nspo_linear": {**ADAM, "projection.targets": "mlp+attention"},
     # the MLP projected, the rest frozen
-    "nspo_mlp_frozen": {"projection.targets": "mlp"},
+    "nspo_mlp_frozen": {**ADAM, "projection.targets": "mlp"},
     # the MLP projected, everything else trained: what the released code intends
     "nspo_paper": PAPER,
     # and its schedule: the weight change projected every 5 steps
@@ -43,32 +51,35 @@ ARMS: dict[str, dict] = {
     "nspo_learned": {"rewards.terms": "cost_model@harmful"},
     # benign prompts, as many as data.benign_fraction says, judged by whether they are refused
     "nspo_over_refusal": {"rewards.terms": "cost_model@harmful+over_refusal"},
-    # plain GRPO, everything trained
+    # plain GRPO, everything trained, as nspo otherwise
     "grpo": NO_PROJECTION,
-    # with a smaller step, stopped as soon as it is safe enough
-    "grpo_tuned": {**NO_PROJECTION, **TUNED},
+    # with the best learning rate of 0.05, 0.01, 0.003, 0.002 and 0.001 at seed 0
+    "grpo_tuned": {**NO_PROJECTION, "optimizer.learning_rate": 1e-3},
+    # by Adam, and stopped as soon as it is safe enough: the best of learning rates 3e-5, 1e-4, 3e-4
+    "grpo_adam": {**NO_PROJECTION, **ADAM},
+    "grpo_stopped": {**NO_PROJECTION, **STOPPED},
     # with a KL penalty to the base model
-    "grpo_kl": {**NO_PROJECTION, "rl.kl_coefficient": 0.1},
-    # the MLP trained without projection, the rest frozen, tuned like grpo_tuned
-    "mlp_only": {"projection.mode": "none", "projection.targets": "mlp", **TUNED},
+    "grpo_kl": {**NO_PROJECTION, **ADAM, "rl.kl_coefficient": 0.1},
+    # the MLP trained without projection, the rest frozen, as grpo_stopped
+    "mlp_only": {"projection.mode": "none", "projection.targets": "mlp", **STOPPED},
     # a random subspace of the same rank at every site
     "random": {"projection.basis": "random"},
-    # the projection before Adam instead of after it
-    "project_gradient": {"projection.mode": "gradient"},
+    # the projection before Adam instead of after it (of SGD there is no before and after)
+    "project_gradient": {**ADAM, "projection.mode": "gradient"},
     # four conversations to protect and a true null space (nothing of their inputs is cut off):
     # their logits do not move; with the projection before Adam they do
     "nspo_exact": EXACT,
     "project_gradient_exact": {**EXACT, "projection.mode": "gradient"},
-    # DPO on pairs of the safer and another answer, everything trained; the best in general and
-    # unsafe of learning rates 3e-5, 1e-4, 2e-4, 3e-4 and 1e-3, and of beta 0.1, 0.3, 1 and 3 at two
-    # of them: with less than 1 the capability goes, with more it learns slowly
+    # DPO on pairs of the safer and another answer, everything trained; the best of learning rates
+    # 3e-3 and 1e-3, and of beta 0.1, 0.3, 1 and 3 (by Adam): with less than 1 the capability goes,
+    # with more it learns slowly
     "dpo": {
         **NO_PROJECTION,
         "rl.algorithm": "dpo",
         "rl.dpo_beta": 1.0,
-        "optimizer.learning_rate": 3e-4,
+        "optimizer.learning_rate": 3e-3,
     },
-    # and projected as nspo is; of beta 0.05, 0.1, 0.3 and 1, and learning rates 5e-4, 1e-3 and 2e-3
+    # and projected as nspo is; of beta 0.05, 0.1, 0.3 and 1 (by Adam)
     "nspo_dpo": {"rl.algorithm": "dpo", "rl.dpo_beta": 0.3},
     # PPO-Lagrangian of Safe RLHF: the reward model's reward under a limit of 5 % on the cost
     # model's cost, everything trained; of learning rates 3e-5, 1e-4, 2e-4 and 3e-4, and penalties
@@ -76,6 +87,7 @@ ARMS: dict[str, dict] = {
     # has grown; rewards have a scale of 1, so that 10 is enough
     "ppo_lagrangian": {
         **NO_PROJECTION,
+        **ADAM,
         "rl.algorithm": "ppo_lagrangian",
         "rewards.terms": "reward_model+cost_model",
         "rewards.normalise": "batch",
@@ -85,8 +97,8 @@ ARMS: dict[str, dict] = {
 }
 REPLAY = {"data.benign_fraction": 0.5, "data.wrapped_fraction": 0.5, "rl.steps": 80}
 OF_REPLAY = {  # what replay adds to single arms
-    # its best learning rate with replay of 1e-4, 3e-4 and 1e-3: the larger ones lose capability
-    "grpo": {"optimizer.learning_rate": 1e-4},
+    # its best learning rate with replay, of 0.003 and 0.001, as grpo_tuned's
+    "grpo": {"optimizer.learning_rate": 3e-3},
     "nspo_learned": {"rewards.terms": "cost_model@harmful+reward_model@benign"},
 }
 
@@ -103,7 +115,7 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
             f"The arm is {arm!r}; expected one of {', '.join(ARMS)}, or one with _replay added."
         )
     config = default.get_config()
-    config.update_from_flattened_dict(ARMS[name])
+    config.update_from_flattened_dict(SGD | ARMS[name])
     if arm.endswith("_replay"):
         config.update_from_flattened_dict(REPLAY)
         config.update_from_flattened_dict(OF_REPLAY.get(name, {}))

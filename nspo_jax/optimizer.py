@@ -64,7 +64,7 @@ def build_optimizer(
     else:
         descent = optax.chain(
             optax.trace(b1) if b1 else optax.identity(),
-            optax.add_decayed_weights(weight_decay),
+            optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
             optax.scale_by_learning_rate(learning_rate),
         )
     if mode == "none":

@@ -98,3 +98,73 @@ def test_unknown_values_are_named(params, projectors):
         optimizer_lib.build_optimizer(1e-3, projectors, mode="gradient", period=5)
     with pytest.raises(ValueError, match="needs projectors"):
         optimizer_lib.build_optimizer(1e-3)
+
+
+def _train(optimizer, trained, base, steps=1000):
+    """Random gradients with a constant part, as a run's have; what was trained, in the end."""
+    drift = jax.random.normal(jax.random.key(1), base.shape)
+
+    def step(carry, key):
+        trained, state = carry
+        gradient = {"w": drift + jax.random.normal(key, base.shape)}
+        updates, state = optimizer.update(gradient, state, trained)
+        return (optax.apply_updates(trained, updates), state), None
+
+    keys = jax.random.split(jax.random.key(2), steps)
+    start = (trained, optimizer.init(trained))
+    return jax.jit(lambda start: jax.lax.scan(step, start, keys)[0][0])(start)["w"]
+
+
+@pytest.mark.parametrize("mode", ["update", "coordinates"])
+def test_a_change_stays_in_the_null_space_at_the_paper_s_learning_rate(mode):
+    """Weights near 1, 1,000 steps at 1e-6: a change is exact to 1e-6, weights are not to 5e-4."""
+    draw = np.random.default_rng(0)
+    protected = np.linalg.qr(draw.standard_normal((128, 32)))[0]
+    site = projection.Site(("w",), protected.astype(np.float32), "protected", np.int32(32))
+    base = jnp.asarray(1 + 0.1 * draw.standard_normal((128, 64)), jnp.float32)
+    optimizer = optimizer_lib.build_optimizer(1e-6, {"in": site}, mode=mode)
+
+    def share(change):
+        change = np.asarray(change, np.float64)
+        return np.linalg.norm(protected.T @ change) / np.linalg.norm(change)
+
+    trained, _ = optimizer_lib.open_master({"mlp": {"w": base}}, "mlp", "train", "change")
+    assert not np.any(trained["mlp"]["w"])
+    change = _train(optimizer, trained["mlp"], base)
+    assert 1e-5 < np.abs(change).max() < 2e-3
+    assert share(change) < 1e-6
+    weights = _train(optimizer, {"w": base}, base)
+    assert share(np.asarray(weights, np.float64) - np.asarray(base, np.float64)) > 5e-4
+
+
+def test_weights_are_formed_of_a_change_and_what_it_is_of():
+    base = {
+        "layers": {"mlp": {"up": {"kernel": jnp.full((2, 3, 4), 1.0, jnp.bfloat16)}}},
+        "final_norm": {"scale": jnp.ones(3)},
+    }
+    trained, fixed = optimizer_lib.open_master(base, "mlp", "freeze", "change")
+    trained = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32) + 1e-4, trained)
+    whole = optimizer_lib.combine(trained, fixed)
+    kernel = whole["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.dtype == jnp.float32 and np.allclose(kernel, 1.0001, atol=1e-7)
+    assert whole["final_norm"]["scale"] is base["final_norm"]["scale"]
+    narrow = optimizer_lib.combine(trained, fixed, "bfloat16")
+    assert narrow["layers"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="optimizer.master is 'delta'; expected one of change"):
+        optimizer_lib.open_master(base, "mlp", "freeze", "delta")
+
+
+def test_sgd_falls_with_the_gradient_and_adam_does_not():
+    first = []
+    for name in optimizer_lib.NAMES:
+        optimizer = optimizer_lib.build_optimizer(0.1, name=name, mode="none", b1=0.5)
+        params = {"w": jnp.ones(4)}
+        updates, state = optimizer.update({"w": jnp.ones(4)}, optimizer.init(params), params)
+        again, _ = optimizer.update({"w": jnp.full(4, 1e-3)}, state, params)
+        first.append((updates["w"][0], again["w"][0]))
+    (adam, adam_again), (sgd, sgd_again) = first
+    # clipped to a norm of 1, so 0.5 each; then 0.5 of it and the new one
+    np.testing.assert_allclose([sgd, sgd_again], [-0.05, -0.1 * (0.25 + 1e-3)], rtol=1e-5)
+    assert adam_again / adam > 0.3
+    with pytest.raises(ValueError, match="optimizer.name is 'lion'; expected one of adam, sgd"):
+        optimizer_lib.build_optimizer(0.1, name="lion")

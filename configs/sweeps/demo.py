@@ -11,6 +11,6 @@ from configs.sweeps import tiny_arms
 def get_config() -> ml_collections.ConfigDict:
     """A short sweep."""
     config = tiny_arms.get_config()
-    config.arms = "base+grpo+grpo_tuned+nspo_paper+random+nspo+nspo_coords_replay+grpo_replay"
+    config.arms = "base+grpo+grpo_tuned+nspo_adam+random+nspo+nspo_replay+grpo_tuned_replay"
     config.seeds = "0"
     return config
