@@ -8,7 +8,7 @@ from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import builders, safety
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import rank_rules
-from nspo_jax.rl import advantages, losses, record
+from nspo_jax.rl import advantages, learning, losses, record
 
 ALGORITHMS = ("policy_gradient", "dpo", "ppo_lagrangian")
 
@@ -50,7 +50,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
         "calibration.rows": 1,
         "calibration.batch_size": 1, "pretraining.steps": 1, "pretraining.batch_size": 1,
-        "projection.period": 1, "rl.staleness": 0, "rewards.batch_size": 1,
+        "projection.period": 1, "rl.staleness": 0, "rl.flat_steps": 0, "rewards.batch_size": 1,
         "reward_training.epochs": 1, "reward_training.batch_size": 1,
     }  # fmt: skip
     flat = record.flatten(config)
@@ -95,6 +95,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
         "rewards.on_failure": rewards.FAILURES,
         "rl.algorithm": ALGORITHMS,
         "rl.staleness": (0, 1),
+        "rl.on_flat": learning.POLICIES,
         "rl.loss": losses.LOSSES,
         "rl.advantage": advantages.ESTIMATORS,
         "rl.aggregation": losses.AGGREGATIONS,

@@ -112,6 +112,10 @@ class PairBatches:
         batch = PairBatch(**next(self._pairs))
         return batch, {"completion_length": float(batch.completion_mask.sum(axis=-1).mean())}
 
+    def example(self) -> str:
+        """What its pairs are, in words: they do not depend on the policy."""
+        return "DPO's pairs have a chosen and a rejected answer each."
+
     def hurry(self) -> None:
         """Nobody is waited for."""
 

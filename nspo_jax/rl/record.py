@@ -13,7 +13,12 @@ _log = logging.getLogger(__name__)
 
 
 # What runs did before a field existed: their workdirs' configs do not have it.
-_BEFORE = {"optimizer.name": "adam", "optimizer.master": "weights"}
+_BEFORE = {
+    "optimizer.name": "adam",
+    "optimizer.master": "weights",
+    "rl.flat_steps": 0,
+    "rl.on_flat": "raise",
+}
 
 
 def restore_defaults(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -90,6 +90,7 @@ class Rollouts:
         threads = config.rl.staleness or distributed.several()
         self._executor = futures.ThreadPoolExecutor(1) if threads else None
         self._hurried = False
+        self._last: tuple[Sampled, rewards.Total] | None = None
 
     def get_state(self) -> dict[str, Any]:
         """The position among the prompts, their digest, and what is sampled but not learned from.
@@ -157,6 +158,13 @@ class Rollouts:
             self._queue.popleft()
         return found
 
+    def example(self) -> str:
+        """The last batch's first answer on this process's side, and its reward, in words."""
+        sampled, total = self._last
+        text = self._work.format.decode(sampled.tokens[:1], sampled.mask[:1])[0]
+        reward = "no verdict" if total.dropped[0] else f"reward {total.rewards[0]:g}"
+        return f"An answer to {self._rows[sampled.rows[0]].prompt!r}: {text!r}, {reward}."
+
     def hurry(self) -> None:
         """Ends the judges: those that wait for an answer give up, in every process.
 
@@ -221,6 +229,7 @@ class Rollouts:
         """Advantages from verdicts on all rows."""
         samples = self._config.rl.samples
         total = self._mixture.total(verdicts, step, samples)
+        self._last = sampled, total
         advantage = advantages.ESTIMATORS[self._config.rl.advantage](total.rewards, samples)
         kept = total.rewards[~total.dropped]
         logged = {

@@ -35,7 +35,7 @@ from nspo_jax import (
 )
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.rl import checks, dpo, lagrangian, record, rollouts, train_step
+from nspo_jax.rl import checks, dpo, lagrangian, learning, record, rollouts, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def train(
 
     Raises:
       ValueError: for a config that cannot run, before any compilation.
+      learning.NothingToLearnError: if the first steps held nothing to learn from.
       FloatingPointError: for a NaN or inf, naming the step and the tensors.
       OSError: if a file cannot be written, naming the last good checkpoint.
       preemption.PreemptedError: after SIGTERM, once all that was done is saved.
@@ -125,6 +126,8 @@ def train(
         _log.info("resumed %s at step %d", workdir, step)
     writer, clock = metrics.MetricsWriter(workdir, step=step), metrics.Stopwatch()
     profiler = metrics.Profiler(workdir / "profile", profile)
+    history = metrics.read_metrics(workdir)  # what process 0 has written; all can read it
+    learning_watch = learning.LearningWatch(rl.flat_steps, rl.on_flat, history)
 
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)
@@ -191,6 +194,11 @@ def train(
             logged.update({name: float(value) for name, value in measured.items()})
             speed = rollouts.throughput(work.config, batch, clock.read())
             writer.write(step, {f"train/{name}": value for name, value in logged.items()} | speed)
+            try:
+                learning_watch.observe(logged, batches.example)
+            except learning.NothingToLearnError:
+                checkpoints.finish(step, state, batches.get_state())
+                raise
             if step % config.evaluation.every == 0 or step == rl.steps:
                 scores = evaluate(state)
             if step % config.checkpoint.every == 0:  # last: what it resumes from is all written

@@ -1,0 +1,75 @@
+"""A watch over whether a run learns: one that has nothing to learn from ends with the reason."""
+
+from collections.abc import Callable, Iterable, Mapping
+import logging
+
+_log = logging.getLogger(__name__)
+
+POLICIES = ("raise", "warn")
+
+
+class NothingToLearnError(ValueError):
+    """A run whose first steps held nothing to learn from."""
+
+
+class LearningWatch:
+    """Counts the steps in a row that taught nothing.
+
+    A step teaches nothing where all completions of each prompt have one reward (or none has a
+    verdict), or where the update is zero. So it is at the end of a run that is done, too: what ends
+    a run is that *no* step since its start has taught anything. Later it is a warning, once.
+
+    Args:
+      patience: so many steps in a row; 0: never.
+      policy: raise, or warn.
+      history: the run's logged steps so far, as `metrics.read_metrics` gives them.
+    """
+
+    def __init__(self, patience: int, policy: str, history: Iterable[Mapping[str, float]]):
+        self._patience, self._policy = patience, policy
+        self._idle, self._taught, self._warned = 0, False, False
+        for row in history:
+            if "train/update_norm" in row:
+                self._count({name.removeprefix("train/"): v for name, v in row.items()})
+
+    def observe(self, logged: Mapping[str, float], example: Callable[[], str]) -> None:
+        """Looks at a step's metrics.
+
+        Args:
+          logged: the step's: update_norm and, of sampled completions, flat_groups and dropped.
+          example: gives an answer of the step in words.
+
+        Raises:
+          NothingToLearnError: if no step since the start has taught anything, and it is enough.
+        """
+        self._count(logged)
+        if not self._patience or self._idle < self._patience or self._warned:
+            return
+        self._warned = True
+        reasons = [f"the update's norm was {logged['update_norm']:g}"]
+        if "flat_groups" in logged:
+            reasons.insert(0, f"{logged['flat_groups']:.0%} of the groups were flat")
+        if logged.get("dropped"):
+            reasons.insert(0, f"{logged['dropped']:.0%} of the completions had no verdict")
+        message = (
+            f"{self._idle} steps in a row taught nothing: in the last one {', '.join(reasons)}. "
+            f"{example()}"
+        )
+        if self._taught:
+            _log.warning("%s The run is done, or stuck; it goes on.", message)
+            return
+        message += (
+            " Where all completions of a prompt get one reward, nothing says which is better. Look "
+            "at the answers and their rewards: other rewards.terms, a higher rl.temperature or "
+            "more rl.samples make them differ, and a longer data.completion_length lets them end. "
+            "rl.on_flat=warn goes on anyway, rl.flat_steps says when."
+        )
+        if self._policy == "raise":
+            raise NothingToLearnError(message)
+        _log.warning("%s", message)
+
+    def _count(self, logged: Mapping[str, float]) -> None:
+        if logged["update_norm"] > 0 and logged.get("flat_groups", 0.0) < 1.0:
+            self._idle, self._taught, self._warned = 0, True, False
+        else:
+            self._idle += 1
