@@ -55,10 +55,11 @@ def test_the_projection_stands_alone():
 @pytest.mark.parametrize(
     ("layer", "allowed"),
     [
-        ("models", {"models"}),
-        ("data", {"data"}),
+        ("models", {"models", "model_files"}),
+        ("data", {"data", "model_files"}),
         ("nullspace", {"nullspace", "models", "sharding", "version"}),
-        ("rewards", {"rewards", "data", "models", "sharding"}),
+        ("rewards", {"rewards", "data", "models", "model_files", "sharding"}),
+        ("model_files", set()),
         ("rl.losses", set()),
         ("rl.advantages", set()),
         ("sharding", {"nullspace.projection"}),

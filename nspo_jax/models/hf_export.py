@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 import tqdm
 
-from nspo_jax import distributed
+from nspo_jax import distributed, model_files
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import hf, hf_config, transformer
 
@@ -29,7 +29,7 @@ SHARD_BYTES = 5 * 10**9  # as transformers cuts them
 Edit = Callable[[str, int | None, np.ndarray], np.ndarray]
 _COMPANIONS = (
     hf.GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "chat_template*",
+    "merges.txt", "chat_template*", model_files.RENDERING,
 )  # fmt: skip
 # What a saved model may consist of: a directory is replaced only if it holds nothing else.
 _MODEL_FILES = (
@@ -195,7 +195,7 @@ def export_delta(
         )
     config, after = _open_checked(policy)
     base_config, before = _open_checked(base)
-    if config != base_config:
+    if _stored(config) != _stored(base_config):
         raise ValueError(
             f"{policy} and {base} differ in their architecture ({_differences(config, base_config)}"
             "): a delta needs the base that the policy was trained from."
@@ -264,7 +264,7 @@ def _write_like(
     folder: pathlib.Path, like: pathlib.Path, config: config_lib.ModelConfig, dtype: str
 ) -> None:
     """Writes the config of `like`, changed as little as needed, and copies what goes with it."""
-    fields = hf.read_json(like / hf.CONFIG)
+    fields = model_files.read_json(like / hf.CONFIG)
     theirs = hf_config.read_config(fields)
     ours = _stored(config)
     if dataclasses.replace(theirs, head=ours.head) != ours:
@@ -287,9 +287,10 @@ def _write_like(
 
 
 def _stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
-    """The config as a file can hold it: how to compute is no part of a model."""
+    """The config as its file holds it: neither how to compute, nor what the tokenizer lacks."""
     fresh = {field.name: field.default for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, compute_dtype=fresh["compute_dtype"], remat=fresh["remat"])
+    names = ("compute_dtype", "remat", "absent_ids")
+    return dataclasses.replace(config, **{name: fresh[name] for name in names})
 
 
 def _open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:

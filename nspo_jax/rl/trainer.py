@@ -28,6 +28,7 @@ from nspo_jax import (
     evaluation,
     judges,
     metrics,
+    model_files,
     models,
     nullspace,
     preemption,
@@ -70,6 +71,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     checks.check_config(config)
+    config = record.with_recorded(config, workdir)
     if record.resumes_finished(config, workdir, allow_config_change):
         return json.loads((workdir / "summary.json").read_text())
     started = time.monotonic()
@@ -80,6 +82,7 @@ def train(
     checks.check_mesh(config, mesh)
     distributed.own_rows(checks.batch_prompts(config))
     work = workspace_lib.open_workspace(config, mesh)
+    config.data.date = work.format.date or ""
     projectors = workspace_lib.open_projectors(config, work)
     batches = open_batches(config, work)
     evaluator = evaluation.Evaluator(config, work)
@@ -211,6 +214,7 @@ def train(
     with checkpoints.naming_last_good():
         models.save_model(workdir / "policy", work.config, policy, like=work.path)
         if distributed.is_primary():
+            model_files.record_date(workdir / "policy", work.format.date)
             record.write_text(workdir / "certificate.json", json.dumps(report, indent=1))
             record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     distributed.barrier("the summary is written")
