@@ -86,7 +86,10 @@ def test_an_incomplete_character_is_shown_at_the_end_alone(shared_data):
         (["--top_p=2"], ["top_p is 2.0"]),
         (["--chat"], ["no chat template"]),
         (["--system=Be kind."], ["--system needs a chat template"]),
-        (["--prompt=" + "word " * 500], ["--prompt has", "512 positions", "shorter"]),
+        (["--prompt=" + "word " * 500], ["--prompt has", "512 positions", "shorter", "'word word"]),
+        (["--prompt=" + "word " * 125, "--max_new_tokens=300"], ["--max_new_tokens=", "at most"]),
+        (["--model=roneneldan/TinyStories"], ["hf download roneneldan/TinyStories", "directory"]),
+        (["--date=tomorrow"], ["--date is 'tomorrow'"]),
     ],
 )
 def test_a_mistake_is_explained(tinystories, flags, words):

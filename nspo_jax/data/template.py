@@ -17,7 +17,7 @@ Tokenizer = transformers.PreTrainedTokenizerBase
 _CLOCK = "strftime_now"
 # a call with the format spelled out, as all known templates have it
 _READS_CLOCK = re.compile(
-    _CLOCK + r"""\(\s*(?:format\s*=\s*)?(?P<mark>["'])(?P<format>.*?)(?P=mark)\s*\)"""
+    _CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?(?P<mark>["'])(?P<format>[^"'\\]*)(?P=mark)\s*\)"""
 )
 _PROBE = "the-answer-itself"
 
