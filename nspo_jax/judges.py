@@ -112,14 +112,13 @@ def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) 
 
 
 def _check_guard(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a guard that is none, as far as its tokenizer and config tell."""
+    """Raises an error for a guard that is none, as far as its tokenizer and config tell."""
     options = config.rewards.guard
     try:
         rewards.open_verdicts(options.path, options.length, _guard_categories(config))
-    except ValueError as error:
-        raise ValueError(
-            f"rewards.guard.path is {options.path!r}, which is no guard: {error}"
-        ) from error
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"rewards.guard.path is {options.path!r}, which is no guard: {error}") from error
 
 
 def _model_field(config: ml_collections.ConfigDict, term: str) -> tuple[str, str]:
