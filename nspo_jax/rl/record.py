@@ -25,7 +25,7 @@ def resumes_finished(
     """
     wanted, found = _essential(flatten(config)), {}
     if (workdir / "config.json").exists():
-        found = _essential(_BEFORE | json.loads((workdir / "config.json").read_text()))
+        found = _essential(_LATER | json.loads((workdir / "config.json").read_text()))
     changed = [
         f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(set(found) | set(wanted))
@@ -89,7 +89,7 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, An
 
 
 # What runs did before a field existed: their workdirs' configs do not have it.
-_BEFORE = {"data.date": ""}
+_LATER = {"data.date": ""}
 # Where things are and how long they may take: what a run learns does not hang on them.
 _OPERATIONAL = {"workspace"} | {
     f"rewards.judge.{name}"
