@@ -40,6 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.chat = True  # render prompts with the tokenizer's chat template
     config.data.system_prompt = ""  # system message of each chat; "" leaves it to the chat template
     config.data.thinking = False  # for chat templates that know enable_thinking (Qwen3)
+    config.data.date = ""  # of chat templates that state today's (Llama 3.2), such as 2026-11-25;
+    #   "": the day on which the workspace was first used, which it records
     config.data.prompt_length = 14  # tokens, template included; a longer prompt is an error,
     #   but of public datasets (task safety), where it is left out and counted in the log
     config.data.completion_length = 9  # tokens; rollouts are cut off here

@@ -19,7 +19,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from nspo_jax import distributed, models, reward_training, rewards, workspace
+from nspo_jax import (
+    distributed,
+    model_files,
+    models,
+    rendering,
+    reward_training,
+    rewards,
+    workspace,
+)
 from nspo_jax.data import preferences, public
 from nspo_jax.evaluation import figures
 
@@ -97,8 +105,20 @@ def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) 
                 + (" such as Llama Guard 3." if name == "guard" else "; scripts.train_reward "
                    f"--objective={name.removesuffix('_model')} trains one.")
             )  # fmt: skip
-        if path and not pathlib.Path(path).is_dir():
-            raise FileNotFoundError(f"{field} is {path!r}: there is no such directory.")
+        if path:
+            model_files.check_directory(path, field)
+        if name == "guard":
+            _check_guard(config)
+
+
+def _check_guard(config: ml_collections.ConfigDict) -> None:
+    """Raises an error for a guard that is none, as far as its tokenizer and config tell."""
+    options = config.rewards.guard
+    try:
+        rewards.open_verdicts(options.path, options.length, _guard_categories(config))
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"rewards.guard.path is {options.path!r}, which is no guard: {error}") from error
 
 
 def _model_field(config: ml_collections.ConfigDict, term: str) -> tuple[str, str]:
@@ -198,6 +218,8 @@ def train_reward_model(
                    "held_out_pairs": len(held_out.tokens), "epochs": report}  # fmt: skip
         _beside(directory, "report.json").write_text(json.dumps(content, indent=1) + "\n")
     models.save_model(directory, model, params, like=work.path)
+    if distributed.is_primary():
+        model_files.record_date(directory, work.format.date)
     distributed.barrier("the reward model is written")
     return report
 
@@ -235,17 +257,20 @@ def load_pairs(
 
 def _open_guard(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Guard:
     options = config.rewards.guard
-    categories = None
-    if options.categories:
-        categories = json.loads(pathlib.Path(options.categories).read_text())
     return rewards.load_guard(
         options.path,
         work.mesh,
         dtype=jnp.dtype(options.dtype),
         max_length=options.length,
         batch_size=config.rewards.batch_size,
-        categories=categories,
+        categories=_guard_categories(config),
+        date=work.format.date,
     )
+
+
+def _guard_categories(config: ml_collections.ConfigDict) -> dict[str, str] | None:
+    path = config.rewards.guard.categories
+    return json.loads(pathlib.Path(path).read_text()) if path else None
 
 
 def _open_judge(
@@ -280,7 +305,7 @@ def _open_model(
         _check_recipe(config, objective, directory)
     return rewards.ModelReward(
         directory,
-        workspace.open_format(config, directory),  # as in training
+        rendering.open_format(config, directory),  # as in training
         work.mesh,
         is_cost=objective == "cost",
         prompt_length=config.data.prompt_length,

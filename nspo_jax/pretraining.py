@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from nspo_jax import models
+from nspo_jax import progress as progress_lib
 from nspo_jax.data import iterator
 from nspo_jax.rl import losses
 
@@ -61,7 +61,7 @@ def pretrain(
     params = models.init_params(config, jax.random.key(seed))
     state = optimizer.init(params)
     rows = iterator.batches(conversations, batch_size, seed)
-    progress = tqdm.trange(steps, desc="pretrain", unit="step")
+    progress = progress_lib.Bar(range(steps), desc="pretrain", unit="step")
     for step in progress:
         params, state, loss = _step(config, prompt_length, optimizer, params, state, next(rows))
         if step % 50 == 0 or step == steps - 1:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from nspo_jax import distributed, models, sharding
+from nspo_jax import progress as progress_lib
 from nspo_jax.data import chat, iterator, preferences
 from nspo_jax.rewards import batched
 
@@ -197,7 +197,7 @@ def train(
     rows = iterator.batches(pairs._asdict(), batch_size, seed)
     report = []
     silent = not distributed.is_primary()
-    with jax.set_mesh(mesh), tqdm.tqdm(
+    with jax.set_mesh(mesh), progress_lib.Bar(
         total=total, desc=f"train {objective} model", unit="step", disable=silent
     ) as progress:  # fmt: skip
         for epoch in range(1, epochs + 1):

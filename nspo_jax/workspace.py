@@ -20,9 +20,18 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import tqdm
 
-from nspo_jax import distributed, models, nullspace, pretraining, sharding, tasks
+from nspo_jax import (
+    distributed,
+    model_files,
+    models,
+    nullspace,
+    pretraining,
+    progress,
+    rendering,
+    sharding,
+    tasks,
+)
 from nspo_jax.data import builders, chat, world
 from nspo_jax.rl import rollout
 
@@ -72,7 +81,9 @@ def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
 def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Workspace:
     """Opens the base model and its task; pretrains the chat world's model if it is absent."""
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
-    if not config.model.path:
+    if config.model.path:
+        model_files.check_directory(path, "model.path")
+    else:
         if distributed.primary_says(not path.exists()):
             if distributed.is_primary():
                 pretrain_base(config, path)
@@ -88,7 +99,7 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     def load_base():
         return models.load_model(path, shardings=functools.partial(_place, mesh))[1]
 
-    chat_format = open_format(config, path)
+    chat_format = rendering.open_format(config, path)
     task = tasks.from_config(config, model_config, load_base, chat_format)
     calibration = _encode(config, chat_format, task.calibration)
     if config.calibration.completions == "generated":
@@ -105,22 +116,6 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     )
 
 
-def open_format(
-    config: ml_collections.ConfigDict, directory: str | pathlib.Path
-) -> chat.ChatFormat:
-    """How conversations become tokens by the config, for the model in a directory.
-
-    Raises:
-      FileNotFoundError, ValueError: as `chat.load_format`.
-    """
-    return chat.load_format(
-        directory,
-        chat=config.data.chat,
-        system=config.data.system_prompt or None,
-        thinking=config.data.thinking,
-    )
-
-
 def load_policy(workspace: Workspace, directory: str | pathlib.Path) -> Any:
     """Loads a model that was made from the workspace's base: float32, on its mesh.
 
@@ -129,14 +124,24 @@ def load_policy(workspace: Workspace, directory: str | pathlib.Path) -> Any:
       directory: a policy or an export of one, in any dtype, or a delta.
 
     Raises:
-      FileNotFoundError, ValueError: as `models.load_model`, and if it has another architecture.
+      FileNotFoundError, ValueError: as `models.load_model`, and if it has another architecture or
+        was trained with another date in its chat template.
     """
+    date = model_files.recorded_date(model_files.check_directory(directory, "The policy"))
+    if workspace.format.date and date not in (None, workspace.format.date):
+        raise ValueError(
+            f"The policy in {directory} was trained with the date {date} in its chat template, and "
+            f"this workspace's is {workspace.format.date}: set --config.data.date={date}."
+        )
     policy_config, policy = models.load_model(
         directory, shardings=lambda params: sharding.shardings(workspace.mesh, params)
     )
     base = workspace.config
     policy_config = dataclasses.replace(
-        policy_config, compute_dtype=base.compute_dtype, remat=base.remat
+        policy_config,
+        compute_dtype=base.compute_dtype,
+        remat=base.remat,
+        absent_ids=base.absent_ids,
     )
     differences = [
         f"{field.name} {getattr(policy_config, field.name)!r} against {getattr(base, field.name)!r}"
@@ -208,6 +213,7 @@ def open_projectors(
     directory = projectors_directory(config)
     source = _source(config, workspace)
     digest = data_digest(workspace.calibration)
+    wanted = rendering.text_fields(config, workspace.format)
     if distributed.primary_says(not directory.exists()):
         _log.info("calibrating projectors into %s", directory)
         projectors = nullspace.calibrate(
@@ -221,6 +227,8 @@ def open_projectors(
             mesh=workspace.mesh,
             scratch=directory.with_name(f"{directory.name}.unfinished"),
         )
+        provenance = projectors.provenance | {"text": wanted}
+        projectors = dataclasses.replace(projectors, provenance=provenance)
         if distributed.is_primary():
             projectors.save(directory)
         distributed.barrier("the projectors are there")
@@ -228,7 +236,13 @@ def open_projectors(
     try:
         projectors.check_model(workspace.config, source.fingerprint())
         if projectors.provenance["data"] != digest:
-            raise ValueError("These projectors were calibrated on other text than the config's.")
+            found = projectors.provenance.get("text")
+            raise ValueError(
+                "These projectors were calibrated on other text than the config's: "
+                + (differences(wanted, found) or "the data has changed" if found else
+                   f"one of {', '.join(wanted)} has changed, or the data")
+                + "."
+            )  # fmt: skip
     except ValueError as error:
         raise ValueError(
             f"{error} (Found in {directory}; delete it to calibrate anew, or set another "
@@ -359,7 +373,7 @@ def _generate(
     batches = split_batches(prompts._asdict(), options.batch_size)
     total = -(-len(rows) // options.batch_size)
     silent = not distributed.is_primary()
-    bar = tqdm.tqdm(batches, "generate", total, leave=False, disable=silent)
+    bar = progress.Bar(batches, "generate", total, leave=False, disable=silent)
     for index, batch in enumerate(bar):
         done = rollout.rollout(
             model_config,

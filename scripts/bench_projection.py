@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
-from nspo_jax import models
+from nspo_jax import models, progress
 from nspo_jax.nullspace import eigen, projection
 from nspo_jax.rl import train_step
 from scripts import launch
@@ -124,7 +123,7 @@ def measure_update(layers: int, repeats: int) -> dict[str, float]:
     state = train_step.TrainState(
         jnp.int32(0), jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, states["plain"])
     )
-    for _ in tqdm.trange(repeats + 1, desc="update", unit="repeat", leave=False):
+    for _ in progress.Bar(range(repeats + 1), desc="update", unit="repeat", leave=False):
         for name, phase in phases.items():
             pair = [seconds(phase, gradient, states[name], params) for _ in range(3)]
             times[name].append(statistics.median(pair))
@@ -147,7 +146,7 @@ def main() -> None:
     """Measures and prints."""
     result = {"benchmark": "projection", "device": jax.devices()[0].device_kind}
     sizes = [int(size) for size in SIZES.value]
-    for size in tqdm.tqdm(sizes, desc="bases", unit="size", leave=False):
+    for size in progress.Bar(sizes, desc="bases", unit="size", leave=False):
         result |= measure_basis(size, REPEATS.value)
     result["memory_ratio_rank_d8"] = result[f"memory_ratio_d{sizes[-1]}"]
     result |= measure_update(LAYERS.value, REPEATS.value)

@@ -20,9 +20,8 @@ import pathlib
 
 from absl import flags
 import numpy as np
-import tqdm
 
-from nspo_jax import models, nullspace
+from nspo_jax import models, nullspace, progress
 from nspo_jax.models import hf
 from scripts import launch
 
@@ -100,7 +99,7 @@ def rounding(base: str, policy: str, exported: pathlib.Path) -> tuple[float, flo
     """Frobenius norms of policy - base and of exported - policy."""
     before, after, written = (hf.Tensors(pathlib.Path(p)) for p in (base, policy, exported))
     update = lost = 0.0
-    for name in tqdm.tqdm(written.names(), desc="compare", unit="tensor", leave=False):
+    for name in progress.Bar(written.names(), desc="compare", unit="tensor", leave=False):
         new = after.read(name).astype(np.float64)
         update += float(np.sum(np.square(new - before.read(name))))
         lost += float(np.sum(np.square(written.read(name) - new)))

@@ -12,6 +12,7 @@ with the tokenizer's chat template where it has one; --nochat continues plain te
 """
 
 import dataclasses
+import datetime
 import sys
 import time
 
@@ -20,9 +21,9 @@ import jax
 import numpy as np
 
 from nspo_jax import models
-from nspo_jax.data import chat
+from nspo_jax.data import chat, text_stream
 from nspo_jax.models import sampling
-from nspo_jax.rl import rollout
+from nspo_jax.rl import checks, rollout
 from scripts import launch
 
 MODEL = flags.DEFINE_string("model", None, "The model's directory.", required=True)
@@ -30,6 +31,9 @@ PROMPT = flags.DEFINE_multi_string("prompt", None, "What to answer; default: lin
 CHAT = flags.DEFINE_bool("chat", None, "Apply the chat template; default: if there is one.")
 SYSTEM = flags.DEFINE_string("system", None, "System message; default: the template's own.")
 THINKING = flags.DEFINE_bool("thinking", False, "For templates with enable_thinking (Qwen3).")
+DATE = flags.DEFINE_string(
+    "date", None, "Of a chat template that states one; default: as trained, or else today."
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0: from all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most likely tokens of this probability.")
@@ -49,6 +53,7 @@ def main() -> None:
     form = chat.load_format(MODEL.value, system=SYSTEM.value, thinking=THINKING.value)
     use_chat = bool(form.tokenizer.chat_template) if CHAT.value is None else CHAT.value
     form = dataclasses.replace(form, chat=use_chat)
+    form = dataclasses.replace(form, date=stated_date(form))
     if SYSTEM.value is not None and not use_chat:
         raise ValueError("--system needs a chat template, and plain text is continued here.")
     if config.head != "logits":
@@ -57,6 +62,7 @@ def main() -> None:
     if not given:
         raise ValueError("There is no prompt: give --prompt, or lines on standard input.")
     how = "with the chat template" if use_chat else "as plain text (no chat template)"
+    how += f", which states the date {form.date}" if form.date else ""
     print(f"[{len(given)} prompt{'s' * (len(given) != 1)}, {how}]", file=sys.stderr)
     prompts = [encode(config, form, prompt) for prompt in given]
     config, params = models.load_model(MODEL.value, dtype=np.dtype(DTYPE.value))
@@ -67,6 +73,19 @@ def main() -> None:
         answer(
             config, params, form, encoded, jax.random.fold_in(jax.random.key(SEED.value), number)
         )
+
+
+def stated_date(form: chat.ChatFormat) -> str | None:
+    """What the chat template takes for today: --date, the policy's training's, or today.
+
+    Raises:
+      ValueError: --date is no day.
+    """
+    if DATE.value:
+        checks.check_date(DATE.value, "--date")
+    if not form.reads_clock:
+        return None
+    return DATE.value or form.date or datetime.date.today().isoformat()
 
 
 def encode(config: models.ModelConfig, form: chat.ChatFormat, prompt: str) -> chat.Encoded:
@@ -85,11 +104,16 @@ def encode(config: models.ModelConfig, form: chat.ChatFormat, prompt: str) -> ch
     length = tokens.shape[1]
     if not length:
         raise ValueError("The prompt is empty: there is nothing to continue.")
+    if length >= config.max_length:
+        raise ValueError(
+            f"--prompt has {length} tokens, and the model has {config.max_length} positions for "
+            f"prompt and answer together: give a shorter one. It begins with {prompt[:60]!r}."
+        )
     if length > room:
         raise ValueError(
-            f"The prompt has {length} tokens and --max_new_tokens is {MAX_NEW_TOKENS.value}, "
-            f"together more than the model's {config.max_length} positions: give at most "
-            f"{max(0, config.max_length - length)}, or a shorter prompt."
+            f"--prompt has {length} tokens and --max_new_tokens is {MAX_NEW_TOKENS.value}, "
+            f"together more than the model's {config.max_length} positions: give "
+            f"--max_new_tokens={config.max_length - length} at most, or a shorter prompt."
         )
     missing = min(-length % LENGTH_STEP, room - length)
     return chat.Encoded(*(np.pad(array, ((0, 0), (missing, 0))) for array in (tokens, mask)))
@@ -104,7 +128,7 @@ def answer(
 ) -> None:
     """Streams one answer to standard output and a summary to standard error."""
     tokens, mask = encoded.tokens[0], encoded.mask[0]
-    text, count, token, started = chat.TextStream(form, tokens[mask]), 0, None, None
+    text, count, token, started = text_stream.TextStream(form, tokens[mask]), 0, None, None
     try:
         for token in rollout.stream(
             config, params, tokens, mask, key,

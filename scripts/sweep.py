@@ -18,8 +18,8 @@ import time
 from typing import Any
 
 from absl import flags
-import tqdm
 
+from nspo_jax import progress
 from nspo_jax.evaluation import figures, report
 from nspo_jax.rl import record, trainer
 from scripts import launch, processes, sweep_runs
@@ -54,7 +54,7 @@ def main() -> None:
         sweep_runs.print_commands(unfinished)
         return
     if PARALLEL.value is None:
-        for run in tqdm.tqdm(runs, desc="sweep", unit="run"):
+        for run in progress.Bar(runs, desc="sweep", unit="run"):
             trainer.train(run.config, run.directory)
     else:
         run_processes(runs, unfinished, workdir)
@@ -95,7 +95,9 @@ def run_processes(
         for run in unfinished
     ]
     slots = processes.device_slots(PARALLEL.value)
-    with tqdm.tqdm(total=len(runs), initial=len(runs) - len(jobs), desc="sweep", unit="run") as bar:
+    with progress.Bar(
+        total=len(runs), initial=len(runs) - len(jobs), desc="sweep", unit="run"
+    ) as bar:
         failures = processes.run_jobs(jobs, slots, RETRIES.value, lambda job: bar.update())
     if failures:
         lines = "\n".join(f"  {name}: {why}" for name, why in failures.items())

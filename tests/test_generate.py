@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nspo_jax import models
-from nspo_jax.data import chat
+from nspo_jax.data import chat, text_stream
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -63,7 +63,7 @@ def test_pieces_add_up_to_the_text(shared_data, text):
     """Byte-level pieces split characters; nothing incomplete is shown and nothing is lost."""
     form = chat.load_format(shared_data / "tokenizers" / "smollm_chatml", chat=True)
     ids = form.tokenizer(text, add_special_tokens=False)["input_ids"]
-    stream = chat.TextStream(form, np.zeros(0, np.int32))
+    stream = text_stream.TextStream(form, np.zeros(0, np.int32))
     pieces = [stream.add(token) for token in [*ids, form.end_id]]
     assert all("\ufffd" not in piece for piece in pieces)
     assert "".join(pieces) + stream.end() == text
@@ -74,7 +74,7 @@ def test_an_incomplete_character_is_shown_at_the_end_alone(shared_data):
     form = chat.load_format(shared_data / "tokenizers" / "smollm_chatml", chat=True)
     ids = form.tokenizer("🙂", add_special_tokens=False)["input_ids"]
     assert len(ids) > 1
-    stream = chat.TextStream(form, np.zeros(0, np.int32))
+    stream = text_stream.TextStream(form, np.zeros(0, np.int32))
     assert stream.add(ids[0]) == "" and stream.end() == "\ufffd"
 
 
@@ -86,7 +86,10 @@ def test_an_incomplete_character_is_shown_at_the_end_alone(shared_data):
         (["--top_p=2"], ["top_p is 2.0"]),
         (["--chat"], ["no chat template"]),
         (["--system=Be kind."], ["--system needs a chat template"]),
-        (["--prompt=" + "word " * 500], ["The prompt has", "give at most"]),
+        (["--prompt=" + "word " * 500], ["--prompt has", "512 positions", "shorter", "'word word"]),
+        (["--prompt=" + "word " * 125, "--max_new_tokens=300"], ["--max_new_tokens=", "at most"]),
+        (["--model=roneneldan/TinyStories"], ["hf download roneneldan/TinyStories", "directory"]),
+        (["--date=tomorrow"], ["--date is 'tomorrow'"]),
     ],
 )
 def test_a_mistake_is_explained(tinystories, flags, words):

@@ -145,4 +145,7 @@ def test_the_config_to_start_from(tmp_path):
     with pytest.raises(ValueError, match="rewards.guard.path is empty"):
         checks.check_config(config)
     config.rewards.guard.path = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"rewards.guard.path is .*config\.json"):
+        checks.check_config(config)
+    config.rewards.terms = "over_refusal"
     checks.check_config(config)

@@ -7,14 +7,16 @@ Rollouts have the same layout, so that training sees what sampling saw.
 from collections.abc import Sequence
 import dataclasses
 import functools
-import json
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import tokenizers
 import transformers
+
+from nspo_jax import model_files
+from nspo_jax.data import template
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -24,6 +26,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+_log = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
@@ -60,39 +63,7 @@ def build_tokenizer(words: Sequence[str]) -> transformers.PreTrainedTokenizerFas
     )
 
 
-def load_tokenizer(directory: str | pathlib.Path) -> transformers.PreTrainedTokenizerBase:
-    """Loads a tokenizer from local files.
-
-    tokenizer.json and SentencePiece's tokenizer.model are taken as they are written. Only without
-    them is the class that tokenizer_config.json names used: in transformers 5, GPT2Tokenizer and
-    its like replace the pre-tokenizer of tokenizer.json by their own (the ids of digits after
-    blanks change), and LlamaTokenizer merges a tokenizer.model's pieces in another order than their
-    scores say (the ids of repeated blanks change).
-
-    Raises:
-      FileNotFoundError: if the directory is absent or has no tokenizer in it.
-    """
-    directory = pathlib.Path(directory)
-    load = transformers.AutoTokenizer.from_pretrained
-    options = {}
-    if (directory / "tokenizer.json").exists():
-        load = transformers.PreTrainedTokenizerFast.from_pretrained
-    elif (directory / "tokenizer.model").exists():
-        load = transformers.PreTrainedTokenizerFast.from_pretrained
-        # legacy: blanks at the start of a text stay, as in SentencePiece
-        given = _read_json(directory / "tokenizer_config.json").get("add_bos_token", True)
-        options = {"legacy": True, "add_bos_token": given}
-    try:
-        loaded = load(directory, local_files_only=True, **options)
-        if loaded.get_vocab().keys() <= loaded.added_tokens_encoder.keys():
-            raise ValueError("it has special tokens alone")  # what no tokenizer.json is made up to
-        return loaded
-    except (OSError, ValueError, KeyError) as error:
-        raise FileNotFoundError(
-            f"No tokenizer can be loaded from {directory} ({str(error).splitlines()[0]}). Copy "
-            "tokenizer.json and tokenizer_config.json into the model's directory; to read a "
-            "SentencePiece tokenizer.model instead, pip install sentencepiece protobuf."
-        ) from error
+load_tokenizer = model_files.load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +78,9 @@ class ChatFormat:
         of their own), "" is an empty one. Plain text has none.
       thinking: given to the template as enable_thinking.
       extra_stop_ids: further ids that end a completion.
+      date: the day that a template with a clock reads, such as 2026-11-25; None: today.
+      vocab_size: rows of the model's embedding, where it is known: texts with an id that has none
+        are refused.
     """
 
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -114,6 +88,8 @@ class ChatFormat:
     system: str | None = None
     thinking: bool = False
     extra_stop_ids: tuple[int, ...] = ()
+    date: str | None = None
+    vocab_size: int | None = None
 
     @functools.cached_property
     def end_id(self) -> int:
@@ -137,6 +113,11 @@ class ChatFormat:
         ids = {self.end_id, self.tokenizer.eos_token_id, *self.extra_stop_ids}
         return tuple(sorted(ids - {None}))
 
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the text of a conversation depends on the day."""
+        return self.chat and template.reads_clock(self.tokenizer)
+
     def encode_prompts(self, prompts: Sequence[str], length: int | None = None) -> Encoded:
         """Renders and tokenizes prompts up to where the answer starts.
 
@@ -145,19 +126,11 @@ class ChatFormat:
           length: columns of the result; None: as many as the longest prompt needs.
 
         Raises:
-          ValueError: for no prompts, a prompt that is too long, a missing chat template, or one
-            that has no system role where there is a system message.
+          ValueError: for no prompts, a prompt that is too long or spells a token that the model has
+            no row for, a missing chat template, or one that has no system role where there is a
+            system message.
         """
-        ids = self._prompt_ids(prompts)
-        if length is None:
-            length = max(map(len, ids))
-        _check_lengths(ids, length, prompts, "prompt")
-        tokens = np.full((len(ids), length), self._pad_id, np.int32)
-        mask = np.zeros((len(ids), length), bool)
-        for row, sequence in enumerate(ids):
-            tokens[row, length - len(sequence) :] = sequence
-            mask[row, length - len(sequence) :] = True
-        return Encoded(tokens, mask)
+        return self._pad_left(self._prompt_ids(prompts), prompts, length)
 
     def encode_conversations(
         self,
@@ -173,6 +146,10 @@ class ChatFormat:
         Without a chat, prompt and answer are tokenized as one text, and an answer is cut where the
         block ends: text goes on, an answer in a chat ends.
 
+        Where the generation prompt opens thoughts, an answer without thoughts of its own stands as
+        the template writes it in a whole conversation: with closed thoughts, or with none. One that
+        closes thoughts goes on where the prompt opened them.
+
         Args:
           prompts: requests.
           answers: one for each prompt.
@@ -186,7 +163,7 @@ class ChatFormat:
         """
         if len(prompts) != len(answers):
             raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers.")
-        encoded = self.encode_prompts(prompts, prompt_length)
+        encoded = self._pad_left(self._prompt_ids(prompts, answers), prompts, prompt_length)
         if self.chat:
             ids = self._answer_ids(answers)
             if cut:
@@ -217,134 +194,139 @@ class ChatFormat:
         return np.array([len(sequence) for sequence in self._answer_ids(answers)])
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Texts of the real tokens of each row [rows, length], special tokens left out."""
+        """Texts of the real tokens of each row [rows, length], special tokens left out.
+
+        Raises:
+          ValueError: for an id that the tokenizer lacks: it would vanish from the text.
+        """
+        real = np.asarray(tokens)[np.asarray(mask)]
+        inside = (real >= 0) & (real < len(self._known))
+        lacking = real[~(inside & self._known[np.where(inside, real, 0)])]
+        if lacking.size:
+            raise ValueError(
+                f"{lacking.size} of {real.size} tokens are ids that the tokenizer lacks, such as "
+                f"{lacking[0]}: they have no text. Sample with the config that "
+                "models.load_config reads beside the tokenizer, which gives them no probability."
+            )
         # the end of a turn may be an added token that its tokenizer does not call special
         rows = [row[keep] for row, keep in zip(tokens, mask & (tokens != self.end_id), strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    @functools.cached_property
+    def _opening(self) -> template.Opening:
+        """How answers begin; plain text has no turns."""
+        if not self.chat:
+            return template.Opening("", "", "")
+        found = template.opening(self.tokenizer, **self._rendering)
+        if found != ("", "", ""):
+            _log.info(
+                "answers that are generated begin after %r in the chat template, those that are "
+                "given after %r: given answers are encoded so", found.generated, found.given,
+            )  # fmt: skip
+        return found
+
+    @functools.cached_property
+    def _known(self) -> np.ndarray:
+        """bool [ids]: which the tokenizer has."""
+        ids = list(model_files.token_ids(self.tokenizer))
+        known = np.zeros(max(ids) + 1, bool)
+        known[ids] = True
+        return known
+
+    @property
+    def _rendering(self) -> dict[str, Any]:
+        return {"system": self.system, "thinking": self.thinking, "date": self.date}
+
     @property
     def _pad_id(self) -> int:
-        """Any id will do where there is no pad token: the mask is False there."""
+        """Any id will do where there is no pad token with a row: the mask is False there."""
         pad = self.tokenizer.pad_token_id
-        return self.end_id if pad is None else pad
+        has_row = pad is not None and (self.vocab_size is None or pad < self.vocab_size)
+        return pad if has_row else self.end_id
 
-    def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+    def _prompt_ids(
+        self, prompts: Sequence[str], answers: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Up to where an answer starts: one that is generated, or each of those given."""
         if not len(prompts):
             raise ValueError("The set of prompts is empty: there is nothing to encode.")
         if not self.chat:
             return self._text_ids(prompts)
-        texts = self._render([[("user", prompt)] for prompt in prompts], add_generation_prompt=True)
+        texts = template.render(
+            self.tokenizer, [[("user", prompt)] for prompt in prompts],
+            add_generation_prompt=True, **self._rendering,
+        )  # fmt: skip
+        generated, given, _ = self._opening if answers is not None else ("", "", "")
+        if generated:
+            texts = [
+                text if self._thinks(answer) else text.removesuffix(generated) + given
+                for text, answer in zip(texts, answers, strict=True)
+            ]
         # the template writes BOS itself where the model wants it: special tokens would double it
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self._with_rows(ids, prompts)
 
     def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        ids = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-        return [[*sequence, self.end_id] for sequence in ids]
+        texts = [self._begin(answer) for answer in answers]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self._with_rows([[*sequence, self.end_id] for sequence in ids], answers)
+
+    def _thinks(self, answer: str) -> bool:
+        """Whether an answer that is given brings thoughts of its own."""
+        return bool(self._opening.closing) and self._opening.closing in answer
+
+    def _begin(self, answer: str) -> str:
+        """What stands in the answer's block."""
+        generated, given, _ = self._opening
+        if self._thinks(answer):  # opened by the prompt or by the answer, not by both
+            opened = generated if answer.startswith(generated) else generated.strip()
+            return answer.removeprefix(opened)
+        return answer if generated else given + answer
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer(list(texts))["input_ids"]
         # a text that has BOS written at its start gets another from the tokenizer
         twice = [bos is not None and sequence[:2] == [bos, bos] for sequence in ids]
-        return [sequence[double:] for sequence, double in zip(ids, twice, strict=True)]
+        ids = [sequence[double:] for sequence, double in zip(ids, twice, strict=True)]
+        return self._with_rows(ids, texts)
 
-    def _render(
-        self, conversations: Sequence[Sequence[tuple[str, str]]], *, add_generation_prompt: bool
-    ) -> list[str]:
-        """The template's text of conversations of (role, content), each after the system message.
-
-        Raises:
-          ValueError: if there is no template, or it refuses or ignores the system message.
-        """
-        if not self.tokenizer.chat_template:
-            raise ValueError(
-                "The tokenizer has no chat template. Put one in its tokenizer_config.json or "
-                "chat_template.jinja, or, for a base model that continues text, set "
-                "--config.data.chat=False."
-            )
-        system = [] if self.system is None else [("system", self.system)]
-        messages = [
-            [{"role": role, "content": content} for role, content in [*system, *turns]]
-            for turns in conversations
-        ]
-        try:
-            texts = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=self.thinking,
-            )
-        except jinja2.TemplateError as error:
-            if self.system is None:
+    def _with_rows(self, ids: list[list[int]], texts: Sequence[str]) -> list[list[int]]:
+        """The ids, once it is sure that the embedding has a row for each."""
+        rows = self.vocab_size
+        if rows is None or len(self._known) <= rows:
+            return ids
+        for sequence, text in zip(ids, texts, strict=True):
+            if max(sequence, default=0) >= rows:
+                beyond = max(sequence)
                 raise ValueError(
-                    f"The chat template refuses a conversation of user and assistant: {error}. "
-                    "Correct it in the model's tokenizer_config.json or chat_template.jinja."
-                ) from error
-            plain = dataclasses.replace(self, system=None)
-            plain._render(conversations, add_generation_prompt=add_generation_prompt)  # to blame it
-            raise ValueError(
-                f"The chat template has no system role: {error}. Unset config.data.system_prompt "
-                f"(now {self.system[:80]!r})."
-            ) from error
-        if self.system and self.system.strip() not in texts[0]:
-            raise ValueError(
-                "The chat template has no system role: it leaves out the message "
-                f"{self.system[:80]!r}. Unset config.data.system_prompt."
-            )
-        return texts
+                    f"A text has the token {self.tokenizer.convert_ids_to_tokens(beyond)!r} "
+                    f"({beyond}), and the model's embedding has {rows} rows (vocab_size): "
+                    f"{text[:80]!r}. Leave it out, or give the token a row."
+                )
+        return ids
+
+    def _pad_left(
+        self, ids: list[list[int]], prompts: Sequence[str], length: int | None
+    ) -> Encoded:
+        """Prompts of so many columns; None: as many as the longest needs."""
+        if length is None:
+            length = max(map(len, ids))
+        _check_lengths(ids, length, prompts, "prompt")
+        tokens = np.full((len(ids), length), self._pad_id, np.int32)
+        mask = np.zeros((len(ids), length), bool)
+        for row, sequence in enumerate(ids):
+            tokens[row, length - len(sequence) :] = sequence
+            mask[row, length - len(sequence) :] = True
+        return Encoded(tokens, mask)
 
     def _written_end(self) -> int | None:
         """The first special or added token that the template writes after an answer."""
-        answer = "the-answer-itself"
-        turns = [("user", "a"), ("assistant", answer)]
-        (text,) = self._render([turns], add_generation_prompt=False)
-        _, found, after = text.rpartition(answer)
-        if not found:
-            raise ValueError(
-                f"The chat template does not write what the assistant says: {text[-80:]!r}. "
-                "Correct it in the model's tokenizer_config.json or chat_template.jinja."
-            )
+        _, after = template.around_answer(self.tokenizer, **self._rendering)
         # added tokens need not be declared special, but runs of blanks that are added end nothing
         marks = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.content.strip()}
         ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
         return next((token for token in ids if token in marks), None)
-
-
-class TextStream:
-    """Turns tokens into pieces of text that add up to the decoded whole.
-
-    A piece is held back while the text ends in an incomplete character. Only the last few tokens
-    are decoded at a time: those of the last piece, for what depends on a neighbour (a blank between
-    words), and those after it.
-
-    Args:
-      form: of the model that speaks.
-      prompt: int32 [tokens], what it answers. Plain text is decoded behind it: alone, it would lose
-        a leading blank.
-    """
-
-    def __init__(self, form: ChatFormat, prompt: np.ndarray):
-        self._ids = [] if form.chat else list(prompt)
-        self._form = form
-        self._context, self._read = 0, len(self._ids)
-
-    def add(self, token: int) -> str:
-        """The text that this token completes."""
-        self._ids.append(token)
-        piece = self.end()
-        if not piece or piece.endswith("\ufffd"):
-            return ""
-        self._context, self._read = self._read, len(self._ids)
-        return piece
-
-    def end(self) -> str:
-        """What was held back."""
-        before = self._decode(self._ids[self._context : self._read])
-        return self._decode(self._ids[self._context :])[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        tokens = np.asarray([ids], np.int32)
-        return self._form.decode(tokens, np.ones(tokens.shape, bool))[0] if ids else ""
 
 
 def load_format(
@@ -353,44 +335,44 @@ def load_format(
     chat: bool = True,
     system: str | None = None,
     thinking: bool = False,
+    date: str | None = None,
 ) -> ChatFormat:
     """The format of a model's directory: its tokenizer, and generation_config.json's stop ids.
 
+    Args:
+      directory: the model's.
+      chat: see `ChatFormat`, like system and thinking.
+      system: of every conversation.
+      thinking: given to the template.
+      date: the day that a template with a clock reads; None: the one that the model was made with,
+        if its directory records one.
+
     Raises:
       FileNotFoundError: as `load_tokenizer`.
-      ValueError: if eos_token_id of generation_config.json is neither an id nor a list of ids, or
-        a file is not JSON.
+      ValueError: as `load_tokenizer`, and if eos_token_id of generation_config.json is neither an
+        id nor a list of ids, or a file is not JSON.
     """
+    directory = pathlib.Path(directory)
+    rows = model_files.read_optional_json(directory / model_files.CONFIG).get("vocab_size")
     return ChatFormat(
         load_tokenizer(directory),
         chat=chat,
         system=system,
         thinking=thinking,
-        extra_stop_ids=_generation_stops(pathlib.Path(directory) / "generation_config.json"),
+        extra_stop_ids=_generation_stops(directory / "generation_config.json"),
+        date=date or model_files.recorded_date(directory),
+        vocab_size=rows if type(rows) is int else None,
     )
 
 
 def _generation_stops(path: pathlib.Path) -> tuple[int, ...]:
-    stops = _read_json(path).get("eos_token_id")
+    stops = model_files.read_optional_json(path).get("eos_token_id")
     ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
     if not all(type(stop) is int for stop in ids):
         raise ValueError(
             f"eos_token_id in {path} is {stops!r}; expected a token's id or a list of them."
         )
     return tuple(ids)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """An optional file's object: empty where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
-    return content
 
 
 def _check_lengths(ids, length: int, texts: Sequence[str], block: str) -> None:

@@ -82,6 +82,9 @@ class ModelConfig:
       query_scale: attention scores are divided by its square root; None: `head_dim`.
       attention_softcap: scores become cap * tanh(scores / cap); None: they stay.
       logits_softcap: the same for the logits.
+      absent_ids: ranges [first, last + 1) of ids that the model's tokenizer lacks, such as the rows
+        that pad an embedding: as if their logits were -inf. They are neither sampled nor given any
+        probability, by the sampler, the trainer and every measure alike.
       head: "logits" of the next token, or "scalar": one number a token, for reward, cost and value
         models (transformers' ForSequenceClassification with one label).
       compute_dtype: dtype of matmuls and of the residual stream. Parameters stay as they are
@@ -117,6 +120,7 @@ class ModelConfig:
     query_scale: float | None = None
     attention_softcap: float | None = None
     logits_softcap: float | None = None
+    absent_ids: tuple[tuple[int, int], ...] = ()
     head: str = "logits"
     compute_dtype: str = "float32"
     remat: str = "layer"
@@ -153,6 +157,12 @@ class ModelConfig:
             raise ValueError(
                 f"windows is {self.windows}: give one number for each of {self.num_layers} layers, "
                 "0 or the same positive window."
+            )
+        edges = [edge for pair in self.absent_ids for edge in pair]
+        if edges != sorted({*edges}) or not all(0 <= edge <= self.vocab_size for edge in edges):
+            raise ValueError(
+                f"absent_ids is {self.absent_ids}: give ranges [first, last + 1) in order, within "
+                f"vocab_size {self.vocab_size}."
             )
         choices = {
             "activation": ACTIVATIONS,

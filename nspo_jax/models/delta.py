@@ -12,7 +12,7 @@ from flax import traverse_util
 import numpy as np
 import safetensors.numpy
 
-from nspo_jax import distributed, progress
+from nspo_jax import distributed, model_files, progress
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import hf, hf_export, transformer
 
@@ -65,7 +65,7 @@ def export_delta(
         )
     config, after = hf_export.open_checked(policy)
     base_config, before = hf_export.open_checked(base)
-    if config != base_config:
+    if hf_export.stored(config) != hf_export.stored(base_config):
         raise ValueError(
             f"{policy} and {base} differ in their architecture "
             f"({hf_export.differences(config, base_config)}): a delta needs the base that the "
@@ -156,7 +156,7 @@ def _copy_delta(source: pathlib.Path, base: pathlib.Path, target: pathlib.Path) 
         raise ValueError(
             f"The delta {source} is of another base than {base}: give {source / hf.BASE}."
         )
-    fields = hf.read_json(source / hf.DELTA)
+    fields = model_files.read_json(source / hf.DELTA)
     report = DeltaReport(**{name: value for name, value in fields.items() if name != "format"})
     delta = safetensors.numpy.load_file(source / hf.DELTA_WEIGHTS)
     config, like = hf.load_config(source), source

@@ -5,10 +5,10 @@ device holds, so the host never needs more than its own shards and one tensor.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import fnmatch
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import tqdm
 
-from nspo_jax import distributed
+from nspo_jax import distributed, model_files
+from nspo_jax import progress as progress_lib
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import families, hf_config, transformer
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION = model_files.CONFIG, "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # A base model's directory and what a policy differs from it by; see `hf_export`.
 DELTA, DELTA_WEIGHTS, BASE = "delta.json", "delta.safetensors", "base"
@@ -61,8 +61,9 @@ def load_model(
 
     Raises:
       FileNotFoundError: the directory or one of its files is missing.
-      ValueError: a file is damaged, the config is not supported, or tensors are missing, extra or
-        of another shape or dtype than the config says (all of them listed in one message).
+      ValueError: a file is damaged, the config is not supported, the tokenizer has ids without a
+        row in the embedding, or tensors are missing, extra or of another shape or dtype than the
+        config says (all of them listed in one message).
     """
     directory = pathlib.Path(directory)
     config = load_config(directory)
@@ -85,8 +86,16 @@ def default_shardings(abstract: transformer.Params) -> transformer.Params:
 
 
 def load_config(directory: str | os.PathLike) -> config_lib.ModelConfig:
-    """What a checkpoint is, from its config.json alone; errors as for `load_model`."""
-    return hf_config.read_config(read_json(pathlib.Path(directory) / CONFIG))
+    """What a checkpoint is, from its config.json and its tokenizer, without its weights.
+
+    Raises:
+      FileNotFoundError: the directory or its config.json is missing.
+      ValueError: as `load_model`, and for a tokenizer with ids that have no row in the embedding.
+    """
+    directory = model_files.check_directory(directory)
+    config = hf_config.read_config(model_files.read_json(directory / CONFIG))
+    absent = model_files.absent_ids(directory, config.vocab_size)
+    return dataclasses.replace(config, absent_ids=absent)
 
 
 def stored_as(directory: str | os.PathLike) -> str:
@@ -123,7 +132,7 @@ def stored_fingerprint(
     check_tensors(config, tensors)
     digest = hashlib.sha256()
     abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
-    for path, leaf in tqdm.tqdm(
+    for path, leaf in progress_lib.Bar(
         sorted(abstract.items()), desc="fingerprint", unit="parameter",
         disable=not (progress and distributed.is_primary()),
         leave=False,
@@ -148,7 +157,7 @@ class Tensors:
         self.stored = self  # the tensors as their files have them: of a delta, its base's
         self._delta: dict[str, Any] = {}
         if (directory / DELTA).exists():
-            document = read_json(directory / DELTA)
+            document = model_files.read_json(directory / DELTA)
             if document.get("format") != DELTA_FORMAT:
                 raise ValueError(
                     f"{directory / DELTA} has format {document.get('format')!r}, expected "
@@ -255,27 +264,6 @@ def check_tensors(config: config_lib.ModelConfig, tensors: Tensors) -> None:
         )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file of a model's directory.
-
-    Raises:
-      FileNotFoundError: it is missing.
-      ValueError: it is no JSON object.
-    """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. Expected a directory in Hugging Face's layout, with {CONFIG} "
-            f"and {WEIGHTS} (or {INDEX} and its shards); check the path or download the model."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
-    return content
-
-
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
@@ -346,7 +334,7 @@ def _same(tensors: Tensors, name: str, other: str) -> bool:
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     # transformers prefers the single file too where both are there
     if (directory / INDEX).exists() and not (directory / WEIGHTS).exists():
-        index: Mapping[str, Any] = read_json(directory / INDEX)
+        index: Mapping[str, Any] = model_files.read_json(directory / INDEX)
         if not isinstance(index.get("weight_map"), dict):
             raise ValueError(
                 f"{directory / INDEX} has no 'weight_map' from tensor name to shard file: copy it "

@@ -1,6 +1,9 @@
 """Hugging Face's config.json to `ModelConfig` and back, for every family of `families.FAMILIES`."""
 
 from collections.abc import Mapping
+import fnmatch
+import functools
+import logging
 from typing import Any
 
 from nspo_jax.models import config as config_lib
@@ -16,6 +19,38 @@ _IGNORED = frozenset(
     _attn_implementation _attn_implementation_autoset attn_implementation
     """.split()
 )
+# As harmless, but no part of these families' configs: what tools leave behind, and the defaults of
+# transformers 4 in full, generation's included. Read past with a line in the log.
+_BOOKKEEPING = (
+    "unsloth_*", "transformers.js_config", "*_version", "*_token_id", "*_token_index",
+    "*dropout", "*dropout_prob", "*_pdrop", "output_scores", "return_dict_in_generate",
+    "tokenizer_class", "processor_class", "tokenizer_name", "chat_template", "vocab_file",
+    "bos_token", "eos_token", "pad_token", "unk_token", "model_name", "model_max_length",
+    "max_sequence_length",
+    "max_seq_length", "max_seq_len", "seq_length", "seq_len", "gradient_checkpointing",
+    "use_gradient_checkpointing", "model_parallel", "tensor_parallel", "device_map", "use_sdpa",
+    "use_flash_attn*", "use_flash_attention*", "_flash_attn_*", "flash_attention", "_commit_hash",
+    "torchscript", "use_bfloat16", "fp16", "bf16", "fp32", "is_decoder", "prefix",
+    "finetuning_task", "task_specific_params", "tf_legacy_loss", "cross_attention_hidden_size",
+    "initializer_std", "init_std", "classifier_bias", "summary_*", "label_smoothing*",
+    "do_sample", "temperature", "top_p", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "length_penalty", "diversity_penalty", "encoder_no_repeat_ngram_size",
+    "no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "num_beams",
+    "num_beam_groups", "early_stopping", "min_length", "max_new_tokens", "min_new_tokens",
+    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens", "use_return_dict", "license", "author", "base_model",
+)  # fmt: skip
+# Harmless with this value alone: what they name is then off.
+_OFF = {
+    "tie_encoder_decoder": False, "add_cross_attention": False, "pruned_heads": {},
+    "quantization_config": {}, "rope_interleaved": False, "partial_rotary_factor": 1.0,
+    "attention_bias": False, "mlp_bias": False, "use_mrope": False, "use_qk_norm": False,
+    "use_sliding_window": False, "use_bidirectional_attention": False, "parallel_residual": False,
+    "use_parallel_residual": False, "logit_scale": 1.0, "logits_scaling": 1.0,
+    "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "num_local_experts": 0,
+    "num_experts": 0, "clip_qkv": 0,
+}  # fmt: skip
+_log = logging.getLogger(__name__)
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _LOCAL_THETA = "rope_local_base_freq"
 _WINDOWS = (
@@ -30,7 +65,8 @@ _FULL, _WINDOWED = "full_attention", "sliding_attention"
 def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
     """Reads the content of a config.json, as transformers 4 or 5 spells it.
 
-    A field that is not known here is an error rather than a guess, unless it is null.
+    A field that is not known here is an error rather than a guess, unless it is null. Bookkeeping
+    that cannot change the output is read past, and named once in the log.
 
     Args:
       fields: the parsed config.json.
@@ -69,13 +105,25 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
         *((*_WINDOWS, family.window_switch) if family.is_windowed else ()),
         *((_LOCAL_THETA,) if family.rope_thetas[1] else ()),
     }  # fmt: skip
-    for name, value in fields.items():
-        if name not in known and value is not None:
+    foreign = {
+        name: value for name, value in fields.items() if name not in known and value is not None
+    }
+    for name, value in foreign.items():
+        if name in _OFF and value != _OFF[name]:
+            raise ValueError(
+                f"{name} is {value!r}: only {_OFF[name]!r} is supported of a {family.model_type} "
+                "model, for the decoder does not implement it."
+            )
+        if name not in _OFF and not any(fnmatch.fnmatch(name, known) for known in _BOOKKEEPING):
             raise ValueError(
                 f"{name} is {value!r}: this field of a {family.model_type} config is not known "
-                "here and may change the output. Not supported: remove the field only if you know "
-                "that it has no effect."
+                "here and may change the output. Not supported: if transformers' configuration of "
+                f"{family.model_type} does not read it, or its value there is the default, delete "
+                "the line from the model's config.json; otherwise the decoder needs what it names "
+                "(docs/adding_a_family.md)."
             )
+    if foreign:
+        _tell(", ".join(sorted(foreign)))
 
     heads, head_dim = fields["num_attention_heads"], fields.get("head_dim")
     values = {
@@ -94,6 +142,12 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
         windows=_windows(family, fields),
         **_rope(family, fields),
     )
+
+
+@functools.cache
+def _tell(names: str) -> None:
+    """Logs a line once, however often a config is read."""
+    _log.info("config.json: read past %s, which cannot change the output", names)
 
 
 def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:

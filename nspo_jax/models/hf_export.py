@@ -18,9 +18,9 @@ from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import tqdm
 
-from nspo_jax import distributed
+from nspo_jax import distributed, model_files
+from nspo_jax import progress as progress_lib
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import hf, hf_config, transformer
 
@@ -29,7 +29,7 @@ SHARD_BYTES = 5 * 10**9  # as transformers cuts them
 Edit = Callable[[str, int | None, np.ndarray], np.ndarray]
 _COMPANIONS = (
     hf.GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "chat_template*",
+    "merges.txt", "chat_template*", model_files.RENDERING,
 )  # fmt: skip
 # What a saved model may consist of: a directory is replaced only if it holds nothing else.
 _MODEL_FILES = (
@@ -165,7 +165,7 @@ def _write_weights(
         if shards[-1] and sum(sizes[other] for other in shards[-1]) + size > shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    progress = tqdm.tqdm(total=len(shapes), desc="save", unit="tensor", leave=False,
+    progress = progress_lib.Bar(total=len(shapes), desc="save", unit="tensor", leave=False,
                          disable=len(shards) == 1)  # fmt: skip
     weight_map = {}
     with progress:
@@ -188,9 +188,9 @@ def write_like(
     folder: pathlib.Path, like: pathlib.Path, config: config_lib.ModelConfig, dtype: str
 ) -> None:
     """Writes the config of `like`, changed as little as needed, and copies what goes with it."""
-    fields = hf.read_json(like / hf.CONFIG)
+    fields = model_files.read_json(like / hf.CONFIG)
     theirs = hf_config.read_config(fields)
-    ours = _stored(config)
+    ours = stored(config)
     if dataclasses.replace(theirs, head=ours.head) != ours:
         raise ValueError(
             f"The model is not of the architecture of {like} ({differences(ours, theirs)}): name "
@@ -210,10 +210,11 @@ def write_like(
         shutil.copyfile(file, folder / file.name)
 
 
-def _stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
-    """The config as a file can hold it: how to compute is no part of a model."""
+def stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
+    """The config as its file holds it: neither how to compute, nor what the tokenizer lacks."""
     fresh = {field.name: field.default for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, compute_dtype=fresh["compute_dtype"], remat=fresh["remat"])
+    names = ("compute_dtype", "remat", "absent_ids")
+    return dataclasses.replace(config, **{name: fresh[name] for name in names})
 
 
 def open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:

@@ -75,6 +75,7 @@ def check_preset(name: str, config: config_lib.ModelConfig, path: str | os.PathL
     """Raises ValueError unless a checkpoint's config is the preset's.
 
     The context length may differ: base and instruct checkpoints of a model state different ones.
+    So may the ids that no token has, which the tokenizer says.
 
     Args:
       name: of `PRESETS`.
@@ -86,7 +87,8 @@ def check_preset(name: str, config: config_lib.ModelConfig, path: str | os.PathL
         f"{field.name} is {getattr(config, field.name)!r} there, {getattr(preset, field.name)!r} "
         "in the preset"
         for field in dataclasses.fields(config)
-        if field.name != "max_length" and getattr(config, field.name) != getattr(preset, field.name)
+        if field.name not in ("max_length", "absent_ids")
+        and getattr(config, field.name) != getattr(preset, field.name)
     ]
     if changed:
         raise ValueError(

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nspo_jax.models import attention, rows
 from nspo_jax.models import cache as cache_lib
@@ -39,6 +40,9 @@ from nspo_jax.models import layers as layers_lib
 Params = dict[str, Any]
 # (site name, inputs of that site [batch * time, in] float32) -> any pytree of arrays.
 Observe = Callable[[str, jax.Array], Any]
+# The logit of an id that is no token. Its probability is exactly 0 and, unlike with -inf, so are
+# its terms in a KL divergence.
+_ABSENT = -1e30
 
 
 class Output(NamedTuple):
@@ -145,7 +149,13 @@ class Transformer(nnx.Module):
         tied = self.config.tie_embeddings
         kernel = self.embed.embedding[...].T if tied else self.head.kernel[...]  # [d, vocab]
         result = self._apply(kernel, hidden)
-        return layers_lib.softcap(result, self.config.logits_softcap)
+        result = layers_lib.softcap(result, self.config.logits_softcap)
+        if not self.config.absent_ids:
+            return result
+        absent = np.zeros(self.config.vocab_size, bool)
+        for first, end in self.config.absent_ids:
+            absent[first:end] = True
+        return jnp.where(absent, _ABSENT, result)
 
     def values(self, hidden: jax.Array) -> jax.Array:
         """See `heads.values`."""

@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from nspo_jax import distributed, models
+from nspo_jax import distributed, models, progress
 from nspo_jax.nullspace import moments as moments_lib
 from nspo_jax.nullspace import projection, rank_rules, splits
 from nspo_jax.nullspace import projectors as projectors_lib
@@ -217,7 +216,7 @@ def _progress(
             source, batches, first_token=first_token, done=done, mesh=mesh
         )
     total = config.num_layers + ("head/in" in models.input_sites(config))
-    bar = tqdm.tqdm(
+    bar = progress.Bar(
         steps, desc="calibrate", unit="layer", total=total, leave=False,
         disable=not distributed.is_primary(),
     )  # fmt: skip

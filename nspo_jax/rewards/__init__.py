@@ -1,6 +1,6 @@
 """Rewards, one interface for all: see `reward.Reward`; several as one: `mixture.Mixture`."""
 
-from nspo_jax.rewards.guard import Guard, load_guard
+from nspo_jax.rewards.guard import Guard, load_guard, open_verdicts
 from nspo_jax.rewards.judge_cache import JudgeCache
 from nspo_jax.rewards.judge_client import JudgeClient
 from nspo_jax.rewards.mixture import (
@@ -38,5 +38,6 @@ __all__ = [
     "is_refusal",
     "is_world_refusal",
     "load_guard",
+    "open_verdicts",
     "parse_terms",
 ]

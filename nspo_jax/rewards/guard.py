@@ -18,8 +18,9 @@ import jinja2
 import numpy as np
 import transformers
 
-from nspo_jax import models, sharding
+from nspo_jax import model_files, models, sharding
 from nspo_jax.data import chat
+from nspo_jax.data import template as template_lib
 from nspo_jax.rewards import batched, reward
 
 # The names of Llama Guard 3's categories (its model card), with what they cover in our own words.
@@ -76,6 +77,7 @@ class Verdicts:
       tokenizer: of the guard.
       categories: id -> text; None: those of the guard's own template, or else CATEGORIES.
       verdict_prefix: what the guard writes before the verdict.
+      date: the day that a template with a clock reads; None: today.
 
     Raises:
       ValueError: if there is no chat template, it leaves out what it should render, or the
@@ -87,14 +89,15 @@ class Verdicts:
         tokenizer: transformers.PreTrainedTokenizerBase,
         categories: Mapping[str, str] | None,
         verdict_prefix: str,
+        date: str | None = None,
     ):
         if not tokenizer.chat_template:
             raise ValueError(
                 "The guard's tokenizer has no chat template: put one in its tokenizer_config.json "
                 "or chat_template.jinja."
             )
-        template = tokenizer.get_chat_template()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._template = tokenizer, template_lib.pin(tokenizer, date)
+        template = self._template
         self._own = "UNSAFE CONTENT CATEGORIES" in template
         if self._own and categories is not None and "categories" not in template:
             raise ValueError(
@@ -147,7 +150,12 @@ class Verdicts:
         block = lambda text: [{"type": "text", "text": text}] if self._blocks else text  # noqa: E731
         messages = [{"role": role, "content": block(text)} for role, text in messages]
         return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **options
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            chat_template=self._template,
+            **options,
         )
 
     def _ids(self, request: str, answer: str) -> list[int]:
@@ -173,7 +181,10 @@ class Verdicts:
             self._tokenizer(prefix + word, add_special_tokens=False)["input_ids"]
             for word in (SAFE, UNSAFE)
         ]
+        unknown = self._tokenizer.unk_token_id
         for place, (safe_id, unsafe_id) in enumerate(zip(*pair, strict=False)):
+            if unknown is not None and unknown in (safe_id, unsafe_id):
+                break  # it has no such word
             if safe_id != unsafe_id:
                 return pair[0][:place], safe_id, unsafe_id
         raise ValueError(
@@ -200,10 +211,11 @@ class Guard:
         where it is not a guard's, CATEGORIES.
       verdict_prefix: what the guard writes before its verdict: Llama Guard two line ends.
       least_mass: with less verdict_mass there is no verdict.
+      date: see `Verdicts`.
 
     Raises:
-      ValueError: as `Verdicts`, for a batch that does not divide over the mesh, a model without a
-        language-model head, and a max_length that it cannot read.
+      ValueError: as `Verdicts` and `check_verdicts`, and for a batch that does not divide over the
+        mesh.
     """
 
     def __init__(
@@ -218,32 +230,14 @@ class Guard:
         categories: Mapping[str, str] | None = None,
         verdict_prefix: str = "\n\n",
         least_mass: float = 0.5,
+        date: str | None = None,
     ):
         sharding.check_batch(mesh, batch_size, "The guard's batch_size")
-        if config.head == "scalar":
-            raise ValueError(
-                "The guard has a scalar head: it is a reward or cost model, whose score is "
-                "models.scores. Give the directory of a language model."
-            )
-        if not 1 <= max_length <= config.max_length:
-            raise ValueError(
-                f"The guard's max_length is {max_length}; expected 1 to {config.max_length}, the "
-                "longest text that it was made for."
-            )
         if not 0 <= least_mass < 1:
             raise ValueError(f"least_mass is {least_mass}; expected a number in [0, 1).")
-        self.verdicts = Verdicts(tokenizer, categories, verdict_prefix)
-        if not self.verdicts.encode("", "", max_length)[2]:
-            raise ValueError(
-                f"The guard's max_length is {max_length}, and its prompt alone, without a "
-                "conversation, is longer: raise it."
-            )
+        self.verdicts = Verdicts(tokenizer, categories, verdict_prefix, date)
+        check_verdicts(config, tokenizer, self.verdicts, max_length)
         pair = (self.verdicts.safe_id, self.verdicts.unsafe_id)
-        if max(pair) >= config.vocab_size:
-            raise ValueError(
-                f"The verdicts' tokens are {pair}, and the guard's vocabulary has "
-                f"{config.vocab_size}: it is not this model's tokenizer."
-            )
         self._params, self._mesh = params, mesh
         self._max_length, self._batch_size = max_length, batch_size
         self._least_mass = least_mass
@@ -281,6 +275,53 @@ class Guard:
         }
 
 
+def check_verdicts(
+    config: models.ModelConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    verdicts: Verdicts,
+    max_length: int,
+) -> None:
+    """Holds a guard's prompt and its verdicts' tokens against the model that reads them.
+
+    Raises:
+      ValueError: for a model without a language-model head, a max_length that it cannot read or
+        that its prompt alone fills, and a tokenizer that is not the model's.
+    """
+    if config.head == "scalar":
+        raise ValueError(
+            "The guard has a scalar head: it is a reward or cost model, whose score is "
+            "models.scores. Give the directory of a language model."
+        )
+    if not 1 <= max_length <= config.max_length:
+        raise ValueError(
+            f"The guard's max_length is {max_length}; expected 1 to {config.max_length}, the "
+            "longest text that it was made for."
+        )
+    model_files.check_rows(tokenizer, config.vocab_size, "the guard's directory")
+    if not verdicts.encode("", "", max_length)[2]:
+        raise ValueError(
+            f"The guard's max_length is {max_length}, and its prompt alone, without a "
+            "conversation, is longer: raise it."
+        )
+
+
+def open_verdicts(
+    directory: str | os.PathLike,
+    max_length: int,
+    categories: Mapping[str, str] | None = None,
+    verdict_prefix: str = "\n\n",
+) -> Verdicts:
+    """What `load_guard` needs of a directory's tokenizer and config, without the weights.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_guard`, for anything but the weights.
+    """
+    config, tokenizer = models.load_config(directory), chat.load_tokenizer(directory)
+    verdicts = Verdicts(tokenizer, categories, verdict_prefix)
+    check_verdicts(config, tokenizer, verdicts, max_length)
+    return verdicts
+
+
 def load_guard(
     directory: str | os.PathLike, mesh: jax.sharding.Mesh, *, dtype: Any = jnp.bfloat16, **options
 ) -> Guard:
@@ -295,6 +336,8 @@ def load_guard(
     Raises:
       FileNotFoundError, ValueError: as `models.load_model`, `chat.load_tokenizer` and `Guard`.
     """
+    given = {name: options[name] for name in ("categories", "verdict_prefix") if name in options}
+    open_verdicts(directory, options["max_length"], **given)  # mistakes are cheap here
     config, params = models.load_model(
         directory, dtype, shardings=functools.partial(sharding.shardings, mesh)
     )

@@ -1,5 +1,7 @@
 """What a config must be like for a run of it to work: told before anything expensive starts."""
 
+import datetime
+
 import jax
 import ml_collections
 
@@ -157,7 +159,18 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
             "randomness the completions of a group are all the same and teach nothing."
         )
+    check_date(config.data.date)
     judges.check_terms(config, has_weights=has_weights)
+
+
+def check_date(date: str, what: str = "data.date") -> None:
+    """Raises ValueError unless a date is empty or written as 2026-11-25."""
+    try:
+        wrong = bool(date) and datetime.date.fromisoformat(date).isoformat() != date
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise ValueError(f"{what} is {date!r}; expected a day such as 2026-11-25, or ''.")
 
 
 def check_algorithm(config: ml_collections.ConfigDict) -> None:

@@ -18,6 +18,7 @@ _BEFORE = {
     "optimizer.master": "weights",
     "rl.flat_steps": 0,
     "rl.on_flat": "raise",
+    "data.date": "",
 }
 
 
@@ -62,6 +63,21 @@ def resumes_finished(
         _log.warning("continuing %s with another config:\n%s", workdir, "\n".join(changed))
     finished = bool(found) and not changed and (workdir / "summary.json").exists()
     return distributed.primary_says(finished)
+
+
+def with_recorded(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> ml_collections.ConfigDict:
+    """The config with what the workdir's run settled at its start where it leaves that open.
+
+    That is data.date: a run that goes on tomorrow, or in another workspace, keeps its date.
+    """
+    recorded = ""
+    if (workdir / "config.json").exists():
+        recorded = json.loads((workdir / "config.json").read_text()).get("data.date") or ""
+    config = config.copy_and_resolve_references()
+    config.data.date = config.data.date or recorded
+    return config
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-import tqdm
 
 from nspo_jax import (
     checkpoint,
@@ -27,6 +26,7 @@ from nspo_jax import (
     evaluation,
     judges,
     metrics,
+    model_files,
     models,
     nullspace,
     preemption,
@@ -34,6 +34,7 @@ from nspo_jax import (
     sharding,
 )
 from nspo_jax import optimizer as optimizer_lib
+from nspo_jax import progress as progress_lib
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.rl import checks, dpo, lagrangian, learning, record, rollouts, train_step
 
@@ -72,6 +73,7 @@ def train(
     workdir = pathlib.Path(workdir)
     record.restore_defaults(config, workdir)
     checks.check_config(config)
+    config = record.with_recorded(config, workdir)
     if record.resumes_finished(config, workdir, allow_config_change):
         return json.loads((workdir / "summary.json").read_text())
     started = time.monotonic()
@@ -82,6 +84,7 @@ def train(
     checks.check_mesh(config, mesh)
     distributed.own_rows(checks.batch_prompts(config))
     work = workspace_lib.open_workspace(config, mesh)
+    config.data.date = work.format.date or ""
     projectors = workspace_lib.open_projectors(config, work)
     batches = open_batches(config, work)
     evaluator = evaluation.Evaluator(config, work)
@@ -145,7 +148,7 @@ def train(
         return due and bool(rl.stop_unsafe) and scores["unsafe"] <= rl.stop_unsafe
 
     # ---------------------------------------------------------------------------- loop
-    progress = tqdm.tqdm(
+    progress = progress_lib.Bar(
         total=rl.steps, initial=step, desc=workdir.name, unit="step",
         disable=not distributed.is_primary(),
     )  # fmt: skip
@@ -233,7 +236,9 @@ def train(
         models.save_model(workdir / "policy", work.config, policy, like=work.path)
         if change is not None:
             models.save_delta(workdir / "delta", work.config, change, work.path)
+            model_files.record_date(workdir / "delta", work.format.date)
         if distributed.is_primary():
+            model_files.record_date(workdir / "policy", work.format.date)
             record.write_text(workdir / "certificate.json", json.dumps(report, indent=1))
             record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     distributed.barrier("the summary is written")

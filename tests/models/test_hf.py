@@ -185,7 +185,7 @@ def test_missing_extra_and_misshaped_tensors_are_listed_together(saved):
 
 
 def test_missing_files_are_named(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist"):
         models.load_model(tmp_path / "nowhere")
     (saved / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):

@@ -249,7 +249,7 @@ def test_the_script_names_what_is_missing(run):
 PEAK = """
 import pathlib, sys, threading, time
 import jax
-from nspo_jax import models
+from nspo_jax import model_files, models
 from nspo_jax.models import hf
 
 def used():  # the process's own memory, without the pages of mapped files
@@ -258,7 +258,7 @@ def used():  # the process's own memory, without the pages of mapped files
 
 directory = sys.argv[1]
 jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(3))())
-fields = hf.read_json(pathlib.Path(directory) / "config.json")
+fields = model_files.read_json(pathlib.Path(directory) / "config.json")
 models.abstract_params(models.read_config(fields))
 before, peak, done = used(), [0], threading.Event()
 

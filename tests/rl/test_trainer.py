@@ -270,6 +270,13 @@ def test_projectors_of_other_text(workspace, tmp_path):
     refuse(micro(workspace), tmp_path / "run", "calibrated on other text", str(document.parent))
 
 
+def test_a_field_that_changes_the_calibration_text_is_named(workspace, tmp_path):
+    refuse(
+        micro(workspace, **{"data.completion_length": 10}), tmp_path / "run",
+        "calibrated on other text", "data.completion_length is 9 there and 10 now.",
+    )  # fmt: skip
+
+
 def test_damaged_projectors(workspace, tmp_path):
     (path,) = workspace.rglob("projectors.safetensors")
     path.write_bytes(path.read_bytes()[:-100])

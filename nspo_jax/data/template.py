@@ -1,0 +1,154 @@
+"""A tokenizer's chat template: conversations to text, on a fixed date, and how answers begin.
+
+Templates may read the clock (`strftime_now`), which would change all texts overnight, and may open
+thoughts in the generation prompt, where an answer that is given does not belong.
+"""
+
+from collections.abc import Sequence
+import datetime
+import os
+import re
+from typing import NamedTuple
+
+import jinja2
+import transformers
+
+Tokenizer = transformers.PreTrainedTokenizerBase
+_CLOCK = "strftime_now"
+# a call with the format spelled out, as all known templates have it
+_READS_CLOCK = re.compile(
+    _CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?(?P<mark>["'])(?P<format>[^"'\\]*)(?P=mark)\s*\)"""
+)
+_PROBE = "the-answer-itself"
+
+
+class Opening(NamedTuple):
+    """How the template begins an answer that is generated, and one that is given.
+
+    generated: what the generation prompt ends with, and the turn of a given answer does not have:
+    an opened `<think>`. given: what such a turn has in that place: closed thoughts, or nothing.
+    closing: the tag that ends thoughts, "" where there are none: an answer that holds it brings its
+    own.
+    """
+
+    generated: str
+    given: str
+    closing: str
+
+
+def reads_clock(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template's text depends on the day it is rendered."""
+    return bool(tokenizer.chat_template) and _CLOCK in tokenizer.get_chat_template()
+
+
+def pin(tokenizer: Tokenizer, date: str | None) -> str:
+    """The chat template with the clock's readings written out: it reads midnight of that day.
+
+    Args:
+      tokenizer: has a chat template.
+      date: such as 2026-11-25; None leaves the clock in.
+
+    Raises:
+      ValueError: for a template that computes the format of its date.
+    """
+    template = tokenizer.get_chat_template()
+    if date is None or _CLOCK not in template:
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    pinned = _READS_CLOCK.sub(lambda call: f"({day.strftime(call['format'])!r})", template)
+    if re.search(_CLOCK + r"\s*\(", pinned):
+        raise ValueError(
+            f"The chat template calls {_CLOCK} with a format that it computes, and its date cannot "
+            f"be held fixed: write {_CLOCK}('%d %b %Y') or the like into the model's "
+            "tokenizer_config.json or chat_template.jinja."
+        )
+    return pinned
+
+
+def render(
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[tuple[str, str]]],
+    *,
+    add_generation_prompt: bool,
+    system: str | None,
+    thinking: bool,
+    date: str | None,
+) -> list[str]:
+    """The template's text of conversations of (role, content), each after the system message.
+
+    Raises:
+      ValueError: if there is no template, or it refuses or ignores the system message.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no chat template. Put one in its tokenizer_config.json or "
+            "chat_template.jinja, or, for a base model that continues text, set "
+            "--config.data.chat=False."
+        )
+    options = {
+        "tokenize": False, "add_generation_prompt": add_generation_prompt,
+        "enable_thinking": thinking, "chat_template": pin(tokenizer, date),
+    }  # fmt: skip
+
+    def apply(system: str | None) -> list[str]:
+        first = [] if system is None else [("system", system)]
+        messages = [
+            [{"role": role, "content": content} for role, content in [*first, *turns]]
+            for turns in conversations
+        ]
+        return tokenizer.apply_chat_template(messages, **options)
+
+    try:
+        texts = apply(system)
+    except jinja2.TemplateError as error:
+        try:
+            apply(None)
+        except jinja2.TemplateError as own:
+            raise ValueError(
+                f"The chat template refuses a conversation of user and assistant: {own}. "
+                "Correct it in the model's tokenizer_config.json or chat_template.jinja."
+            ) from own
+        raise ValueError(
+            f"The chat template has no system role: {error}. Unset config.data.system_prompt "
+            f"(now {system[:80]!r})."
+        ) from error
+    if system and system.strip() not in texts[0]:
+        raise ValueError(
+            "The chat template has no system role: it leaves out the message "
+            f"{system[:80]!r}. Unset config.data.system_prompt."
+        )
+    return texts
+
+
+def around_answer(tokenizer: Tokenizer, **options) -> tuple[str, str]:
+    """What the template writes before and after an assistant's answer.
+
+    Args:
+      tokenizer: has a chat template.
+      **options: system, thinking and date of `render`.
+
+    Raises:
+      ValueError: as `render`, and for a template that does not write answers.
+    """
+    turns = [("user", "a"), ("assistant", _PROBE)]
+    (text,) = render(tokenizer, [turns], add_generation_prompt=False, **options)
+    before, found, after = text.rpartition(_PROBE)
+    if not found:
+        raise ValueError(
+            f"The chat template does not write what the assistant says: {text[-80:]!r}. "
+            "Correct it in the model's tokenizer_config.json or chat_template.jinja."
+        )
+    return before, after
+
+
+def opening(tokenizer: Tokenizer, **options) -> Opening:
+    """Compares the generation prompt with the template's whole conversation; as `around_answer`."""
+    before, _ = around_answer(tokenizer, **options)
+    (prompt,) = render(tokenizer, [[("user", "a")]], add_generation_prompt=True, **options)
+    shared = os.path.commonprefix([prompt, before])
+    shared = re.sub(r"[<\[][^>\]]*$", "", shared)  # no tag is cut in two: <think> and </think>
+    generated, given = prompt[len(shared) :], before[len(shared) :]
+    if not generated.strip() and not given.strip():  # blanks alone: those of the prompt stay
+        return Opening("", "", "")
+    tag = re.search(r"([<\[])/?([^<>\[\]/|]+)([>\]])", generated + given)
+    return Opening(generated, given, f"{tag[1]}/{tag[2]}{tag[3]}" if tag else "")

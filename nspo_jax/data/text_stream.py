@@ -1,0 +1,42 @@
+"""Text while it is made: pieces that can be shown before the answer is whole."""
+
+import numpy as np
+
+from nspo_jax.data import chat
+
+
+class TextStream:
+    """Turns tokens into pieces of text that add up to the decoded whole.
+
+    A piece is held back while the text ends in an incomplete character. Only the last few tokens
+    are decoded at a time: those of the last piece, for what depends on a neighbour (a blank between
+    words), and those after it.
+
+    Args:
+      form: of the model that speaks.
+      prompt: int32 [tokens], what it answers. Plain text is decoded behind it: alone, it would lose
+        a leading blank.
+    """
+
+    def __init__(self, form: chat.ChatFormat, prompt: np.ndarray):
+        self._ids = [] if form.chat else list(prompt)
+        self._form = form
+        self._context, self._read = 0, len(self._ids)
+
+    def add(self, token: int) -> str:
+        """The text that this token completes."""
+        self._ids.append(token)
+        piece = self.end()
+        if not piece or piece.endswith("\ufffd"):
+            return ""
+        self._context, self._read = self._read, len(self._ids)
+        return piece
+
+    def end(self) -> str:
+        """What was held back."""
+        before = self._decode(self._ids[self._context : self._read])
+        return self._decode(self._ids[self._context :])[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        tokens = np.asarray([ids], np.int32)
+        return self._form.decode(tokens, np.ones(tokens.shape, bool))[0] if ids else ""

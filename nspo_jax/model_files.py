@@ -1,0 +1,218 @@
+"""What a model's directory holds beside its weights: JSON files, and the tokenizer.
+
+A token's id is a row of the embedding. Here, and nowhere else, the two are held against each other:
+ids without a row are refused when a tokenizer is loaded, and rows without a token are `absent_ids`,
+which are neither sampled nor given any probability.
+"""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+import re
+from typing import Any
+
+import transformers
+
+CONFIG = "config.json"
+# What a model was made with and its template does not say: {"date": "2026-11-25"}.
+RENDERING = "rendering.json"
+_TOKENIZERS = ("tokenizer*", "vocab.*")
+_JSON_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def check_directory(directory: str | os.PathLike, what: str = "The model") -> pathlib.Path:
+    """The path of a model's directory that is there.
+
+    Args:
+      directory: what was given.
+      what: the field or flag that it was given by, for the message.
+
+    Raises:
+      FileNotFoundError: it is not there, as a name at the Hugging Face Hub is not.
+    """
+    path = pathlib.Path(directory)
+    if path.is_dir():
+        return path
+    name = str(directory).removeprefix("hf:").removeprefix("https://huggingface.co/").rstrip("/")
+    if path.exists():
+        raise FileNotFoundError(f"{what} is {str(directory)!r}, which is a file: give a directory.")
+    message = f"{what} is {str(directory)!r}: there is no such directory, it does not exist."
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        message += (
+            " A name at the Hugging Face Hub is not fetched by itself: download it first, `hf "
+            f"download {name} --local-dir models/{name.split('/')[1]}`, and give the directory, "
+            f"models/{name.split('/')[1]}."
+        )
+    else:
+        message += " Expected one in Hugging Face's layout: check the path or download the model."
+    raise FileNotFoundError(message)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's directory.
+
+    Raises:
+      FileNotFoundError: it is missing.
+      ValueError: it is no JSON object.
+    """
+    if not path.exists():
+        check_directory(path.parent)
+        raise FileNotFoundError(
+            f"{path} does not exist. Expected a directory in Hugging Face's layout, with {CONFIG} "
+            "and model.safetensors (or model.safetensors.index.json and its shards); check the "
+            "path or download the model."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def read_optional_json(path: pathlib.Path) -> dict[str, Any]:
+    """As `read_json`; empty where there is no such file."""
+    return read_json(path) if path.exists() else {}
+
+
+def load_tokenizer(directory: str | os.PathLike) -> transformers.PreTrainedTokenizerBase:
+    """Loads a tokenizer from local files.
+
+    tokenizer.json and SentencePiece's tokenizer.model are taken as they are written. Only without
+    them is the class that tokenizer_config.json names used: in transformers 5, GPT2Tokenizer and
+    its like replace the pre-tokenizer of tokenizer.json by their own (the ids of digits after
+    blanks change), and LlamaTokenizer merges a tokenizer.model's pieces in another order than their
+    scores say (the ids of repeated blanks change).
+
+    Raises:
+      FileNotFoundError: if the directory is absent or has no tokenizer in it.
+      ValueError: if a file is damaged, or the tokenizer is not the model's: see `check_rows`.
+    """
+    directory = check_directory(directory)
+    load = transformers.AutoTokenizer.from_pretrained
+    options = {}
+    if (directory / "tokenizer.json").exists():
+        load = transformers.PreTrainedTokenizerFast.from_pretrained
+    elif (directory / "tokenizer.model").exists():
+        load = transformers.PreTrainedTokenizerFast.from_pretrained
+        # legacy: blanks at the start of a text stay, as in SentencePiece
+        given = read_optional_json(directory / "tokenizer_config.json").get("add_bos_token", True)
+        options = {"legacy": True, "add_bos_token": given}
+    try:
+        loaded = load(directory, local_files_only=True, **options)
+        if loaded.get_vocab().keys() <= loaded.added_tokens_encoder.keys():
+            raise ValueError("it has special tokens alone")  # what no tokenizer.json is made up to
+    except Exception as error:  # of what a file may hold, the library foresees little
+        for name in _JSON_FILES:
+            read_optional_json(directory / name)  # names one that is damaged
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"No tokenizer can be loaded from {directory} ({reason}). Copy tokenizer.json and "
+            "tokenizer_config.json into the model's directory; to read a SentencePiece "
+            "tokenizer.model instead, pip install sentencepiece protobuf."
+        ) from error
+    rows = read_optional_json(directory / CONFIG).get("vocab_size")
+    if type(rows) is int:
+        check_rows(loaded, rows, directory)
+    return loaded
+
+
+def token_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[int, str]:
+    """Every id that a tokenizer has, with its token."""
+    added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
+    return {index: token for token, index in tokenizer.get_vocab().items()} | added
+
+
+def check_rows(
+    tokenizer: transformers.PreTrainedTokenizerBase, rows: int, where: str | os.PathLike
+) -> None:
+    """Holds a tokenizer against its model's embedding: every id needs a row.
+
+    An added token that neither the chat template nor an end of text needs may lack one, as Gemma
+    3's image token does: it is logged, and a text that spells it is refused when it is encoded.
+
+    Args:
+      tokenizer: the model's.
+      rows: of the embedding: vocab_size.
+      where: the model's directory, for the message.
+
+    Raises:
+      ValueError: naming the ids, the rows and the directory.
+    """
+    beyond = {index: token for index, token in token_ids(tokenizer).items() if index >= rows}
+    if not beyond:
+        return
+    written = str(tokenizer.chat_template or "")
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    added = tokenizer.added_tokens_decoder
+    needed = [i for i, t in beyond.items() if i not in added or i in ends or t in written]
+    listed = ", ".join(f"{beyond[i]} ({i})" for i in sorted(needed or beyond)[:4])
+    more = f" and {len(needed or beyond) - 4} more" if len(needed or beyond) > 4 else ""
+    if needed:
+        size = max(beyond) + 1
+        raise ValueError(
+            f"The tokenizer in {where} has ids up to {size - 1}, and the model's embedding has "
+            f"{rows} rows (vocab_size): there is none for {listed}{more}, which would be read as "
+            "another token. Take the tokenizer that belongs to these weights, or give the new "
+            f"tokens rows with transformers: model.resize_token_embeddings({size})."
+        )
+    _tell(
+        f"{where}: the embedding's {rows} rows (vocab_size) have none for {listed}{more}: texts "
+        "that spell it are refused"
+    )
+
+
+def absent_ids(directory: str | os.PathLike, rows: int) -> Ranges:
+    """The rows of a model's embedding that stand for no token of the tokenizer beside it.
+
+    Embeddings are padded to round numbers: Qwen2.5's has 271 rows too many. A directory without a
+    tokenizer that can be loaded has none of these: nothing is known.
+
+    Returns:
+      Ranges [first, last + 1), in order.
+
+    Raises:
+      ValueError: as `load_tokenizer`.
+    """
+    directory = pathlib.Path(directory)
+    if not any(any(directory.glob(pattern)) for pattern in _TOKENIZERS):
+        return ()
+    try:
+        tokenizer = load_tokenizer(directory)
+    except FileNotFoundError:  # weights can be read without; who needs it is told
+        return ()
+    ids = sorted(index for index in token_ids(tokenizer) if index < rows)
+    edges = zip([-1, *ids], [*ids, rows], strict=True)
+    return tuple((before + 1, after) for before, after in edges if after - before > 1)
+
+
+def recorded_date(directory: str | os.PathLike) -> str | None:
+    """The date that the conversations of a model were rendered with, where it is recorded.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    return read_optional_json(pathlib.Path(directory) / RENDERING).get("date")
+
+
+def record_date(directory: str | os.PathLike, date: str | None) -> None:
+    """Writes what `recorded_date` reads; None: nothing, the template has no date."""
+    if date is not None:
+        path = pathlib.Path(directory) / RENDERING
+        temporary = path.with_name(f"{RENDERING}.{os.getpid()}")  # whole or not at all
+        temporary.write_text(json.dumps({"date": date}) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+@functools.cache
+def _tell(message: str) -> None:
+    """Logs a line once, however often a directory is opened."""
+    _log.info("%s", message)

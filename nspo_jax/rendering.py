@@ -1,0 +1,68 @@
+"""How a config's conversations become text: the format, its date, and the fields that decide it.
+
+WORKSPACE/rendering.json    the date that chat templates with a clock state in all its runs
+"""
+
+import dataclasses
+import datetime
+import logging
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from nspo_jax import distributed, model_files
+from nspo_jax.data import chat
+
+_log = logging.getLogger(__name__)
+
+
+def open_format(
+    config: ml_collections.ConfigDict, directory: str | pathlib.Path
+) -> chat.ChatFormat:
+    """How conversations become tokens by the config, for the model in a directory. Collective.
+
+    A chat template that states today's date states the same one in all runs of a workspace:
+    `config.data.date`, or the one that the model's directory records, or else the workspace's,
+    which is the day of its first use.
+
+    Raises:
+      FileNotFoundError, ValueError: as `chat.load_format`.
+    """
+    form = chat.load_format(
+        directory,
+        chat=config.data.chat,
+        system=config.data.system_prompt or None,
+        thinking=config.data.thinking,
+        date=config.data.date or None,
+    )
+    if not form.reads_clock:
+        return dataclasses.replace(form, date=None)
+    recorded = _recorded_date(config, form.date)
+    return form if form.date else dataclasses.replace(form, date=recorded)
+
+
+def _recorded_date(config: ml_collections.ConfigDict, wanted: str | None) -> str:
+    """The workspace's date; the first to ask fixes it, at `wanted` or today. Collective."""
+    directory = pathlib.Path(config.workspace)
+    if distributed.primary_says(model_files.recorded_date(directory) is None):
+        if distributed.is_primary():
+            date = wanted or datetime.date.today().isoformat()
+            _log.info("the chat template states a date: %s in all runs of %s", date, directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            model_files.record_date(directory, date)
+        distributed.barrier("the date is recorded")
+    return model_files.recorded_date(directory)
+
+
+def text_fields(config: ml_collections.ConfigDict, form: chat.ChatFormat) -> dict[str, Any]:
+    """The fields that make the encoded calibration text what it is, and the template's date."""
+    data, names = config.data, ("prompt_length", "completion_length", "chat", "thinking")
+    fields = {"task": config.task, "seed": config.seed}
+    fields |= {f"data.{name}": data[name] for name in (*names, "system_prompt")}
+    if config.task == "safety":
+        fields |= {f"data.{name}": data[name] for name in ("general_path", "general_split")}
+    if config.calibration.completions == "generated":
+        names = ("temperature", "seed", "batch_size")
+        fields |= {f"calibration.{name}": config.calibration[name] for name in names}
+    return fields | {"data.date": form.date or ""}
