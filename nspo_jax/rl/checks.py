@@ -5,8 +5,10 @@ import ml_collections
 
 from nspo_jax import judges, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import builders
-from nspo_jax.rl import ranges
+from nspo_jax.data import builders, world
+from nspo_jax.rl import ranges, uses
+
+_SLICE = "expected train, or a slice of it such as train[:40%]."
 
 
 def batch_prompts(config: ml_collections.ConfigDict) -> int:
@@ -33,10 +35,18 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
         sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
 
 
-def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
-    """Raises ValueError for a value that cannot work, before anything expensive starts.
+def check_config(
+    config: ml_collections.ConfigDict, *, has_weights: bool = True, is_run: bool = True
+) -> None:
+    """Raises ValueError for what cannot work or would be ignored, before anything expensive starts.
 
-    `has_weights`: the run loads a model; without, a preset alone will do.
+    Args:
+      config: see configs/default.py.
+      has_weights: a model is loaded; without, a preset alone will do.
+      is_run: a policy is trained; without, its judges need not be there yet.
+
+    Raises:
+      FileNotFoundError: for the directory of a judge that is not there.
     """
     ranges.check_fields(config)
     if config.checkpoint.keep_every % config.checkpoint.every:
@@ -59,14 +69,14 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
             f"{prompts} prompts of a step."
         )
-    if builders.parse_split(config.data.train_split) is None or (
-        config.task == "chat_world" and builders.parse_split(config.data.train_split) != "train"
-    ):
-        raise ValueError(
-            f"data.train_split is {config.data.train_split!r}; expected train, or a slice of it "
-            "such as train[:40%]."
-        )
-    check_algorithm(config)
+    if builders.parse_split(config.data.train_split) is None:
+        raise ValueError(f"data.train_split is {config.data.train_split!r}; {_SLICE}")
+    if config.task == "chat_world":
+        check_chat_world(config)
+    if config.rl.algorithm == "dpo":
+        check_dpo(config)
+    elif config.rl.algorithm == "ppo_lagrangian":
+        check_lagrangian(config)
     if config.task == "stories" and not config.model.path:
         raise ValueError(
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
@@ -89,33 +99,45 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "start of the step, which are known for its first update alone. Set rl.minibatches=1, "
             "or rl.importance_cap=0."
         )
-    judges.check_terms(config, has_weights=has_weights)
+    if is_run and config.rl.algorithm != "dpo":  # which asks no judge
+        judges.check_terms(config, has_weights=has_weights)
+    uses.check_uses(config, is_run=is_run)
 
 
-def check_algorithm(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for what an algorithm does not have, as `check_config`."""
-    rl, algorithm = config.rl, config.rl.algorithm
-    if algorithm == "dpo":
-        unused = ("kl_coefficient", "dual_clip", "importance_cap", "staleness")
-        hint = "DPO samples nothing, and rl.dpo_beta holds it to the base model"
-        if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+def check_profile(config: ml_collections.ConfigDict, steps: tuple[int, int] | None) -> None:
+    """Raises ValueError unless the run has all of the steps, from the first up to the second."""
+    if steps is not None and not 0 <= steps[0] < steps[1] <= config.rl.steps:
+        raise ValueError(
+            f"The steps to profile are {steps[0]}:{steps[1]}, and rl.steps is {config.rl.steps}: "
+            "--profile=START:STOP traces the steps from START up to, without, STOP, which is at "
+            "most rl.steps."
+        )
+
+
+def check_chat_world(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a config that asks for more than the world has, as `check_config`."""
+    if builders.parse_split(config.data.train_split) != "train":
+        raise ValueError(f"data.train_split is {config.data.train_split!r}; {_SLICE}")
+    calibration = world.CALIBRATION_ROWS * len(world.GENERAL_FAMILIES)
+    for name, asked, rows in (
+        ("calibration.rows", config.calibration.rows, calibration),
+        ("evaluation.prompts", config.evaluation.prompts, world.EVALUATION_ROWS),
+    ):
+        if asked > rows:
             raise ValueError(
-                f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
-                "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
-                "pku_safe_rlhf for the task safety; stories have no pairs."
+                f"{name} is {asked}, and the chat world has {rows} of them: set it to at most "
+                f"{rows}."
             )
-    elif algorithm == "ppo_lagrangian":
-        unused = ("kl_coefficient", "importance_cap")
-        hint = "its penalty to the base model is lagrangian.kl, a part of the rewards"
-        check_lagrangian(config)
-    else:
-        return
-    for name in unused:
-        if rl[name]:
-            raise ValueError(
-                f"rl.{name} is {rl[name]}, which rl.algorithm={algorithm} does not have ({hint}). "
-                f"Set rl.{name}=0."
-            )
+
+
+def check_dpo(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a config of DPO that cannot work, as `check_config`."""
+    if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+        raise ValueError(
+            f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
+            "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
+            "pku_safe_rlhf for the task safety; stories have no pairs."
+        )
 
 
 def check_lagrangian(config: ml_collections.ConfigDict) -> None:
@@ -162,11 +184,6 @@ def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
             "StrongREJECT are csv files in their authors' repositories. Give their paths, joined "
             "by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
-        )
-    if data.wrapped_fraction:
-        raise ValueError(
-            f"data.wrapped_fraction is {data.wrapped_fraction}, and task is 'safety': wrappers are "
-            "the chat world's. Set it to 0."
         )
     if data.train_column and data.train != "safety_prompts":
         raise ValueError(
