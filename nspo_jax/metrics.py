@@ -6,6 +6,7 @@ What is under "speed/" depends on the machine; all else on the config alone.
 from collections.abc import Iterator
 import contextlib
 import json
+import logging
 import math
 import numbers
 import pathlib
@@ -15,6 +16,8 @@ import jax
 import tensorboardX
 
 from nspo_jax import distributed
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -106,7 +109,7 @@ class Profiler:
 
     def __init__(self, directory: str | pathlib.Path, steps: tuple[int, int] | None):
         self._directory, self._steps = directory, steps if distributed.is_primary() else None
-        self._running = False
+        self._running = self._traced = False
 
     def at(self, step: int) -> None:
         """To be called before every step."""
@@ -117,13 +120,15 @@ class Profiler:
             self.close()
         elif not self._running and start <= step < stop:
             jax.profiler.start_trace(str(self._directory))
-            self._running = True
+            self._running = self._traced = True
 
     def close(self) -> None:
-        """Ends a trace that runs."""
+        """Ends a trace that runs, and says so where none of the steps has run."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+        if self._steps is not None and not self._traced:
+            _log.warning("no step from %d to %d has run here: nothing is traced", *self._steps)
 
 
 def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:

@@ -122,7 +122,6 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     [
         ({"model.path": ""}, "task is 'safety' and model.path is empty"),
         ({"data.evaluation": ""}, "data.evaluation is empty: XSTest"),
-        ({"data.wrapped_fraction": 0.5}, "wrappers are the chat world's"),
         ({"data.train": "gsm8k"}, "data.train is 'gsm8k'; expected one of pku_safe_rlhf"),
         ({"data.train_column": "goal"}, "data.train_column is 'goal' and data.train 'pku_safe"),
     ],

@@ -57,7 +57,7 @@ def test_without_a_grid_a_run_is_called_as_its_arm(tmp_path):
     [
         ({"rl.klip": [0.1]}, "sets rl.klip to 0.1, which its config does not take"),
         ({"rl.clip": ["high"]}, "sets rl.clip to 'high', which its config does not take"),
-        ({"rl.prompts": [4, 0]}, "rl.prompts is 0; expected at least 1"),
+        ({"rl.prompts": [4, 0]}, "rl.prompts is 0; expected a whole number .* from 1 to"),
         (
             {"calibration.rank_rule": ["fixed(4)+mlp/in=fixed(3)"] * 2},
             "Two runs .* are called nspo",

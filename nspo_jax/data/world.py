@@ -27,6 +27,7 @@ MIXTURE = {  # of the pretraining text, by family
 REFUSED_SHARE = 0.15  # of harmful prompts in the pretraining text: RL needs something to explore
 WRAPPED_SHARE = 0.3  # of harmful and how-to prompts in the pretraining text
 PRETRAINING_ROWS = 20000
+CALIBRATION_ROWS = 200  # of each general family
 EVALUATION_ROWS = 200  # of each evaluated set; smaller spaces are sampled with replacement
 
 NUMBERS = [str(number) for number in range(21)]
@@ -276,7 +277,9 @@ def _evaluated(held_out: bool, wrappers: Sequence[str], role: int):
 
 SPLITS: dict[str, Callable[[World], list[Conversation]]] = {
     "pretrain": World._pretrain,
-    "calibration": lambda world: world._draw(list(world._side(False).values()), 200, 1),
+    "calibration": lambda world: world._draw(
+        list(world._side(False).values()), CALIBRATION_ROWS, 1
+    ),
     "general": lambda world: world._draw(list(world._side(True).values()), EVALUATION_ROWS, 2),
     "replay_general": lambda world: world._draw(list(world._side(False).values()), 200, 3),
     "train": lambda world: world._harmful(False, ("{}",), refuse=True),

@@ -1,18 +1,14 @@
 """What a config must be like for a run of it to work: told before anything expensive starts."""
 
-import datetime
-
 import jax
 import ml_collections
 
-from nspo_jax import judges, models, nullspace, rewards, sharding
+from nspo_jax import judges, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import builders, safety
-from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.nullspace import rank_rules
-from nspo_jax.rl import advantages, learning, losses, record
+from nspo_jax.data import builders, world
+from nspo_jax.rl import ranges, uses
 
-ALGORITHMS = ("policy_gradient", "dpo", "ppo_lagrangian")
+_SLICE = "expected train, or a slice of it such as train[:40%]."
 
 
 def batch_prompts(config: ml_collections.ConfigDict) -> int:
@@ -39,26 +35,20 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
         sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
 
 
-def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
-    """Raises ValueError for a value that cannot work, before anything expensive starts.
+def check_config(
+    config: ml_collections.ConfigDict, *, has_weights: bool = True, is_run: bool = True
+) -> None:
+    """Raises ValueError for what cannot work or would be ignored, before anything expensive starts.
 
-    `has_weights`: the run loads a model; without, a preset alone will do.
+    Args:
+      config: see configs/default.py.
+      has_weights: a model is loaded; without, a preset alone will do.
+      is_run: a policy is trained; without, its judges need not be there yet.
+
+    Raises:
+      FileNotFoundError: for the directory of a judge that is not there.
     """
-    positive = {
-        "rl.prompts": 1, "rl.samples": 2, "rl.minibatches": 1, "rl.microbatches": 1,
-        "rl.rollout_batches": 1, "data.prompt_length": 1,
-        "data.completion_length": 1, "evaluation.every": 1, "evaluation.prompts": 1,
-        "evaluation.batches": 1,
-        "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
-        "calibration.rows": 1,
-        "calibration.batch_size": 1, "pretraining.steps": 1, "pretraining.batch_size": 1,
-        "projection.period": 1, "rl.staleness": 0, "rl.flat_steps": 0, "rewards.batch_size": 1,
-        "reward_training.epochs": 1, "reward_training.batch_size": 1,
-    }  # fmt: skip
-    flat = record.flatten(config)
-    for name, least in positive.items():
-        if flat[name] < least:
-            raise ValueError(f"{name} is {flat[name]}; expected at least {least}.")
+    ranges.check_fields(config)
     if config.checkpoint.keep_every % config.checkpoint.every:
         raise ValueError(
             f"checkpoint.keep_every is {config.checkpoint.keep_every}, but only every "
@@ -66,9 +56,6 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "checkpoint.every, or 0."
         )
     prompts = batch_prompts(config)
-    for name in ("benign_fraction", "wrapped_fraction"):
-        if not 0 <= config.data[name] <= 1:
-            raise ValueError(f"data.{name} is {config.data[name]}; expected a number in [0, 1].")
     rows, parts = batch_rows(config), config.rl.minibatches * config.rl.microbatches
     if rows % parts:
         what = "pairs, two completions each," if config.rl.algorithm == "dpo" else "completions"
@@ -82,40 +69,14 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
             f"{prompts} prompts of a step."
         )
-    choices = {
-        "task": ("chat_world", "stories", "safety"),
-        "data.train": safety.TRAINING,
-        "optimizer.name": optimizer_lib.NAMES,
-        "optimizer.master": optimizer_lib.MASTERS,
-        "projection.mode": optimizer_lib.MODES,
-        "projection.untargeted": ("freeze", "train"),
-        "projection.basis": ("null_space", "random"),
-        "model.preset": ("", *models.PRESETS),
-        "model.frozen_dtype": ("float32", "bfloat16"),
-        "calibration.completions": ("given", "generated"),
-        "rewards.normalise": rewards.NORMALISATIONS,
-        "rewards.on_failure": rewards.FAILURES,
-        "rl.algorithm": ALGORITHMS,
-        "rl.staleness": (0, 1),
-        "rl.on_flat": learning.POLICIES,
-        "rl.loss": losses.LOSSES,
-        "rl.advantage": advantages.ESTIMATORS,
-        "rl.aggregation": losses.AGGREGATIONS,
-        "rl.kl_estimator": losses.KL_ESTIMATORS,
-    }
-    for name, values in choices.items():
-        if flat[name] not in values:
-            raise ValueError(
-                f"{name} is {flat[name]!r}; expected one of {', '.join(map(str, values))}."
-            )
-    if builders.parse_split(config.data.train_split) is None or (
-        config.task == "chat_world" and builders.parse_split(config.data.train_split) != "train"
-    ):
-        raise ValueError(
-            f"data.train_split is {config.data.train_split!r}; expected train, or a slice of it "
-            "such as train[:40%]."
-        )
-    check_algorithm(config)
+    if builders.parse_split(config.data.train_split) is None:
+        raise ValueError(f"data.train_split is {config.data.train_split!r}; {_SLICE}")
+    if config.task == "chat_world":
+        check_chat_world(config)
+    if config.rl.algorithm == "dpo":
+        check_dpo(config)
+    elif config.rl.algorithm == "ppo_lagrangian":
+        check_lagrangian(config)
     if config.task == "stories" and not config.model.path:
         raise ValueError(
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
@@ -130,23 +91,7 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "the checkpoint is, not where. Set --config.model.path to its Hugging Face directory."
         )
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
-    projectors_lib.parse_targets(config.projection.targets)
-    rank_rules.RankRules.parse(config.calibration.rank_rule)
     nullspace.check_choices(config.calibration.statistics, config.calibration.first_token)
-    if not config.evaluation.temperature >= 0:
-        raise ValueError(
-            f"evaluation.temperature is {config.evaluation.temperature}; expected 0 (the most "
-            "likely token) or more."
-        )
-    if not (config.rl.dual_clip == 0 or config.rl.dual_clip > 1):
-        raise ValueError(
-            f"rl.dual_clip is {config.rl.dual_clip}; expected 0 (off) or a ratio above 1."
-        )
-    if not config.rl.importance_cap >= 0:
-        raise ValueError(
-            f"rl.importance_cap is {config.rl.importance_cap}; expected 0 (off) or a positive "
-            "weight, such as 2."
-        )
     if config.rl.importance_cap and config.rl.minibatches > 1:
         raise ValueError(
             f"rl.importance_cap is {config.rl.importance_cap} and rl.minibatches "
@@ -154,51 +99,45 @@ def check_config(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "start of the step, which are known for its first update alone. Set rl.minibatches=1, "
             "or rl.importance_cap=0."
         )
-    if not config.rl.temperature > 0:
+    if is_run and config.rl.algorithm != "dpo":  # which asks no judge
+        judges.check_terms(config, has_weights=has_weights)
+    uses.check_uses(config, is_run=is_run)
+
+
+def check_profile(config: ml_collections.ConfigDict, steps: tuple[int, int] | None) -> None:
+    """Raises ValueError unless the run has all of the steps, from the first up to the second."""
+    if steps is not None and not 0 <= steps[0] < steps[1] <= config.rl.steps:
         raise ValueError(
-            f"rl.temperature is {config.rl.temperature}; expected a positive number: without "
-            "randomness the completions of a group are all the same and teach nothing."
+            f"The steps to profile are {steps[0]}:{steps[1]}, and rl.steps is {config.rl.steps}: "
+            "--profile=START:STOP traces the steps from START up to, without, STOP, which is at "
+            "most rl.steps."
         )
-    check_date(config.data.date)
-    judges.check_terms(config, has_weights=has_weights)
 
 
-def check_date(date: str, what: str = "data.date") -> None:
-    """Raises ValueError unless a date is empty or written as 2026-11-25."""
-    try:
-        wrong = bool(date) and datetime.date.fromisoformat(date).isoformat() != date
-    except ValueError:
-        wrong = True
-    if wrong:
-        raise ValueError(f"{what} is {date!r}; expected a day such as 2026-11-25, or ''.")
-
-
-def check_algorithm(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for what an algorithm does not have, as `check_config`."""
-    rl, algorithm = config.rl, config.rl.algorithm
-    if algorithm == "dpo":
-        unused = ("kl_coefficient", "dual_clip", "importance_cap", "staleness")
-        hint = "DPO samples nothing, and rl.dpo_beta holds it to the base model"
-        if not rl.dpo_beta > 0:
-            raise ValueError(f"rl.dpo_beta is {rl.dpo_beta}; expected a positive number.")
-        if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+def check_chat_world(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a config that asks for more than the world has, as `check_config`."""
+    if builders.parse_split(config.data.train_split) != "train":
+        raise ValueError(f"data.train_split is {config.data.train_split!r}; {_SLICE}")
+    calibration = world.CALIBRATION_ROWS * len(world.GENERAL_FAMILIES)
+    for name, asked, rows in (
+        ("calibration.rows", config.calibration.rows, calibration),
+        ("evaluation.prompts", config.evaluation.prompts, world.EVALUATION_ROWS),
+    ):
+        if asked > rows:
             raise ValueError(
-                f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
-                "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
-                "pku_safe_rlhf for the task safety; stories have no pairs."
+                f"{name} is {asked}, and the chat world has {rows} of them: set it to at most "
+                f"{rows}."
             )
-    elif algorithm == "ppo_lagrangian":
-        unused = ("kl_coefficient", "importance_cap")
-        hint = "its penalty to the base model is lagrangian.kl, a part of the rewards"
-        check_lagrangian(config)
-    else:
-        return
-    for name in unused:
-        if rl[name]:
-            raise ValueError(
-                f"rl.{name} is {rl[name]}, which rl.algorithm={algorithm} does not have ({hint}). "
-                f"Set rl.{name}=0."
-            )
+
+
+def check_dpo(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a config of DPO that cannot work, as `check_config`."""
+    if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+        raise ValueError(
+            f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
+            "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
+            "pku_safe_rlhf for the task safety; stories have no pairs."
+        )
 
 
 def check_lagrangian(config: ml_collections.ConfigDict) -> None:
@@ -225,20 +164,11 @@ def check_lagrangian(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"rl.loss is {config.rl.loss!r}: PPO has a ratio a token. Set rl.loss=grpo."
         )
-    positive = ("initial", "learning_rate", "critic_learning_rate", "largest")
-    for name in positive:
-        if not options[name] > 0:
-            raise ValueError(f"lagrangian.{name} is {options[name]}; expected a positive number.")
     if options.initial > options.largest:
         raise ValueError(
             f"lagrangian.initial is {options.initial}, above lagrangian.largest="
             f"{options.largest}: raise that, or start lower."
         )
-    for name in ("limit", "gae_lambda"):
-        if not 0 <= options[name] <= 1:
-            raise ValueError(f"lagrangian.{name} is {options[name]}; expected a number in [0, 1].")
-    if not options.kl >= 0:
-        raise ValueError(f"lagrangian.kl is {options.kl}; expected 0 or more.")
 
 
 def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
@@ -254,11 +184,6 @@ def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True)
             "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
             "StrongREJECT are csv files in their authors' repositories. Give their paths, joined "
             "by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
-        )
-    if data.wrapped_fraction:
-        raise ValueError(
-            f"data.wrapped_fraction is {data.wrapped_fraction}, and task is 'safety': wrappers are "
-            "the chat world's. Set it to 0."
         )
     if data.train_column and data.train != "safety_prompts":
         raise ValueError(

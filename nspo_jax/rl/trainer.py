@@ -73,8 +73,11 @@ def train(
     workdir = pathlib.Path(workdir)
     record.restore_defaults(config, workdir)
     checks.check_config(config)
+    checks.check_profile(config, profile)
     config = record.with_recorded(config, workdir)
     if record.resumes_finished(config, workdir, allow_config_change):
+        if profile is not None:
+            _log.warning("%s is finished: no step is left to profile", workdir)
         return json.loads((workdir / "summary.json").read_text())
     started = time.monotonic()
 

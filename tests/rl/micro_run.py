@@ -24,7 +24,10 @@ MICRO = {
 
 def micro(workspace, **changes):
     config = default.get_config()
-    config.update_from_flattened_dict({**MICRO, **changes, "workspace": str(workspace)})
+    micro = dict(MICRO)
+    if "model.path" in changes:  # which has a size, and is pretrained
+        micro = {k: v for k, v in micro.items() if not k.startswith(("model.", "pretraining."))}
+    config.update_from_flattened_dict({**micro, **changes, "workspace": str(workspace)})
     return config
 
 

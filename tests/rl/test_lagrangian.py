@@ -208,10 +208,10 @@ def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatc
         ({"rewards.terms": "reward_model+cost_model@harmful"}, ["without kinds and weight"]),
         ({"rl.loss": "gspo"}, ["rl.loss is 'gspo'", "rl.loss=grpo"]),
         ({"rl.kl_coefficient": 0.1}, ["rl.kl_coefficient is 0.1", "lagrangian.kl"]),
-        ({"lagrangian.limit": 5.0}, ["lagrangian.limit is 5.0", "[0, 1]"]),
-        ({"lagrangian.initial": 0.0}, ["lagrangian.initial is 0.0", "positive"]),
+        ({"lagrangian.limit": 5.0}, ["lagrangian.limit is 5.0", "at most 1"]),
+        ({"lagrangian.initial": 0.0}, ["lagrangian.initial is 0.0", "above 0"]),
         ({"lagrangian.initial": 90.0}, ["initial is 90.0", "lagrangian.largest=10.0"]),
-        ({"lagrangian.kl": -1.0}, ["lagrangian.kl is -1.0", "0 or more"]),
+        ({"lagrangian.kl": -1.0}, ["lagrangian.kl is -1.0", "of at least 0"]),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(finished, tmp_path, changes, words):

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from nspo_jax import models, rewards
 from nspo_jax.data import chat, world
 from nspo_jax.rl import trainer
@@ -46,10 +45,8 @@ def test_exact_mode_keeps_every_family_where_it_was(family, tmp_path, monkeypatc
     )
     models.save_model(tmp_path / "base", config, params, tokenizer)
 
-    run = default.get_config()
     targets = "mlp+attention" if config.tie_embeddings else "mlp+attention+head"
-    run.update_from_flattened_dict({
-        **micro_run.MICRO, "workspace": str(tmp_path / "workspace"),
+    run = micro_run.micro(tmp_path / "workspace", **{
         "model.path": str(tmp_path / "base"), "calibration.rows": 1,
         "calibration.rank_rule": "relative_max(1e-6)", "projection.targets": targets,
     })  # fmt: skip
