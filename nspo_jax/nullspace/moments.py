@@ -48,7 +48,7 @@ class Moment:
 
     def matrix(self) -> np.ndarray | jax.Array:
         """[in, in] to be decomposed: float64 where that is done on the host, else float32."""
-        if self.high.shape[-1] <= eigen.FULL_SIZE:
+        if self.high.shape[-1] <= eigen.full_size():
             return self.float64()
         return _mean(self.high, self.low, self.count)
 
