@@ -9,7 +9,7 @@ until it is known.
 
 Ritz values are eigenvalues from below, and so is a power iteration's idea of the largest
 eigenvalue that the vectors leave free. A bound must be from above: `_bound_outside` tries levels a
-little above that idea until a Cholesky factorisation of level - C, with the vectors deflated, exists. By
+little above that idea until level - C, with the vectors deflated, has a Cholesky factor. By
 Sylvester's law of inertia no eigenvalue is then above the level.
 """
 
