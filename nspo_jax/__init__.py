@@ -7,7 +7,11 @@ The projection is an optax transform and needs nothing else of this package:
 """
 
 from nspo_jax.nullspace import (
+    Moment,
     Projectors,
+    RankRule,
+    RankRules,
+    Site,
     calibrate,
     certify,
     embedding_site,
@@ -22,7 +26,11 @@ from nspo_jax.version import VERSION
 __version__ = VERSION
 
 __all__ = [
+    "Moment",
     "Projectors",
+    "RankRule",
+    "RankRules",
+    "Site",
     "calibrate",
     "certify",
     "embedding_site",

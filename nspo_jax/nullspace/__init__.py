@@ -7,21 +7,24 @@ from nspo_jax.nullspace.calibration import (
     site_from_moment,
 )
 from nspo_jax.nullspace.certificate import certify, format_certificate
-from nspo_jax.nullspace.coordinates import in_null_space
+from nspo_jax.nullspace.coordinates import in_null_space, nearest_basis
 from nspo_jax.nullspace.drift import Reference, drift
-from nspo_jax.nullspace.moments import second_moments
+from nspo_jax.nullspace.moments import Moment, layer_moments, second_moments
 from nspo_jax.nullspace.projection import (
     Site,
-    embedding_site,
-    init_lora_a,
     null_space_projection,
     project,
 )
 from nspo_jax.nullspace.projectors import Projectors, format_provenance, load_projectors
+from nspo_jax.nullspace.rank_rules import RankRule, RankRules
 from nspo_jax.nullspace.rounding import feedback_rounding
+from nspo_jax.nullspace.special_sites import embedding_site, init_lora_a
 
 __all__ = [
+    "Moment",
     "Projectors",
+    "RankRule",
+    "RankRules",
     "Reference",
     "Site",
     "calibrate",
@@ -34,7 +37,9 @@ __all__ = [
     "format_provenance",
     "in_null_space",
     "init_lora_a",
+    "layer_moments",
     "load_projectors",
+    "nearest_basis",
     "null_space_projection",
     "preview",
     "project",

@@ -16,12 +16,16 @@ import numpy as np
 
 from nspo_jax import distributed, models, progress
 from nspo_jax.nullspace import moments as moments_lib
-from nspo_jax.nullspace import projection, rank_rules, splits
+from nspo_jax.nullspace import projection, rank_rules, special_sites, splits
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
 Batch = moments_lib.Batch
 STATISTICS = ("inputs", "gradients")
+# A rule that protects no more than this of a site's directions, where one of them holds more than
+# this of the energy, has been decided by that one.
+_NEARLY_NOTHING = 0.02
+_MASSIVE = 0.5
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +34,7 @@ def calibrate(
     params: Any,
     batches: Iterable[Batch],
     *,
-    rank_rule: str = "energy(0.05)",
+    rank_rule: str | rank_rules.RankRule | rank_rules.RankRules = "energy(0.05)",
     statistics: str = "inputs",
     first_token: str = "keep",
     data: str = "",
@@ -47,7 +51,8 @@ def calibrate(
       config: the model's configuration: which kernels read which site.
       params: the base model's parameters, or a `models.LayerSource` such as `models.FileSource`.
       batches: general conversations; see `moments.layer_moments`.
-      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRules`.
+      rank_rule: for example "energy(0.05)" or RankRule("energy", 0.05); see
+        `rank_rules.RankRules`.
       statistics: "inputs": of what the layers see (NSPO); "gradients": of the loss's gradients,
         which needs `params` in memory; see `moments.gradient_moments`.
       first_token: keep, drop or separate; see `moments.layer_moments`.
@@ -60,7 +65,7 @@ def calibrate(
       ValueError: for an unknown rule or choice, or a rule for a site that is none; and as
         `moments.layer_moments`.
     """
-    rules, inputs = rank_rules.RankRules.parse(rank_rule), models.input_sites(config)
+    rules, inputs = rank_rules.as_rules(rank_rule), models.input_sites(config)
     rules.check_sites(list(inputs))
     check_choices(statistics, first_token)
     source, batches = _source(config, params), list(batches)
@@ -102,14 +107,16 @@ def calibrate(
         "calibrated %d layers on %d tokens in %.0f s",
         config.num_layers, provenance["tokens"], time.monotonic() - started,
     )  # fmt: skip
-    return projectors_lib.Projectors(sites, spectra, provenance)
+    projectors = projectors_lib.Projectors(sites, spectra, provenance)
+    _warn_of_massive_directions(projectors, rules)
+    return projectors
 
 
 def preview(
     config: models.ModelConfig,
     params: Any,
     batches: Iterable[Batch],
-    rank_rule_texts: Sequence[str],
+    candidates: Sequence[str | rank_rules.RankRule | rank_rules.RankRules],
     *,
     statistics: str = "inputs",
     first_token: str = "keep",
@@ -117,12 +124,12 @@ def preview(
 ) -> dict[str, list[dict[str, Any]]]:
     """What each of several rank rules would protect; keeps no basis.
 
-    Arguments and errors are those of `calibrate`.
+    Arguments and errors are those of `calibrate`; `candidates` are the rules.
 
     Returns:
       Rule -> rows as those of `Projectors.summary`, "bytes" being those of the thinner side.
     """
-    all_rules = [rank_rules.RankRules.parse(text) for text in rank_rule_texts]
+    all_rules = [rank_rules.as_rules(rule) for rule in candidates]
     inputs = models.input_sites(config)
     for rules in all_rules:
         rules.check_sites(list(inputs))
@@ -150,25 +157,39 @@ def preview(
     return {rule: sorted(found, key=lambda row: row["site"]) for rule, found in rows.items()}
 
 
-def site_from_moment(kernels: Sequence[str], moment: np.ndarray, rank_rule: str) -> projection.Site:
+def site_from_moment(
+    kernels: Sequence[str],
+    moment: np.ndarray | moments_lib.Moment,
+    rank_rule: str | rank_rules.RankRule,
+) -> projection.Site:
     """A site from a second moment that you collected yourself, for a model that is not ours.
 
     Args:
       kernels: parameter paths, joined by "/", of the kernels that read this input.
       moment: [*stack, in, in], `x^T x` over the base model's inputs `x [tokens, in]`, summed in
-        float64; as a mean over tokens where the rule is absolute(VALUE).
-      rank_rule: for example "energy(0.05)"; see `rank_rules.RankRule`.
+        float64; as a mean over tokens where the rule is absolute(VALUE). Or a `Moment`, which sums
+        and counts for you.
+      rank_rule: for example "energy(0.05)" or RankRule("energy", 0.05).
 
     Raises:
-      ValueError: for an unknown rule, or a moment that is not square or not finite.
+      ValueError: for an unknown rule, or a moment that is not square, not finite, or of no tokens.
+
+    >>> inputs = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
+    >>> site = site_from_moment(("w",), inputs.T @ inputs, "fixed(2)")
+    >>> int(site.protected_ranks), np.abs(site.dense_projector()).round(3).diagonal().tolist()
+    (2, [0.0, 0.0, 1.0])
     """
+    rule = rank_rules.as_rule(rank_rule)
+    if isinstance(moment, moments_lib.Moment):
+        moment.check(", ".join(kernels))
+        return splits.join(kernels, [splits.split(moment, rule)], ())[0]
     moment = np.asarray(moment, np.float64)
     if moment.ndim < 2 or moment.shape[-1] != moment.shape[-2] or not np.isfinite(moment).all():
         raise ValueError(
             f"The moment for {', '.join(kernels)} has shape {moment.shape}; expected finite "
             "[*stack, in, in], the sum of x^T x over inputs x [tokens, in]."
         )
-    rule, size = rank_rules.RankRule.parse(rank_rule), moment.shape[-1]
+    size = moment.shape[-1]
     parts = [splits.split_matrix(part, rule) for part in moment.reshape(-1, size, size)]
     return splits.join(kernels, parts, moment.shape[:-2])[0]
 
@@ -233,6 +254,44 @@ def _embedding(
     config: models.ModelConfig, tokens: np.ndarray
 ) -> tuple[projection.Site, spectrum_lib.Spectrum]:
     """The embedding's site. Its inputs are one-hot: their moment has the tokens' frequencies."""
-    site = projection.embedding_site("embed/embedding", config.vocab_size, tokens)
+    site = special_sites.embedding_site("embed/embedding", config.vocab_size, tokens)
     counts = np.sort(np.bincount(tokens, minlength=config.vocab_size))[::-1]
     return site, spectrum_lib.single(counts / len(tokens), 1.0, config.vocab_size)
+
+
+def _warn_of_massive_directions(
+    projectors: projectors_lib.Projectors, rules: rank_rules.RankRules
+) -> None:
+    """Logs where one direction's energy leaves a rule that goes by shares nearly nothing else."""
+    found = {}
+    for name, site in projectors.sites.items():
+        if site.side == projection.ROWS or rules.of(name).name == "fixed":
+            continue
+        ranks, layers = site.protected_ranks.reshape(-1), []
+        for layer, (rank, spectrum) in enumerate(
+            zip(ranks, projectors.spectra[name].layers(), strict=True)
+        ):
+            first = int(spectrum.first)  # those of first tokens are apart
+            rest = spectrum.trace - float(np.sum(spectrum.values[:first], dtype=np.float64))
+            massive = first < len(spectrum.values) and spectrum.values[first] > _MASSIVE * rest
+            if massive and rank - first <= _NEARLY_NOTHING * site.size:
+                layers.append(layer)
+        if layers:
+            where = f" in layers {', '.join(map(str, layers))}" if site.basis.ndim > 2 else ""
+            most = max(int(ranks[layer]) for layer in layers)
+            found[name] = f"{name}{where} (rank {most} or less of {site.size})"
+    if not found:
+        return
+    made = projectors.provenance
+    if made["first_token"] == "keep" and made["statistics"] == "inputs":
+        advice = (
+            "In large models it is the first token's, which is then nearly all that is protected: "
+            "set calibration.first_token=separate"
+        )
+    else:
+        advice = "Protect more there with SITE=fixed(RANK) in calibration.rank_rule"
+    _log.warning(
+        "calibration.rank_rule=%s leaves next to nothing protected at %s: one direction holds more "
+        "than half of the energy there and decides for all others. %s.",
+        rules, "; ".join(found.values()), advice,
+    )  # fmt: skip

@@ -8,6 +8,9 @@ kernel `W` and weight change `dW`:
   `C = sum(x^T x) / tokens`, |x dW|^2 = tokens * tr(dW^T C dW). C is diagonal in its eigenvectors,
   so the protected part of dW costs at most lambda_1 each, the free part at most lambda_{rank+1},
   and nothing mixes: |x dW|^2 <= tokens * (lambda_1 |U^T dW|^2 + lambda_{rank+1} |N^T dW|^2);
+- `bound_kind`: where lambda_{rank+1} of that is from, and so how near the bound is; always a bound
+  from above, to float32's rounding (`spectrum.BOUNDS`). Of a spectrum that is known in part the
+  vectors are no eigenvectors, and the two parts may mix: the sum is then of norms, not of squares;
 - `protected_share`: |U^T dW| / |dW|: the part of the weight change inside the protected subspace.
   Float32 leaves about 1e-7 to 1e-6 of a projected run, and a random change sqrt(rank / in).
 
@@ -58,7 +61,8 @@ def certify(
 
     Returns:
       A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` of the whole run,
-      the largest `output_change` and `output_bound`, `measured` ("change" or "difference"),
+      the largest `output_change` and `output_bound`, `bound_kind` (the kinds of bound that rows
+      have, joined by "+"; None without a bound), `measured` ("change" or "difference"),
       `unprotected` (changed parameters without a
       projector, by relative norm), `calibration` and `held_out` (see `drift.drift`), `provenance`
       (that of the projectors, and the `policy`'s fingerprint). A bound holds on the text that its
@@ -107,12 +111,13 @@ def certify(
     order = {path: place for place, path in enumerate(_kernels(projectors))}
     rows.sort(key=lambda row: (order[row["kernel"]], row["layer"] or 0))
     inside = sum(row.pop("inside") for row in rows)
-    bounds = [row["output_bound"] for row in rows]
+    bounds, kinds = ([row[name] for row in rows] for name in ("output_bound", "bound_kind"))
     return {
         "sites": rows,
         "protected_share": _ratio(inside, sum(changed[path] for path in order)),
         "output_change": max(row["output_change"] for row in rows),
         "output_bound": None if None in bounds else max(bounds),
+        "bound_kind": None if None in kinds else "+".join(sorted(set(kinds))),
         "measured": "difference" if change is None else "change",
         "unprotected": {
             path: _ratio(moved, _energy(before[path]))
@@ -198,17 +203,18 @@ def _row(site, spectrum, weights, measured, path, tokens) -> dict[str, Any]:
     inside = _energy(_inside(change, np.asarray(site.basis), site.side))
     rank, moved = int(site.protected_ranks), _energy(change)
     outputs, inputs = measured[path], measured["inputs"]
-    bound, same = None, spectrum.is_of(rank, *(inputs / tokens))
+    bound, kind, same = None, None, spectrum.is_of(rank, *(inputs / tokens))
     if "spectrum" in measured:  # any text has one token a token: energies alone tell nothing
         same &= np.allclose(measured["spectrum"], spectrum.values, atol=1e-6)
     if same:
         most = tokens * spectrum.largest_output(rank, inside, max(moved - inside, 0.0))
-        bound = _ratio(most, outputs[1])
+        bound, kind = _ratio(most, outputs[1]), spectrum.largest_free(rank)[1]
     return {
         "relative_change": _ratio(moved, _energy(kernel)),
         "protected_share": _ratio(inside, moved),
         "output_change": _ratio(*outputs),
         "output_bound": bound,
+        "bound_kind": kind,
         "inside": inside,
     }
 
@@ -228,6 +234,10 @@ def format_certificate(report: dict[str, Any]) -> str:
     lines.append("")
     if report["output_bound"] is None:
         lines.append("no bound: the spectra are of other inputs than the ones measured here")
+    elif "bound_kind" in report:
+        lines.append(f"bounds are upper bounds, from {report['bound_kind'].replace('+', ' or ')}")
+    else:
+        lines.append("bounds of an earlier version: they may be estimates from below")
     lines.append(f"weight change inside the protected subspace  {report['protected_share']:.1e}")
     for name, text in (("calibration", "calibration text"), ("held_out", "held-out text")):
         part = report[name]

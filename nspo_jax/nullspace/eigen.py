@@ -6,6 +6,11 @@ it leaves outside stops falling; then a Rayleigh-Ritz step in the block. For ran
 matrix products of [d, d] with [d, d/8], on the device, where a full decomposition would take
 minutes at d = 18944. Where the rank follows from the eigenvalues, `decompose` takes more of them
 until it is known.
+
+Ritz values are eigenvalues from below, and so is a power iteration's idea of the largest
+eigenvalue that the vectors leave free. A bound must be from above: `_bound_outside` tries levels a
+little above that idea until level - C, with the vectors deflated, has a Cholesky factor. By
+Sylvester's law of inertia no eigenvalue is then above the level.
 """
 
 from collections.abc import Callable
@@ -18,13 +23,19 @@ import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Above this share of all directions a full decomposition is the cheaper one; up to this size it is
-# a matter of a second, and shows the whole spectrum.
+# cheap enough, and shows the whole spectrum. An accelerator's products are faster than its host.
 FULL_SHARE = 0.5
-FULL_SIZE = 1024
+FULL_SIZE = 4096
+FULL_SIZE_BESIDE_ACCELERATOR = 1024
 _OVERSAMPLING = 1.15  # columns of the block beyond the rank that is asked for
 _MARGIN = 8  # and this many more
 _TOLERANCE = 1e-2  # relative fall of the energy outside at which the iteration ends
 _MOST_PASSES = 12
+# Levels that are tried for the bound, over the idea of the eigenvalue from below.
+_SLACKS = (1.01, 1.03, 1.1, 1.3, 2.0, 4.0, 16.0, 256.0)
+# What float32 products and a factorisation round: of the largest eigenvalue, and of the level.
+_PRODUCT_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+_FACTOR_ROUNDING = 1e-5
 
 
 # (leading eigenvalues, descending; the number of all; their sum) -> rank, None: more are needed.
@@ -35,13 +46,16 @@ class Eigenpairs(NamedTuple):
     """Leading eigenpairs of a symmetric matrix.
 
     values: float64 [rank], descending; vectors: float32 [d, rank], orthonormal columns;
-    trace: of the whole matrix; passes: multiplications by it, 0 for a full decomposition.
+    trace: of the whole matrix; passes: multiplications by it, 0 for a full decomposition;
+    bound: of a decomposition in part, at least the largest eigenvalue of what the vectors of the
+    rank leave free; NaN: none was asked for, or all eigenvalues are there.
     """
 
     values: np.ndarray
     vectors: np.ndarray
     trace: float
     passes: int
+    bound: float = float("nan")
 
     @property
     def outside(self) -> float:
@@ -54,7 +68,7 @@ def decompose(
 ) -> tuple[Eigenpairs, int]:
     """As many leading eigenpairs of a positive semi-definite matrix as its rank needs.
 
-    Decomposes fully (LAPACK, float64, on the host) up to `FULL_SIZE` and where more than half of
+    Decomposes fully (LAPACK, float64, on the host) up to `full_size` and where more than half of
     the directions are asked for; else iterates on the device.
 
     Args:
@@ -64,14 +78,15 @@ def decompose(
 
     Returns:
       The pairs, more than the rank unless they are all; and the rank. Of pairs that are not all,
-      the value after the rank is the largest eigenvalue of what the first `rank` vectors leave free
-      (to the accuracy of a few power iterations), and the vectors after it mean nothing.
+      the value after the rank is the largest eigenvalue of what the first `rank` vectors leave
+      free, from below (a few power iterations), `bound` is the same from above, and the vectors
+      after it mean nothing.
 
     Raises:
       ValueError: as `leading`.
     """
     size = matrix.shape[-1]
-    count = size if size <= FULL_SIZE else max(guess + guess // 16, size // 32) + _MARGIN
+    count = size if size <= full_size() else max(guess + guess // 16, size // 32) + _MARGIN
     start = None
     while True:
         if _block(count, size) > FULL_SHARE * size:
@@ -82,12 +97,17 @@ def decompose(
             return pairs, rank
         if rank is not None:
             values = pairs.values[: rank + 1].copy()
-            free = _largest_outside(
-                jnp.asarray(matrix, jnp.float32), pairs.vectors[:, :rank], pairs.vectors[:, rank:]
-            )
-            values[rank] = max(values[rank], float(free))
-            return pairs._replace(values=values, vectors=pairs.vectors[:, : rank + 1]), rank
+            values[rank], bound = _bound_outside(jnp.asarray(matrix, jnp.float32), pairs, rank)
+            vectors = pairs.vectors[:, : rank + 1]
+            return pairs._replace(values=values, vectors=vectors, bound=bound), rank
         start, count = pairs.vectors, 2 * count
+
+
+def full_size() -> int:
+    """Up to how many inputs a matrix is decomposed fully."""
+    if jax.default_backend() == "cpu":
+        return FULL_SIZE
+    return min(FULL_SIZE, FULL_SIZE_BESIDE_ACCELERATOR)
 
 
 def leading(
@@ -179,9 +199,30 @@ def _polish(vectors):
     return jnp.matmul(vectors, 1.5 * eye - 0.5 * gram, precision=HIGHEST)
 
 
+def _bound_outside(matrix: jax.Array, pairs: Eigenpairs, rank: int) -> tuple[float, float]:
+    """The largest eigenvalue that the first `rank` vectors leave free: from below, and from above.
+
+    From above it is never more than what is left of the trace.
+    """
+    inside, largest = pairs.vectors[:, :rank], float(pairs.values[0])
+    least = max(float(_largest_outside(matrix, inside, pairs.vectors[:, rank:])), 0.0)
+    rounding = _PRODUCT_ROUNDING * largest
+    left = pairs.trace - float(np.sum(pairs.values[:rank]))
+    most = max(left, 0.0) + _PRODUCT_ROUNDING * pairs.trace
+    rest = _deflated(matrix, inside)
+    for slack in _SLACKS:
+        level = slack * least + rounding / 4
+        bound = level * (1 + _FACTOR_ROUNDING) + rounding
+        if bound >= most:
+            break
+        if _is_below(rest, level):
+            return least, bound
+    return least, most
+
+
 @jax.jit
 def _largest_outside(matrix, inside, start):
-    """The largest eigenvalue of the matrix restricted to the complement of `inside`.
+    """The largest eigenvalue of the matrix restricted to the complement of `inside`, from below.
 
     A few steps of block power iteration from the columns that came next, and random ones.
     """
@@ -192,10 +233,33 @@ def _largest_outside(matrix, inside, start):
         held = jnp.matmul(inside.T, block, precision=HIGHEST)
         return block - jnp.matmul(inside, held, precision=HIGHEST)
 
-    def step(_, block):
-        block = jnp.linalg.qr(deflated(block))[0]
-        return jnp.matmul(matrix, block, precision=HIGHEST)
+    def orthonormal(block):
+        # again behind the first: of a block that deflation leaves (nearly) without a column, QR
+        # makes columns of its own, which may be inside
+        return jnp.linalg.qr(deflated(jnp.linalg.qr(deflated(block))[0]))[0]
 
-    block = jnp.linalg.qr(deflated(jax.lax.fori_loop(0, 8, step, block)))[0]
+    def step(_, block):
+        return jnp.matmul(matrix, orthonormal(block), precision=HIGHEST)
+
+    block = orthonormal(jax.lax.fori_loop(0, 8, step, block))
     small = jnp.matmul(block.T, jnp.matmul(matrix, block, precision=HIGHEST), precision=HIGHEST)
     return jnp.linalg.eigvalsh((small + small.T) / 2)[-1]
+
+
+@jax.jit
+def _deflated(matrix, inside):
+    """The matrix restricted to the complement of `inside`, [d, d]."""
+
+    def off(matrix):
+        held = jnp.matmul(inside.T, matrix, precision=HIGHEST)
+        return matrix - jnp.matmul(inside, held, precision=HIGHEST)
+
+    rest = off(off(matrix).T)
+    return (rest + rest.T) / 2
+
+
+@jax.jit
+def _is_below(matrix, level):
+    """Whether every eigenvalue is below a level: level - matrix has a Cholesky factor."""
+    shifted = level * jnp.eye(matrix.shape[0], dtype=matrix.dtype) - matrix
+    return jnp.all(jnp.isfinite(jax.lax.linalg.cholesky(shifted, symmetrize_input=False)))

@@ -25,7 +25,17 @@ FIRST_TOKENS = ("keep", "drop", "separate")
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """The second moment of one site's inputs in one layer.
+    """The second moment of one site's inputs in one layer, and the number of tokens in it.
+
+    `layer_moments` gives those of a model of ours. For another, begin with `empty` and `add`, in
+    float32 with compensated sums, on the device:
+
+    >>> moment = Moment.empty(3)
+    >>> mask = np.array([[False, True]])  # [batch, time]: a padded row
+    >>> moment = moment.add(np.array([[[9.0, 9.0, 9.0], [1.0, 2.0, 0.0]]]), mask)
+    >>> moment = moment.add(np.array([[3.0, 0.0, 0.0]]))
+    >>> moment.count, moment.float64().tolist()
+    (2, [[5.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
 
     Attributes:
       high, low: float32 [in, in], whose sum is the sum of x^T x.
@@ -41,19 +51,46 @@ class Moment:
     first: np.ndarray | None = None
     first_counts: np.ndarray | None = None
 
+    @classmethod
+    def empty(cls, size: int) -> "Moment":
+        """The moment of no tokens yet, for inputs of a size."""
+        return cls(jnp.zeros((size, size)), jnp.zeros((size, size)), 0)
+
+    def add(self, inputs: jax.Array | np.ndarray, mask: Any = None) -> "Moment":
+        """A moment of these inputs too.
+
+        Args:
+          inputs: [..., in], any float dtype: what a linear layer of the base model sees.
+          mask: bool [...], the real tokens; None: all are.
+
+        Raises:
+          ValueError: if the shapes do not fit.
+        """
+        inputs, size = jnp.asarray(inputs, jnp.float32), self.high.shape[-1]
+        mask = np.ones(inputs.shape[:-1], bool) if mask is None else np.asarray(mask, bool)
+        if inputs.shape[-1:] != (size,) or mask.shape != inputs.shape[:-1]:
+            raise ValueError(
+                f"Inputs of shape {inputs.shape} with a mask of shape {mask.shape} for a moment of "
+                f"{size} inputs: expected [..., {size}] and [...]."
+            )
+        high, low = _add_inputs(self.high, self.low, inputs.reshape(-1, size), mask.reshape(-1))
+        return dataclasses.replace(self, high=high, low=low, count=self.count + int(mask.sum()))
+
     def float64(self) -> np.ndarray:
-        """[in, in], on the host."""
+        """The mean of x^T x over the tokens, [in, in], on the host; the sum is `count` times it."""
         high, low = distributed.fetch((self.high, self.low))
         return (np.asarray(high, np.float64) + np.asarray(low, np.float64)) / self.count
 
     def matrix(self) -> np.ndarray | jax.Array:
         """[in, in] to be decomposed: float64 where that is done on the host, else float32."""
-        if self.high.shape[-1] <= eigen.FULL_SIZE:
+        if self.high.shape[-1] <= eigen.full_size():
             return self.float64()
         return _mean(self.high, self.low, self.count)
 
     def check(self, site: str) -> None:
-        """Raises ValueError, naming the site, if there is a number that is not finite."""
+        """Raises ValueError, naming the site, for no tokens or a number that is not finite."""
+        if not self.count:
+            raise ValueError(f"The input moments of {site} are of no tokens: add some.")
         if not _finite(self.high):
             raise ValueError(
                 f"The input moments of {site} are not finite: check the model and its compute "
@@ -211,12 +248,19 @@ def _observe_apart(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: 
 OBSERVE = dict(zip(FIRST_TOKENS, (_observe_all, _observe_rest, _observe_apart), strict=True))
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _compensated(high: jax.Array, low: jax.Array, term: jax.Array):
+def _two_sum(high: jax.Array, low: jax.Array, term: jax.Array):
     """Knuth's two-sum: high + low + term, with what the rounding of high lost kept in low."""
     total = high + term
     part = total - high
     return total, low + ((high - (total - part)) + (term - part))
+
+
+_compensated = jax.jit(_two_sum, donate_argnums=(0, 1))
+
+
+@jax.jit
+def _add_inputs(high: jax.Array, low: jax.Array, x: jax.Array, mask: jax.Array):
+    return _two_sum(high, low, _square(x, mask))
 
 
 def _add(sums: tuple[jax.Array, jax.Array] | None, term: jax.Array):

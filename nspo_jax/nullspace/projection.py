@@ -19,7 +19,8 @@ checkpoints and shardings see them.
 Not every parameter has a kernel's null space. An embedding sees one-hot inputs, so that its null
 space is the rows of unseen tokens: `embedding_site` masks them. A bias or a norm's scale sees a
 constant, so that its null space is {0}: freeze it where the guarantee is to hold. Of LoRA's
-`x W + (x A) B`, project `A` alone and start it inside the null space: `init_lora_a`.
+`x W + (x A) B`, project `A` alone and start it inside the null space: `init_lora_a`. Both are in
+special_sites.py.
 """
 
 import collections
@@ -105,62 +106,54 @@ class Site:
             ranks=np.asarray(self.size - np.asarray(self.ranks)),
         )
 
+    def project(self, update: jax.Array | np.ndarray) -> jax.Array:
+        """The part of an array inside the null space: of a kernel's update, gradient or change.
+
+        Args:
+          update: [*stack, *in_axes, *out_axes], the shape of a kernel of the site, any float dtype.
+
+        Returns:
+          The same shape and dtype; see `project`.
+
+        Raises:
+          ValueError: if the shape is not that of a kernel of the site.
+
+        >>> site = Site(("w",), np.eye(3, dtype=np.float32)[:, :1], PROTECTED, np.int32(1))
+        >>> site.project(np.ones((3, 2), np.float32)).tolist()
+        [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+        """
+        update = jnp.asarray(update)
+        if not _fits(update.shape, self.basis.shape):
+            raise ValueError(
+                f"An update of shape {update.shape} for {', '.join(self.kernels)}: expected "
+                f"[*stack, *in_axes, *out_axes] that starts with {self.basis.shape[:-1]}, the "
+                "input axes taken together, and goes on with an output axis."
+            )
+        return project(update, jnp.asarray(self.basis), self.side)
+
+    def dense_projector(self) -> np.ndarray:
+        """`N N^T` as a whole: float32 [*stack, in, in], to be looked at or for other code.
+
+        It has in^2 numbers a layer, where the basis has `in` times its columns; `project` is the
+        same product without it.
+
+        >>> site = Site(("w",), np.eye(3, dtype=np.float32)[:, :1], PROTECTED, np.int32(1))
+        >>> site.dense_projector().diagonal().tolist()
+        [0.0, 1.0, 1.0]
+        """
+        eye = jnp.broadcast_to(jnp.eye(self.size), (*self.basis.shape[:-2], self.size, self.size))
+        return np.asarray(self.project(eye))
+
     def null_basis(self) -> np.ndarray | jax.Array:
-        """float32 [*stack, in, max free dimensions], zero columns as padding; a "rows" mask."""
+        """float32 [*stack, in, max free dimensions], zero columns as padding; a "rows" mask.
+
+        Any basis of the null space; `coordinates.nearest_basis` is one that it alone decides.
+        """
         return self.basis if self.side in (NULL, ROWS) else self.complement().basis
 
     def protected_basis(self) -> np.ndarray | jax.Array:
         """float32 [*stack, in, max protected dimensions], zero columns as padding."""
         return self.basis if self.side == PROTECTED else self.complement().basis
-
-
-def embedding_site(kernel: str, vocab_size: int, tokens: np.ndarray) -> Site:
-    """The site of an embedding [vocab, d]: the rows of protected tokens stay, the others may move.
-
-    Do not use it for an embedding that is also the head: a logit of an unseen token changes with
-    its row, whatever the input was.
-
-    Args:
-      kernel: the embedding's parameter path, such as "embed/embedding".
-      vocab_size: rows of the embedding.
-      tokens: int, any shape: the protected text's real tokens, without padding.
-
-    Raises:
-      ValueError: if a token is outside the vocabulary.
-    """
-    seen = np.unique(tokens)
-    if seen.size and not 0 <= seen[0] <= seen[-1] < vocab_size:
-        raise ValueError(
-            f"tokens are {seen[0]} to {seen[-1]}; expected 0 to {vocab_size - 1} for the "
-            f"{vocab_size} rows of {kernel}. Was another tokenizer used?"
-        )
-    free = np.ones((vocab_size, 1), np.float32)
-    free[seen] = 0.0
-    return Site((kernel,), free, ROWS, np.asarray(vocab_size - seen.size, np.int32))
-
-
-def init_lora_a(key: jax.Array, site: Site, rank: int) -> jax.Array:
-    """Initial `A` of a LoRA pair `y = x W + (x A) B`: random, inside the null space of the site.
-
-    Then `x A` is 0 for every protected `x` whatever `B` is, and stays 0 while A's updates are
-    projected, so that `B` trains freely:
-
-        params = {"a": init_lora_a(key, site, 8), "b": jnp.zeros((8, out))}
-        transform = null_space_projection({"in": dataclasses.replace(site, kernels=("a",))})
-
-    Args:
-      key: a PRNG key.
-      site: the input site of `W`.
-      rank: columns of A.
-
-    Returns:
-      float32 [*stack, in, rank]: an input in the null space with unit-variance coordinates gives
-      unit-variance `x A`.
-    """
-    basis = jnp.asarray(site.basis)
-    free = jnp.asarray(site.size - site.protected_ranks, jnp.float32)[..., None, None]
-    drawn = jax.random.normal(key, (*basis.shape[:-1], rank), jnp.float32)
-    return project(drawn, basis, site.side) / jnp.sqrt(jnp.maximum(free, 1.0))
 
 
 def stack_bases(bases: list[np.ndarray]) -> np.ndarray:

@@ -145,6 +145,8 @@ class Projectors:
             arrays[f"{name}.spectrum"] = np.ascontiguousarray(spectrum.values, np.float32)
             arrays[f"{name}.trace"] = np.asarray(spectrum.trace, np.float64)
             arrays[f"{name}.first"] = np.asarray(spectrum.first, np.int32)
+            if spectrum.bound is not None:
+                arrays[f"{name}.bound"] = np.asarray(spectrum.bound, np.float64)
             sites[name] = {"kernels": list(site.kernels), "side": site.side}
         document = {"format": FORMAT, "sites": sites, "provenance": self.provenance}
 
@@ -182,16 +184,18 @@ def load_projectors(
             raise ValueError(f"format is {document['format']}, expected {FORMAT}")
         with safetensors.safe_open(directory / "projectors.safetensors", "numpy") as file:
             bases = _load_bases(file, list(document["sites"]), shardings)
-            sites, spectra = {}, {}
+            sites, spectra, stored = {}, {}, set(file.keys())
             for name, entry in document["sites"].items():
                 kernels, side = tuple(entry["kernels"]), entry["side"]
                 ranks = file.get_tensor(f"{name}.ranks")
+                bound = f"{name}.bound"  # older files have none
                 sites[name] = projection.Site(kernels, bases[name], side, ranks)
                 spectra[name] = spectrum_lib.Spectrum(
                     values=file.get_tensor(f"{name}.spectrum"),
                     trace=file.get_tensor(f"{name}.trace"),
                     first=file.get_tensor(f"{name}.first"),
                     size=sites[name].size,
+                    bound=file.get_tensor(bound) if bound in stored else None,
                 )
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(

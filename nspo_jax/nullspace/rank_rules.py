@@ -12,6 +12,8 @@ import numpy as np
 # Float32 inputs put the noise of a Gram matrix at 1e-8 to 1e-7 of its largest eigenvalue: below
 # this threshold a rule would tell noise from noise.
 SMALLEST_ALPHA = 1e-6
+NAMES = ("relative_max", "energy", "absolute", "fixed")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +25,33 @@ class RankRule:
     - `energy(eps)`: leave free the smallest directions that together hold at most eps of the trace.
     - `absolute(value)`: protect eigenvalues >= value, in squared units of the site's inputs.
     - `fixed(k)`: protect the k largest directions.
+
+    Raises:
+      ValueError: for an unknown rule or a value out of its range.
+
+    >>> rule = RankRule("energy", 0.05)
+    >>> rule == RankRule.parse("energy(0.05)"), rule.rank(np.array([90.0, 8.0, 1.5, 0.5]))
+    (True, 2)
     """
 
     name: str
     value: float
+
+    def __post_init__(self):
+        name, value, text = self.name, float(self.value), str(self)
+        if name not in NAMES:
+            raise ValueError(_unknown(text))
+        if name == "relative_max" and not SMALLEST_ALPHA <= value < 1:
+            raise ValueError(
+                f"The rank rule is {text!r}; alpha must be in [{SMALLEST_ALPHA:g}, 1): smaller "
+                "eigenvalues of float32 statistics are rounding noise."
+            )
+        if name == "energy" and not 0 < value < 1:
+            raise ValueError(f"The rank rule is {text!r}; expected a share of energy in (0, 1).")
+        if name == "absolute" and not 0 < value < np.inf:
+            raise ValueError(f"The rank rule is {text!r}; expected a positive eigenvalue.")
+        if name == "fixed" and not (value >= 1 and value.is_integer()):
+            raise ValueError(f"The rank rule is {text!r}; expected a positive whole rank.")
 
     @classmethod
     def parse(cls, text: str) -> "RankRule":
@@ -35,28 +60,14 @@ class RankRule:
         Raises:
           ValueError: for an unknown rule or a value out of its range.
         """
-        match = re.fullmatch(r"\s*(\w+)\(\s*([-+0-9.eE]+)\s*\)\s*", text)
-        if match is None or match[1] not in ("relative_max", "energy", "absolute", "fixed"):
-            raise ValueError(
-                f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS), "
-                "absolute(VALUE) or fixed(RANK), for example energy(0.05)."
-            )
-        name, value = match[1], float(match[2])
-        if name == "relative_max" and not SMALLEST_ALPHA <= value < 1:
-            raise ValueError(
-                f"The rank rule is {text!r}; alpha must be in [{SMALLEST_ALPHA:g}, 1): smaller "
-                "eigenvalues of float32 statistics are rounding noise."
-            )
-        if name == "energy" and not 0 < value < 1:
-            raise ValueError(f"The rank rule is {text!r}; expected a share of energy in (0, 1).")
-        if name == "absolute" and not value > 0:
-            raise ValueError(f"The rank rule is {text!r}; expected a positive eigenvalue.")
-        if name == "fixed" and (value < 1 or value != int(value)):
-            raise ValueError(f"The rank rule is {text!r}; expected a positive whole rank.")
-        return cls(name, value)
+        match = re.fullmatch(rf"\s*(\w+)\(\s*({_NUMBER})\s*\)\s*", text)
+        if match is None:
+            raise ValueError(_unknown(text))
+        return cls(match[1], float(match[2]))
 
     def __str__(self) -> str:
-        return f"{self.name}({self.value:g})"
+        short = f"{self.value:g}"
+        return f"{self.name}({short if float(short) == self.value else repr(float(self.value))})"
 
     def rank(
         self, eigenvalues: np.ndarray, *, size: int | None = None, trace: float | None = None
@@ -96,6 +107,10 @@ class RankRules:
     Attributes:
       default: of every site that no pattern finds.
       overrides: (regular expression, rule) pairs; the first that is found in a site's name counts.
+
+    >>> rules = RankRules(RankRule("energy", 0.05), (("mlp/out", RankRule("fixed", 64)),))
+    >>> str(rules), str(rules.of("layers/mlp/out"))
+    ('energy(0.05)+mlp/out=fixed(64)', 'fixed(64)')
     """
 
     default: RankRule
@@ -143,3 +158,22 @@ class RankRules:
                 f"The rank rule {str(self)!r} has {', '.join(map(repr, idle))}, which finds no "
                 f"site: they are {', '.join(sites)}."
             )
+
+
+def as_rule(rule: str | RankRule) -> RankRule:
+    """A rule that is given as an object, or as its text; raises ValueError as `RankRule.parse`."""
+    return RankRule.parse(rule) if isinstance(rule, str) else rule
+
+
+def as_rules(rules: str | RankRule | RankRules) -> RankRules:
+    """Rules that are given as an object, or as their text; errors are those of the parsers."""
+    if isinstance(rules, str):
+        return RankRules.parse(rules)
+    return RankRules(rules) if isinstance(rules, RankRule) else rules
+
+
+def _unknown(text: str) -> str:
+    return (
+        f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS), absolute(VALUE) or "
+        "fixed(RANK), for example energy(0.05)."
+    )

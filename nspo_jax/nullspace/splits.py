@@ -123,6 +123,7 @@ class Store:
             arrays[f"{name}.basis"] = np.ascontiguousarray(split.basis)
             arrays[f"{name}.values"] = split.spectrum.values
             arrays[f"{name}.trace"] = np.asarray(split.spectrum.trace)
+            arrays[f"{name}.bound"] = np.asarray(split.spectrum.bound)
             numbers = [split.rank, int(split.spectrum.first), split.side == projection.PROTECTED]
             arrays[f"{name}.numbers"] = np.array(numbers, np.int32)
         path = self._directory / f"{layer}.safetensors"
@@ -147,7 +148,8 @@ class Store:
             rank, first, protected = arrays[f"{name}.numbers"].tolist()
             side = projection.PROTECTED if protected else projection.NULL
             trace = float(arrays[f"{name}.trace"])
-            spectrum = spectrum_lib.single(values, trace, len(basis), first)
+            bound = float(arrays.get(f"{name}.bound", np.nan))
+            spectrum = spectrum_lib.single(values, trace, len(basis), first, bound)
             found[name] = Split(basis, side, rank, spectrum)
         return found
 
@@ -239,6 +241,7 @@ def _decompose(
         pairs.trace if apart.trace is None else apart.trace,
         apart.matrix.shape[-1],
         first,
+        pairs.bound,
     )
     ranks = found if first == spectrum.size else [first + rank for rank in found]
     return pairs, ranks, spectrum

@@ -10,7 +10,7 @@ import pytest
 
 import nspo_jax
 from nspo_jax import models, nullspace
-from nspo_jax.nullspace import activations, projection, splits
+from nspo_jax.nullspace import activations, calibration, projection, splits
 
 GEMMA3 = models.ModelConfig(
     vocab_size=31, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=2,
@@ -189,6 +189,60 @@ def test_a_killed_calibration_continues_after_its_last_layer(tmp_path, monkeypat
     assert_same(nullspace.calibrate(GEMMA3, params, micro_batches(), **options), whole)
     assert count == 6 + 4 * 2 + 1  # two layers and the head, none of them twice
     assert not (tmp_path / "scratch").exists()
+
+
+def test_a_direction_that_decides_for_all_others_is_told(monkeypatch, caplog):
+    """An embedding with one massive column: every input is nearly that direction."""
+    monkeypatch.setattr(calibration, "_NEARLY_NOTHING", 0.1)  # of 16 directions
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    params["embed"]["embedding"] = params["embed"]["embedding"].at[:, 3].add(20.0)
+    rule = "energy(0.05)+mlp/out=fixed(1)"
+    nullspace.calibrate(GEMMA3, params, micro_batches(), rank_rule=rule)
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    text = record.getMessage()
+    assert "layers/attention/in in layers 0, 1, 2 (rank 1 or less of 16)" in text
+    assert "mlp/out=fixed(1) leaves next to nothing" in text and "layers/mlp/out in" not in text
+    assert "set calibration.first_token=separate." in text
+    caplog.clear()
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    nullspace.calibrate(GEMMA3, params, micro_batches(), rank_rule=rule)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_rules_and_moments_are_objects_too():
+    params = models.init_params(GEMMA3, jax.random.key(0))
+    rule = nspo_jax.RankRule("energy", 0.05)
+    text = nullspace.calibrate(GEMMA3, params, micro_batches(), rank_rule="energy(0.05)")
+    assert_same(nullspace.calibrate(GEMMA3, params, micro_batches(), rank_rule=rule), text)
+    rules = nspo_jax.RankRules(rule, (("mlp/out", nspo_jax.RankRule("fixed", 7)),))
+    found = nullspace.preview(GEMMA3, params, micro_batches(), [rule, rules])
+    assert list(found) == ["energy(0.05)", "energy(0.05)+mlp/out=fixed(7)"]
+    batches = micro_batches()
+    layers = list(nullspace.layer_moments(models.ParamsSource(GEMMA3, params), batches))
+    moment = layers[0]["layers/mlp/in"]
+    assert moment.count == sum(batch["mask"].sum() for batch in batches)
+    site = nspo_jax.site_from_moment(("w",), moment, rule)
+    rank = site.protected_ranks
+    assert rank == text.sites["layers/mlp/in"].protected_ranks[0]
+    same = nspo_jax.site_from_moment(("w",), moment.float64(), rule)
+    np.testing.assert_array_equal(site.basis, same.basis)
+
+
+def test_a_moment_sums_what_is_added_and_counts_it():
+    rng = np.random.default_rng(0)
+    inputs = 1e3 * rng.standard_normal((40, 3, 5, 6)).astype(np.float32)
+    mask = rng.random((40, 3, 5)) < 0.7
+    moment = before = nspo_jax.Moment.empty(6)
+    for x, real in zip(inputs, mask, strict=True):
+        moment = moment.add(jnp.asarray(x), real)
+    rows = np.float64(inputs[mask])
+    assert moment.count == len(rows) and before.count == 0
+    np.testing.assert_allclose(moment.float64(), rows.T @ rows / len(rows), rtol=1e-6, atol=1)
+    assert not np.any(before.high)  # the one before stays as it was
+    with pytest.raises(ValueError, match=r"shape \(3, 5\) with a mask of shape \(3,\) .* 6 inputs"):
+        moment.add(np.ones((3, 5)))
+    with pytest.raises(ValueError, match="moments of w are of no tokens"):
+        nspo_jax.site_from_moment(("w",), nspo_jax.Moment.empty(6), "fixed(1)")
 
 
 def test_a_preview_says_what_each_rule_would_keep():

@@ -81,6 +81,55 @@ def test_the_bound_holds_for_spectra_that_are_known_in_part(monkeypatch, first_t
         assert row["output_change"] <= row["output_bound"] * (1 + 1e-5), row
 
 
+@pytest.mark.parametrize(
+    ("rule", "rows", "kind"),
+    [("fixed(2)", 8, "factorization"), ("fixed(12)", 8, "factorization"), ("fixed(9)", 1, "trace")],
+)
+def test_a_spectrum_that_is_known_in_part_bounds_the_worst_change(monkeypatch, rule, rows, kind):
+    """Nearly reached by it; of fewer tokens than directions too, where nothing is left to move."""
+    monkeypatch.setattr(eigen, "FULL_SIZE", 48)
+    config = dataclasses.replace(CONFIG, hidden_size=96, intermediate_size=64, head_dim=24)
+    params = models.init_params(config, jax.random.key(0))
+    text = list(batches(0, count=1, rows=rows))
+    projectors = nullspace.calibrate(config, params, text, rank_rule=rule)
+    site, spectrum = projectors.sites["layers/mlp/in"], projectors.spectra["layers/mlp/in"]
+    moment = nullspace.second_moments(config, params, text)["layers/mlp/in"][1]
+    assert spectrum.values.shape[-1] < 96
+    inside = np.linalg.qr(np.float64(site.protected_basis()[1]))[0]
+    free = np.eye(96) - inside @ inside.T
+    values, vectors = np.linalg.eigh(free @ moment @ free)
+    change = np.zeros((2, 96, 64), np.float32)
+    change[1] = np.outer(vectors[:, -1], np.ones(64))
+    policy = with_change(params, site.kernels[0], change)
+    report = nullspace.certify(config, params, policy, projectors, text, batches(1))
+    (row,) = (r for r in report["sites"] if r["kernel"] == site.kernels[0] and r["layer"] == 1)
+    assert row["bound_kind"] == kind
+    assert row["output_change"] <= row["output_bound"]
+    kernel = np.float64(projection.leaves_by_path(params)[site.kernels[0]][1])
+    outputs = np.sum(kernel * (moment @ kernel))  # |x W|^2 a token
+    free = row["output_bound"] ** 2 * outputs / np.sum(np.square(change))
+    assert free <= 1.03 * values[-1] + 3e-6 * spectrum.values[1, 0]
+    assert f"or {kind}" in nullspace.format_certificate(report)
+
+
+def test_projectors_of_an_earlier_version_are_bounded_by_the_trace(params, tmp_path):
+    projectors = nullspace.calibrate(CONFIG, params, batches(0), rank_rule="fixed(4)")
+    cut = {  # the rank and one more
+        name: dataclasses.replace(s, values=s.values[..., :5], bound=None)
+        for name, s in projectors.spectra.items()
+    }
+    old = dataclasses.replace(projectors, spectra=cut).select("attention+mlp")
+    old.save(tmp_path / "old")
+    loaded = nullspace.load_projectors(tmp_path / "old")
+    assert loaded.spectra["layers/mlp/in"].bound is None
+    spectrum, rank = cut["layers/mlp/in"].layers()[0], 4
+    left = spectrum.trace - spectrum.values[:rank].sum()
+    bound, kind = spectrum.largest_free(rank)
+    assert kind == "trace" and bound == pytest.approx(left, rel=1e-5)
+    report = certify(params, artifacts.move(params, loaded), loaded)
+    assert report["bound_kind"] == "trace" and report["output_bound"] >= report["output_change"]
+
+
 def test_a_spectrum_without_first_tokens_bounds_nothing_on_text_that_has_them(params):
     projectors = nullspace.calibrate(
         CONFIG, params, batches(0), rank_rule="fixed(3)", first_token="drop"

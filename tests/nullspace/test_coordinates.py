@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from nspo_jax import nullspace
-from nspo_jax.nullspace import projection
+from nspo_jax.nullspace import coordinates, projection
 
 OPTIMIZERS = {
     "sgd with momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
@@ -101,7 +101,102 @@ def test_the_memory_of_the_state_is_as_the_docstring_says(free, ratio):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)  # no counters
 
     update = weight(optax.chain(optax.adam(1e-6), nullspace.null_space_projection({"s": site})))
-    coordinates = weight(nullspace.in_null_space(optax.adam(1e-6), {"s": site}))
+    inside = weight(nullspace.in_null_space(optax.adam(1e-6), {"s": site}))
     assert update == 4 * (2 * size * out + round(min(free, 1 - free) * size) * size)
-    assert coordinates == 4 * (2 * columns * out + columns * size)
-    assert coordinates / update == pytest.approx(ratio, abs=1e-3)
+    assert inside == 4 * (2 * columns * out + columns * size)
+    assert inside / update == pytest.approx(ratio, abs=1e-3)
+
+
+def sides(basis, rank, rng):
+    """One null space from either side, of the columns of a basis [in, in], turned at random."""
+    parts = {projection.PROTECTED: basis[:, :rank], projection.NULL: basis[:, rank:]}
+    return [
+        nullspace.Site(
+            ("w",),
+            np.float32(part @ np.linalg.qr(rng.standard_normal((part.shape[1],) * 2))[0]),
+            side,
+            np.int32(part.shape[1]),
+        )
+        for side, part in parts.items()
+    ]
+
+
+def hard_basis(name, size):
+    rng = np.random.default_rng(6)
+    columns = rng.standard_normal((size, size))
+    if name == "equal rows":  # every axis has the same share of every direction
+        columns = np.array([[1.0]])
+        while len(columns) < size:
+            columns = np.block([[columns, columns], [columns, -columns]])
+    elif name == "axes":
+        columns = np.eye(size)
+    elif name == "twins and dead":  # inputs that are always equal, and inputs that are always 0
+        columns[1:4], columns[10:16] = columns[0], 0
+    return np.linalg.qr(columns)[0]
+
+
+@pytest.mark.parametrize("name", ["random", "equal rows", "axes", "twins and dead"])
+@pytest.mark.parametrize("rank", [0, 1, 9, 16, 20, 32])
+def test_the_nearest_basis_is_the_null_space_s_own(name, rank):
+    rng, basis = np.random.default_rng(7), hard_basis(name, 32)
+    protected, null = sides(basis, rank, rng)
+    found = nullspace.nearest_basis(protected).astype(np.float64)
+    assert found.shape == (32, 32 - rank)
+    np.testing.assert_allclose(found.T @ found, np.eye(32 - rank), atol=3e-7)
+    np.testing.assert_allclose(basis[:, :rank].T @ found, 0, atol=3e-7)
+    np.testing.assert_allclose(nullspace.nearest_basis(null), found, atol=1e-5)
+    if 0 < rank < 32:  # nearest to axes: at theirs it is symmetric, positive definite
+        thin = coordinates._independent_rows(basis[:, :rank] if rank <= 16 else basis[:, rank:])
+        at = found[np.setdiff1d(np.arange(32), thin) if rank <= 16 else thin]
+        np.testing.assert_allclose(at, at.T, atol=1e-6)
+        assert np.linalg.eigvalsh(at)[0] > 0.01
+
+
+def test_the_optimizer_does_not_see_which_side_is_stored():
+    """A stack of two ranks, through calibration's own choice of the side; Adam, whose steps turn
+    with the coordinates."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2, 200, 16)) * 0.7 ** np.arange(16)
+    site = nullspace.site_from_moment(("w",), np.einsum("sti,stj->sij", x, x), "energy(0.01)")
+    targets, inputs = rng.standard_normal((2, 64, 8)), rng.standard_normal((2, 64, 16))
+
+    def loss(params):
+        outputs = jnp.einsum("sti,sio->sto", jnp.float32(inputs), params["w"])
+        return jnp.mean(jnp.square(outputs - jnp.float32(targets)))
+
+    def train(site):
+        optimizer = nullspace.in_null_space(optax.adamw(1e-2), {"s": site})
+        params = {"w": jnp.zeros((2, 16, 8))}
+        state = optimizer.init(params)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        for _ in range(50):
+            params, state = step(params, state)
+        return params["w"]
+
+    weights, others = train(site), train(site.complement())
+    assert np.linalg.norm(weights) > 1
+    assert np.linalg.norm(weights - others) < 1e-5 * np.linalg.norm(weights)
+
+
+def test_a_state_of_another_basis_goes_on_in_that_basis():
+    """As a checkpoint of an earlier version has it: the same shapes, and its own columns."""
+    protected, null = sides(hard_basis("random", 32), 20, np.random.default_rng(9))
+    rng = np.random.default_rng(10)
+    optimizer = nullspace.in_null_space(optax.adam(0.1), {"s": protected})
+    params = {"w": jnp.zeros((32, 4))}
+    fresh = jax.eval_shape(optimizer.init, params)
+    old = optimizer.init(params)._replace(bases={"s": jnp.asarray(null.basis)})
+    assert jax.tree.map(jnp.shape, old) == jax.tree.map(lambda leaf: leaf.shape, fresh)
+    gradients = [{"w": jnp.asarray(rng.standard_normal((32, 4)), jnp.float32)} for _ in range(3)]
+    adam = optax.adam(0.1)
+    inner = adam.init(jnp.zeros((12, 4)))
+    for gradient in gradients:
+        updates, old = optimizer.update(gradient, old, params)
+        step, inner = adam.update(null.basis.T @ gradient["w"], inner)
+        np.testing.assert_allclose(updates["w"], null.basis @ step, atol=1e-6)
+    np.testing.assert_array_equal(old.bases["s"], null.basis)

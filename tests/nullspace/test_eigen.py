@@ -1,9 +1,11 @@
 """Leading eigenpairs against a full decomposition in float64."""
 
+import hypothesis
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from nspo_jax.nullspace import eigen
+from nspo_jax.nullspace import eigen, rank_rules, splits
 
 SPECTRA = {
     "fast": lambda k: 1.0 / k**2,
@@ -63,3 +65,77 @@ def test_the_same_seed_gives_the_same_basis():
 def test_a_matrix_that_is_none_is_refused(moment, rank, message):
     with pytest.raises(ValueError, match=message):
         eigen.leading(moment, rank)
+
+
+HARD = {
+    "flat": lambda k: np.ones_like(k),
+    "near flat": lambda k: 1 - 1e-3 * k / len(k),
+    "clustered": lambda k: np.where(k <= 8, 10.0, np.where(k <= 40, 1 - 1e-4 * k / len(k), 1e-3)),
+    "deficient": lambda k: np.where(k <= 12, 1 / k, 0.0),
+    "one massive": lambda k: np.where(k == 1, 1e4, 1 / k),
+    "massive and near flat": lambda k: np.where(k == 1, 1e4, 1 - 1e-3 * k / len(k)),
+    "geometric": lambda k: 0.7**k,
+    "slow": lambda k: k**-0.5,
+}
+
+
+def check_the_bound(values, rank, seed=0):
+    """The bound of what is left free, of a split of a matrix with these eigenvalues [d].
+
+    Against LAPACK's in float64: not below it, and above it by a percent, or what float32 rounds.
+    """
+    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values),) * 2))[0]
+    matrix = (basis * values) @ basis.T
+    matrix = np.float64(np.float32(matrix + matrix.T)) / 2
+    found = splits.split_matrix(matrix, rank_rules.RankRule("fixed", rank))
+    inside = np.linalg.qr(np.float64(found.basis))[0]
+    free = np.eye(len(values)) - inside @ inside.T
+    largest = np.linalg.eigvalsh(free @ matrix @ free)[-1]
+    bound, kind = found.spectrum.largest_free(rank)
+    assert len(found.spectrum.values) == rank + 1 and found.side == "protected"
+    assert bound >= largest
+    np.testing.assert_allclose(found.spectrum.trace, values.sum(), rtol=1e-6)
+    return bound, largest, kind
+
+
+@pytest.mark.parametrize("rank", [3, 12])
+@pytest.mark.parametrize("name", HARD)
+def test_the_bound_of_what_is_free_is_above_it_and_near(monkeypatch, name, rank):
+    monkeypatch.setattr(eigen, "FULL_SIZE", 8)
+    values = HARD[name](np.arange(1.0, 65))
+    bound, largest, kind = check_the_bound(values, rank)
+    assert bound <= 1.02 * largest + 1e-6 * values[0]
+    # and the vectors leave free little more than the best ones would
+    assert largest <= 1.1 * values[rank] + 1e-6 * values[0]
+    assert kind == "factorization"
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    st.lists(st.floats(-9, 3), min_size=1, max_size=12), st.integers(0, 3), st.integers(0, 9)
+)
+def test_no_spectrum_has_a_bound_below_what_is_free(exponents, spread, seed):
+    """Steps of any height, each of several directions that differ by up to 1e-3, 1e-6, ... or 0."""
+    steps = np.resize(10.0 ** np.array(exponents), 64)
+    values = np.sort(steps * (1 - 1e-3**spread * np.random.default_rng(seed).random(64)))[::-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eigen, "FULL_SIZE", 8)
+        bound, largest, _ = check_the_bound(values, 12, seed)
+    assert bound <= 1.4 * largest + 1e-6 * values[0]
+
+
+def test_without_a_factor_the_bound_is_what_is_left_of_the_trace(monkeypatch):
+    monkeypatch.setattr(eigen, "FULL_SIZE", 8)
+    monkeypatch.setattr(eigen, "_is_below", lambda *_: False)
+    values = HARD["slow"](np.arange(1.0, 65))
+    bound, largest, kind = check_the_bound(values, 12)
+    assert kind == "trace"
+    np.testing.assert_allclose(bound, values[12:].sum(), rtol=2e-3)
+    assert bound > 10 * largest
+
+
+def test_an_accelerator_decomposes_less_on_its_host(monkeypatch):
+    monkeypatch.setattr(eigen.jax, "default_backend", lambda: "cpu")
+    assert eigen.full_size() == 4096
+    monkeypatch.setattr(eigen.jax, "default_backend", lambda: "tpu")
+    assert eigen.full_size() == 1024

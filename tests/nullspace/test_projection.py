@@ -163,3 +163,26 @@ def test_products_are_at_highest_precision():
         program = str(jax.make_jaxpr(transform.update)(params, transform.init(params), params))
         products = program.count("dot_general")
         assert products and program.count("Precision.HIGHEST, Precision.HIGHEST") == products
+
+
+@pytest.mark.parametrize("side", [projection.PROTECTED, projection.NULL])
+def test_a_site_projects_by_itself_and_shows_its_projector(side):
+    rng = np.random.default_rng(12)
+    bases = np.stack([orthonormal(rng, 12, 5) for _ in range(2)])  # a stack of two
+    stored = site(bases, side)
+    outer = np.einsum("sik,sjk->sij", np.float64(bases), np.float64(bases))
+    dense = outer if side == projection.NULL else np.eye(12) - outer
+    found = stored.dense_projector()
+    assert found.dtype == np.float32 and found.shape == (2, 12, 12)
+    np.testing.assert_allclose(found, dense, atol=1e-6)
+    np.testing.assert_allclose(stored.complement().dense_projector(), dense, atol=1e-6)
+    update = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)  # [stack, heads, head_dim, out]
+    kept = stored.project(update)
+    assert kept.shape == update.shape
+    np.testing.assert_allclose(
+        np.reshape(kept, (2, 12, 5)), dense @ update.reshape(2, 12, 5), atol=2e-6
+    )
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 12\) for w: expected .* with \(2, 12\)"):
+        stored.project(np.zeros((2, 5, 12)))
+    rows = nullspace.embedding_site("e", 6, np.array([1, 4]))
+    np.testing.assert_array_equal(rows.dense_projector(), np.diag([1.0, 0, 1, 1, 0, 1]))

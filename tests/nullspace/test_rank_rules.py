@@ -40,7 +40,7 @@ def test_energy_leaves_at_most_its_share_free_and_as_much_as_it_may(values, shar
 
 
 @pytest.mark.parametrize(
-    "rule", ["energy", "energy()", "energy(2)", "top(3)", "fixed(0)", "fixed(1.5)",
+    "rule", ["energy", "energy()", "energy(1e)", "energy(2)", "top(3)", "fixed(0)", "fixed(1.5)",
              "relative_max(1e-7)", "relative_max(1)", ""],
 )  # fmt: skip
 def test_bad_rules_are_named(rule):
@@ -51,6 +51,24 @@ def test_bad_rules_are_named(rule):
 def test_a_rule_prints_as_it_reads():
     for text in ("energy(0.1)", "relative_max(0.0005)", "fixed(32)"):
         assert str(rank_rules.RankRule.parse(text)) == text
+
+
+@pytest.mark.parametrize("value", [0.05, 0.123456789, np.float64(1 / 3)])
+def test_a_rule_made_by_hand_is_the_one_that_its_text_says(value):
+    rule = rank_rules.RankRule("energy", value)
+    assert rank_rules.RankRule.parse(str(rule)) == rule
+    assert rank_rules.as_rule(rule) is rule and rank_rules.as_rule(str(rule)) == rule
+    assert rank_rules.as_rules(rule) == rank_rules.RankRules.parse(str(rule))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [("energy", 1.5), ("energy", np.nan), ("fixed", 1.5), ("fixed", np.inf), ("fixed", 0),
+     ("absolute", np.inf), ("relative_max", 1e-9), ("top", 3)],
+)  # fmt: skip
+def test_a_rule_made_by_hand_is_checked(made):
+    with pytest.raises(ValueError, match=rf"The rank rule is '{made[0]}\("):
+        rank_rules.RankRule(*made)
 
 
 def test_an_absolute_rule_counts_eigenvalues_from_it_on():
