@@ -107,8 +107,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.advantage = "grpo"  # of rewards in their group: grpo, normalised; dr_grpo, centred;
     #   rloo, against the mean of the others
     config.rl.aggregation = "sequence_mean"  # sequence_mean: completions weigh alike; token_mean:
-    #   tokens; constant: the sum over data.completion_length (Dr.GRPO, RLOO)
+    #   tokens; sequence_sum: the sum over a completion's tokens; constant: that, divided by
+    #   data.completion_length (Dr.GRPO, RLOO)
     config.rl.clip = 0.2  # the ratio's; it acts from a batch's second minibatch on, or staleness 1
+    config.rl.clip_high = 0.0  # its upper bound, where that is another (DAPO: 0.28); 0: rl.clip
     config.rl.dual_clip = 0.0  # largest ratio where the advantage is negative, such as 3; 0: none
     config.rl.kl_coefficient = 0.0  # penalty to the base model
     config.rl.kl_estimator = "k3"  # k2: gradient of KL(policy || base); k3: of KL(base || policy),

@@ -123,19 +123,15 @@ class Attention(nnx.Module):
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = _rotate(q, context.rotation), _rotate(k, context.rotation)
-        if past is None and self.softcap is None:
-            mask = context.mask[:, None]  # [batch, 1, query, key]
-            mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=self.scale)
-        else:
-            mixed = self._attend(q, k, v, context, past)
+        mixed = self._attend(q, k, v, context, past)
         mixed = mixed.reshape(batch * time, -1)  # [batch * time, heads * head_dim]
         observe("layers/attention/out", mixed)
         return self.o(mixed), (k, v)
 
     def _attend(self, q, k, v, context, past):
-        """What jax.nn.dot_product_attention cannot do: a soft cap, and two blocks of keys.
+        """Attention with a soft cap and two blocks of keys: the cache is not copied for one more.
 
-        The cached keys come first; the cache itself is not copied to append to it.
+        Sampler and trainer both come here, so that in bfloat16 they round alike.
         """
         batch, time, _, size = q.shape
         grouped = q.reshape(batch, time, self.kv_heads, -1, size)  # [.., kv_heads, group, head_dim]

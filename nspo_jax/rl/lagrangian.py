@@ -221,6 +221,7 @@ def make_step(
         model,
         aggregation=rl.aggregation,
         clip=rl.clip,
+        clip_high=rl.clip_high,
         dual_clip=rl.dual_clip,
         temperature=rl.temperature,
     )

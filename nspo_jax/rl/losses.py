@@ -9,18 +9,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
+AGGREGATIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 class PolicyLoss(NamedTuple):
     """A loss and what to log of it: float32 scalars.
 
-    clip_share: share of tokens whose ratio a clip cut off (GSPO: of sequences); kl: k3 estimate to
-    the reference, whichever one the loss has. Both are means over sequences of means over tokens.
+    policy: the loss without its penalty; clip_share: share of tokens whose ratio a clip cut off
+    (GSPO: of sequences); kl: k3 estimate to the reference, whichever one the loss has. The latter
+    two are means over sequences of means over tokens.
     """
 
     loss: jax.Array
+    policy: jax.Array
     clip_share: jax.Array
     kl: jax.Array
 
@@ -57,6 +59,8 @@ def aggregate(
       mask: bool [batch, time].
       how: `sequence_mean` (GRPO, arXiv 2402.03300): a long answer's token weighs less;
         `token_mean` (DAPO, arXiv 2503.14476): all tokens of the batch alike;
+        `sequence_sum` (RLOO, arXiv 2402.14740): the sum over a sequence's tokens, mean over
+        sequences;
         `constant` (Dr.GRPO, arXiv 2503.20783): the sum over tokens divided by batch * time, so that
         a token's weight depends on no length.
       tokens: what `token_mean` divides by; the mask's count when not given. A part of a batch is
@@ -64,6 +68,8 @@ def aggregate(
     """
     if how == "sequence_mean":
         return sequence_mean(values, mask)
+    if how == "sequence_sum":
+        return jnp.mean(jnp.sum(jnp.where(mask, values, 0.0), axis=-1))
     if how == "token_mean":
         count = jnp.maximum(jnp.sum(mask), 1) if tokens is None else tokens
     elif how == "constant":
@@ -71,6 +77,19 @@ def aggregate(
     else:
         raise ValueError(f"aggregation is {how!r}; expected one of {', '.join(AGGREGATIONS)}.")
     return jnp.sum(jnp.where(mask, values, 0.0)) / count
+
+
+LARGEST_LOG_RATIO = 20.0
+
+
+def bounded_exp(x: jax.Array) -> jax.Array:
+    """`e^x` up to `LARGEST_LOG_RATIO`, above it its tangent there: finite, and so is its gradient.
+
+    A ratio of e^20 is cut off by every clip; where none acts, a gradient that overflows would make
+    the whole batch's NaN, and one that vanishes would leave the token where it is.
+    """
+    inside = jnp.minimum(x, LARGEST_LOG_RATIO)
+    return jnp.exp(inside) * (1.0 + (x - inside))
 
 
 def kl_estimate(
@@ -106,7 +125,7 @@ def kl_estimate(
     if estimator == "k2":
         return jnp.square(difference) / 2.0
     if estimator == "k3":
-        return jnp.exp(difference) - difference - 1.0
+        return bounded_exp(difference) - difference - 1.0
     raise ValueError(f"kl_estimator is {estimator!r}; expected one of {', '.join(KL_ESTIMATORS)}.")
 
 
@@ -129,7 +148,7 @@ def importance_weights(
     Returns:
       float32 [batch, time], 1 at padding.
     """
-    weights = jnp.exp(jnp.where(mask, logprobs - sampler_logprobs, 0.0))
+    weights = bounded_exp(jnp.where(mask, logprobs - sampler_logprobs, 0.0))
     return jax.lax.stop_gradient(jnp.minimum(weights, cap))
 
 
@@ -151,7 +170,7 @@ def grpo_loss(
       mask: bool [batch, time], completion tokens including the stop token.
       **options: of `clipped_loss`.
     """
-    ratio = jnp.exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
+    ratio = bounded_exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
     return clipped_loss(ratio, logprobs, advantages, mask, **options)
 
 
@@ -173,7 +192,7 @@ def gspo_loss(
     """
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
     log_ratios = jnp.where(mask, logprobs - old_logprobs, 0.0)
-    sequence = jnp.exp(jnp.sum(log_ratios, axis=-1, keepdims=True) / lengths)
+    sequence = bounded_exp(jnp.sum(log_ratios, axis=-1, keepdims=True) / lengths)
     own = jnp.exp(log_ratios - jax.lax.stop_gradient(log_ratios))  # 1, with a token's gradient
     return clipped_loss(
         jax.lax.stop_gradient(sequence) * own, logprobs, advantages, mask, **options
@@ -190,6 +209,7 @@ def clipped_loss(
     mask: jax.Array,
     *,
     clip: float = 0.2,
+    clip_high: float = 0.0,
     dual_clip: float = 0.0,
     aggregation: str = "sequence_mean",
     tokens: jax.Array | None = None,
@@ -205,7 +225,8 @@ def clipped_loss(
       logprobs: float32 [batch, time], under the policy being trained.
       advantages: float32 [batch] or [batch, time].
       mask: bool [batch, time].
-      clip: the ratio is clipped to [1 - clip, 1 + clip].
+      clip: the ratio is clipped to [1 - clip, 1 + clip_high].
+      clip_high: 0: as `clip`. A larger one lets rare tokens rise (DAPO, arXiv 2503.14476, eq. 10).
       dual_clip: where the advantage is negative, the surrogate is at least `dual_clip * A`
         (arXiv 1912.09729): a ratio above it, more than 1, has no gradient. 0 is off.
       aggregation: see `aggregate`.
@@ -219,19 +240,19 @@ def clipped_loss(
     scale = advantages if advantages.ndim == 2 else advantages[:, None]
     scale = jnp.where(mask, scale, 0.0)
     free = ratio * scale
-    surrogate = jnp.minimum(free, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * scale)
+    surrogate = jnp.minimum(free, jnp.clip(ratio, 1.0 - clip, 1.0 + (clip_high or clip)) * scale)
     if dual_clip:
         surrogate = jnp.where(scale < 0, jnp.maximum(surrogate, dual_clip * scale), surrogate)
     cut = sequence_mean((surrogate != free).astype(jnp.float32), mask)
     if weights is not None:
         surrogate = surrogate * weights
-    per_token = -surrogate
-    kl = jnp.zeros(())
+    policy = aggregate(-surrogate, mask, aggregation, tokens)
+    loss, kl = policy, jnp.zeros(())
     if reference_logprobs is not None:
         kl = sequence_mean(kl_estimate(logprobs, reference_logprobs, mask, "k3"), mask)
         penalty = kl_estimate(logprobs, reference_logprobs, mask, kl_estimator)
-        per_token = per_token + kl_coefficient * penalty
-    return PolicyLoss(aggregate(per_token, mask, aggregation, tokens), cut, kl)
+        loss += kl_coefficient * aggregate(penalty, mask, aggregation, tokens)
+    return PolicyLoss(loss, policy, cut, kl)
 
 
 def value_loss(

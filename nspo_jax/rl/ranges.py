@@ -224,6 +224,7 @@ FIELDS: dict[str, Range] = {
     "rl.advantage": Choice(tuple(advantages.ESTIMATORS)),
     "rl.aggregation": Choice(losses.AGGREGATIONS),
     "rl.clip": _POSITIVE,
+    "rl.clip_high": _NOT_NEGATIVE,
     "rl.dual_clip": Number(float, 1, above=True, off=0),
     "rl.kl_coefficient": _NOT_NEGATIVE,
     "rl.kl_estimator": Choice(losses.KL_ESTIMATORS),

@@ -19,6 +19,7 @@ _BEFORE = {
     "rl.flat_steps": 0,
     "rl.on_flat": "raise",
     "data.date": "",
+    "rl.clip_high": 0.0,
 }
 
 

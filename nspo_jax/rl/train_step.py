@@ -97,6 +97,7 @@ def policy_gradient_loss(
     loss: str = "grpo",
     aggregation: str = "sequence_mean",
     clip: float = 0.2,
+    clip_high: float = 0.0,
     dual_clip: float = 0.0,
     kl_coefficient: float = 0.0,
     kl_estimator: str = "k3",
@@ -116,6 +117,7 @@ def policy_gradient_loss(
         losses.LOSSES[loss],
         aggregation=aggregation,
         clip=clip,
+        clip_high=clip_high,
         dual_clip=dual_clip,
         kl_coefficient=kl_coefficient,
         kl_estimator=kl_estimator,
@@ -142,6 +144,7 @@ def policy_gradient_loss(
         gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), mask)
         return result.loss, {
             "loss": result.loss,
+            "policy_loss": result.policy,
             "clip_share": result.clip_share,
             "kl_reference": result.kl,
             "logprob_gap": gap,  # sampler against trainer: rounding, and older updates

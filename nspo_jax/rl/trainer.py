@@ -325,6 +325,7 @@ def make_step(
         loss=rl.loss,
         aggregation=rl.aggregation,
         clip=rl.clip,
+        clip_high=rl.clip_high,
         dual_clip=rl.dual_clip,
         kl_coefficient=rl.kl_coefficient,
         kl_estimator=rl.kl_estimator,

@@ -104,7 +104,7 @@ USES = (
         lambda config: config.rl.algorithm != "dpo",
         {
             "rl.loss": "grpo", "rl.aggregation": "sequence_mean", "rl.clip": 0.2,
-            "rl.dual_clip": 0.0, "rl.temperature": 1.0, "rl.staleness": 0,
+            "rl.clip_high": 0.0, "rl.dual_clip": 0.0, "rl.temperature": 1.0, "rl.staleness": 0,
             "rewards.terms": "rules", "rewards.normalise": "none", "rewards.on_failure": "raise",
         },
         "DPO samples nothing and asks no judge.",

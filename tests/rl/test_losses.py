@@ -26,10 +26,12 @@ def aggregated(rows, how):
     if how == "sequence_mean":
         return sum(np.mean(row) for row in rows if row) / len(rows)
     total = sum(sum(row) for row in rows)
+    if how == "sequence_sum":
+        return total / len(rows)
     return total / (sum(map(len, rows)) if how == "token_mean" else MASK.size)
 
 
-def definition(kind, how, *, clip, dual_clip, beta, estimator):
+def definition(kind, how, *, clip, dual_clip, beta, estimator, high=0.0):
     """The papers' objectives, token by token in float64."""
     rows = []
     for row in range(len(MASK)):
@@ -38,7 +40,7 @@ def definition(kind, how, *, clip, dual_clip, beta, estimator):
             ratio = np.exp(LOGPROBS[row, t] - OLD[row, t])
             if kind == "gspo":
                 ratio = np.prod(np.exp(LOGPROBS[row] - OLD[row])[real]) ** (1 / len(real))
-            gain = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+            gain = min(ratio * advantage, min(max(ratio, 1 - clip), 1 + (high or clip)) * advantage)
             if dual_clip and advantage < 0:
                 gain = max(gain, dual_clip * advantage)
             penalty = KL[estimator](LOGPROBS[row, t], REFERENCE[row, t])
@@ -75,12 +77,61 @@ def test_policy_losses_match_their_formulas(kind, clip, how):
     assert len(set(found)) == len(cases)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("kind", "clip", "high"), [("grpo", 0.2, 0.28), ("gspo", 3e-4, 4e-4)])
+def test_a_clip_s_upper_bound_may_be_another(monkeypatch, kind, clip, high, sign):
+    """DAPO's clip-higher, and GSPO's own bounds; the penalty is told apart."""
+    monkeypatch.setitem(globals(), "ADVANTAGES", sign * ADVANTAGES)
+    logprobs, old, advantages, reference = float32(LOGPROBS, OLD, ADVANTAGES, REFERENCE)
+    result = losses.LOSSES[kind](
+        logprobs, old, advantages, MASK, clip=clip, clip_high=high, weights=jnp.asarray(WEIGHTS),
+        kl_coefficient=0.2, reference_logprobs=reference,
+    )  # fmt: skip
+
+    def expected(beta, high):
+        options = {"clip": clip, "dual_clip": 0.0, "estimator": "k3"}
+        return definition(kind, "sequence_mean", beta=beta, high=high, **options)
+
+    np.testing.assert_allclose(result.loss, expected(0.2, high), rtol=1e-5)
+    np.testing.assert_allclose(result.policy, expected(0.0, high), rtol=1e-5)
+    if sign == (1 if kind == "grpo" else -1):  # where some ratio is above, and may rise
+        assert abs(expected(0.0, 0.0) - expected(0.0, high)) > 1e-5
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES)
+@pytest.mark.parametrize("gap", [99.0, 1e4, -99.0])
+def test_loss_and_gradient_are_finite_however_far_the_policies_are_apart(kind, gap):
+    logprobs, old = jnp.full((4, 3), gap - 100.0), jnp.full((4, 3), -100.0)
+    for sign in (-1.0, 0.0, 1.0):
+        for dual_clip in (0.0, 3.0):
+
+            def loss_of(logprobs, sign=sign, dual_clip=dual_clip):
+                return losses.LOSSES[kind](
+                    logprobs, old, jnp.full(4, sign), jnp.ones((4, 3), bool),
+                    dual_clip=dual_clip, kl_coefficient=0.1, reference_logprobs=old,
+                ).loss  # fmt: skip
+
+            loss, gradient = jax.value_and_grad(loss_of)(logprobs)
+            assert np.isfinite(loss) and np.isfinite(gradient).all()
+            if sign > 0 and gap > 0:  # the clip cuts: what is left is k3's pull, close to 1
+                np.testing.assert_allclose(gradient, 0.1 / 12, rtol=1e-5)
+
+
+def test_a_bounded_exponential_is_exact_below_its_bound():
+    x = np.array([-80.0, -1.0, 0.0, 19.9, 25.0])
+    value, slope = losses.bounded_exp(jnp.asarray(x)), jax.grad(losses.bounded_exp)
+    np.testing.assert_allclose(value[:4], np.exp(x[:4]), rtol=1e-5)
+    np.testing.assert_allclose(value[4], np.exp(20) * 6, rtol=1e-5)
+    np.testing.assert_allclose([slope(at) for at in x], np.exp(np.minimum(x, 20)), rtol=1e-5)
+
+
 def test_how_tokens_are_weighed():
     """A long and a short answer: the same per sequence, the same per token, or by neither."""
     mask, ones = jnp.arange(4) < jnp.array([4, 1])[:, None], jnp.ones((2, 4))
     expected = {
         "sequence_mean": [[1 / 8] * 4, [1 / 2, 0, 0, 0]],
         "token_mean": [[1 / 5] * 4, [1 / 5, 0, 0, 0]],
+        "sequence_sum": [[1 / 2] * 4, [1 / 2, 0, 0, 0]],
         "constant": [[1 / 8] * 4, [1 / 8, 0, 0, 0]],
     }
     for how in losses.AGGREGATIONS:
