@@ -142,7 +142,7 @@ def _write_delta(
         hf_export.export_model(base, folder / hf.BASE)
     else:
         (folder / hf.BASE).mkdir()
-        for file in hf_export.model_files(base):
+        for file in hf_export.weight_files(base):
             hf_export.link(file, folder / hf.BASE / file.name)
     safetensors.numpy.save_file(delta, folder / hf.DELTA_WEIGHTS, metadata={"format": "pt"})
     hf_export.write_json(

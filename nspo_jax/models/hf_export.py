@@ -262,7 +262,7 @@ def _matching(folder: pathlib.Path, patterns: Iterable[str]) -> list[pathlib.Pat
     ]
 
 
-def model_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return _matching(folder, (hf.CONFIG, "model*.safetensors", hf.INDEX, *_COMPANIONS))
 
 
