@@ -79,8 +79,8 @@ ARMS: dict[str, dict] = {
         "rl.dpo_beta": 1.0,
         "optimizer.learning_rate": 3e-3,
     },
-    # and projected as nspo is; of beta 0.05, 0.1, 0.3 and 1 (by Adam)
-    "nspo_dpo": {"rl.algorithm": "dpo", "rl.dpo_beta": 0.3},
+    # and projected as nspo is; of beta 0.05, 0.1, 0.3 and 1, and learning rates 5e-4, 1e-3 and 2e-3
+    "nspo_dpo": {**ADAM, "rl.algorithm": "dpo", "rl.dpo_beta": 0.3},
     # PPO-Lagrangian of Safe RLHF: the reward model's reward under a limit of 5 % on the cost
     # model's cost, everything trained; of learning rates 3e-5, 1e-4, 2e-4 and 3e-4, and penalties
     # of 0.02 and 0.1. A multiplier that starts at 1 lets the policy forget how to refuse before it

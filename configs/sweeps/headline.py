@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = tiny_arms.get_config()
     config.arms = "+".join((
         "base", "grpo", "grpo_tuned", "grpo_stopped", "dpo", "random",
-        "nspo", "nspo_dpo", "nspo_rmsprop", "nspo_adam", "grpo_tuned_replay", "nspo_replay",
+        "nspo", "nspo_rmsprop", "nspo_adam", "grpo_tuned_replay", "nspo_replay",
     ))  # fmt: skip
     config.seeds = "+".join(map(str, range(10)))
     return config
