@@ -23,7 +23,7 @@ from nspo_jax.rl import checks
 from scripts import launch
 
 CONFIG = launch.define_config()
-OUTPUT = flags.DEFINE_string("output", None, "Also save the projectors in this directory.")
+OUTPUT = launch.define_output("output", "Also save the projectors in this directory.")
 TRY_RULE = flags.DEFINE_multi_string(
     "try_rule", [], "Only print what this rank rule would protect; may be given several times."
 )
@@ -34,7 +34,7 @@ def main() -> None:
     config = CONFIG.value
     if TRY_RULE.value and OUTPUT.value:
         raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
-    checks.check_config(config)
+    checks.check_config(config, is_run=False)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     if TRY_RULE.value:
         rows = workspace.preview_projectors(config, work, TRY_RULE.value)

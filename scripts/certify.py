@@ -20,13 +20,13 @@ from absl import flags
 
 from nspo_jax import models, nullspace, sharding, workspace
 from nspo_jax.nullspace import limits as limits_lib
-from nspo_jax.rl import record
+from nspo_jax.rl import checks, record
 from scripts import launch
 
 CONFIG = launch.define_config()
 POLICY = flags.DEFINE_string("policy", None, "The directory to certify.", required=True)
 PROJECTORS = flags.DEFINE_string("projectors", None, "Directory; default: the config's projectors.")
-OUTPUT = flags.DEFINE_string("output", None, "Also write the certificate there, as JSON.")
+OUTPUT = launch.define_output("output", "Also write the certificate there, as JSON.", file=True)
 FAIL_ABOVE = flags.DEFINE_string(
     "fail_above", "", f"NAME=NUMBER joined by '+'; names: {', '.join(limits_lib.QUANTITIES)}."
 )
@@ -35,6 +35,7 @@ FAIL_ABOVE = flags.DEFINE_string(
 def main() -> None:
     """Certifies, prints, writes, and fails above a limit."""
     config, limits = CONFIG.value, limits_lib.parse_limits(FAIL_ABOVE.value)
+    checks.check_config(config, is_run=False)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     policy = workspace.load_policy(work, POLICY.value)
     if PROJECTORS.value:
@@ -54,7 +55,9 @@ def main() -> None:
     report["provenance"]["stored"] = models.stored_as(POLICY.value)
     print(nullspace.format_certificate(report))
     if OUTPUT.value:
-        record.write_text(pathlib.Path(OUTPUT.value), json.dumps(report, indent=1))
+        output = pathlib.Path(OUTPUT.value)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(output, json.dumps(report, indent=1))
     if broken := limits_lib.exceeded(report, limits):
         print(
             f"\nerror: {POLICY.value} changes more of the base model than --fail_above allows: "

@@ -13,7 +13,7 @@ from absl import flags
 
 from nspo_jax import evaluation, sharding, workspace
 from nspo_jax.evaluation import report
-from nspo_jax.rl import rollouts
+from nspo_jax.rl import checks, rollouts
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -24,6 +24,7 @@ SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set."
 def main() -> None:
     """Evaluates and prints."""
     config = CONFIG.value
+    checks.check_config(config, is_run=False)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     params, name = work.base, "base"
     if POLICY.value:

@@ -38,7 +38,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely to
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0: from all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most likely tokens of this probability.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Cut the answer here.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.", lower_bound=0, upper_bound=2**32 - 1)
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
 )

@@ -11,13 +11,11 @@ a line a layer, with its cut.
 
 import pathlib
 
-from absl import flags
-
 from nspo_jax import nullspace
 from nspo_jax.evaluation import figures, report
 from scripts import launch
 
-FIGURE = flags.DEFINE_string("figure", None, "Also draw the spectra into this file.")
+FIGURE = launch.define_output("figure", "Also draw the spectra into this file.", file=True)
 
 
 def main(directory: str) -> None:

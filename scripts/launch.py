@@ -3,9 +3,11 @@
 from collections.abc import Callable
 import logging
 import os
+import pathlib
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -13,22 +15,58 @@ import jax
 from ml_collections import config_flags
 
 from nspo_jax import distributed, preemption, rewards
+from nspo_jax.rl import record
+from scripts import command_line, config_files
 
 # What a user can get wrong, or meet, and fix: shown as a paragraph. Anything else is a bug, and
 # keeps its traceback.
 EXPECTED_ERRORS = (ValueError, FloatingPointError, OSError, rewards.JudgeError)
 
 flags.disclaim_key_flags()  # --help of a script shows the flags defined here for it
+_config_kinds: list[str] = []
+_outputs: list[tuple[flags.FlagHolder, bool]] = []
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides."""
+def define_config(kind: str = "run") -> flags.FlagHolder:
+    """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides.
+
+    `kind`: of `config_files.KINDS`, what the config is of.
+    """
+    _, what, _ = config_files.KINDS[kind]
     holder = config_flags.DEFINE_config_file(
-        "config", default, "Config file, such as configs/tiny.py:nspo.", lock_config=True
+        "config", None, f"Config file of {what}.", lock_config=True
     )
-    if default is None:
-        flags.mark_flag_as_required("config")
+    flags.mark_flag_as_required("config")
+    _config_kinds.append(kind)
     return holder
+
+
+def define_output(
+    name: str, help: str, *, file: bool = False, default: str | None = None, required: bool = False
+) -> flags.FlagHolder:
+    """A flag that names what the script writes: whether it can be is known before it works.
+
+    `file`: it is a file; else a directory.
+    """
+    holder = flags.DEFINE_string(name, default, help, required=required)
+    _outputs.append((holder, file))
+    return holder
+
+
+def check_outputs() -> None:
+    """Raises OSError for a flag of `define_output` that names what cannot be written."""
+    for holder, file in _outputs:
+        if not holder.value:
+            continue
+        path = pathlib.Path(holder.value)
+        if file and path.is_dir():
+            raise IsADirectoryError(
+                f"--{holder.name} is {str(path)!r}, a directory; expected the file to write."
+            )
+        if file:
+            record.check_directory(path.parent, f"The directory of --{holder.name}")
+        else:
+            record.check_directory(path, f"--{holder.name}")
 
 
 def define_processes() -> None:
@@ -62,14 +100,15 @@ def run(
 
     def start(argv: list[str]) -> None:
         if argument and len(argv) != 2:
-            raise app.UsageError(f"Expected one {argument} beside flags, got {argv[1:]}.")
+            _refuse(f"Expected one {argument} beside flags, got {argv[1:]}.")
         if not argument and len(argv) > 1:
-            raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}. Flags start with --.")
+            _refuse(f"Not a flag: {' '.join(argv[1:])}. Flags start with --.")
         absl_logging.set_verbosity(absl_logging.ERROR)
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "runs/.jax_cache")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
+            check_outputs()
             if "coordinator" in flags.FLAGS and not flags.FLAGS.dry_run:
                 _join_processes()
             main(*argv[1:])
@@ -87,7 +126,36 @@ def run(
     log.addHandler(logging.StreamHandler())
     log.propagate = False
     flags.DEFINE_bool("traceback", False, "Show the traceback of an expected error.")
-    app.run(start, flags_parser=_parse_flags)
+    app.run(start, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return command_line.parse(argv, _config_kinds[0] if _config_kinds else "run")
+    except command_line.MistakeError as mistake:
+        _refuse(str(mistake))
+
+
+def _refuse(message: str) -> NoReturn:
+    """Ends a script whose command line cannot be meant so."""
+    print(f"\nerror: {message}\n(--help explains the flags)", file=sys.stderr)
+    sys.exit(1)
+
+
+def _no_device(error: BaseException) -> str:
+    """In words, that jax cannot start on what it was told to; "" if that is not what is wrong."""
+    if not isinstance(error, RuntimeError | AssertionError) or distributed.several():
+        return ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as cause:
+        told = os.environ.get("JAX_PLATFORMS", "")
+        why = f" ({str(cause).split(' (set JAX_PLATFORMS')[0]})" if str(cause) else ""
+        return (
+            f"JAX_PLATFORMS is {told!r}, and jax finds no such device here{why}. Set "
+            "JAX_PLATFORMS=cpu, unset it to take what there is, or install jax for that device."
+        )
+    return ""
 
 
 def _join_processes() -> None:
@@ -114,31 +182,10 @@ def _explain(error: BaseException, interrupted: str) -> int:
         print(f"\nLost another process: {str(error).splitlines()[0]}", file=sys.stderr)
     elif isinstance(error, EXPECTED_ERRORS) and not flags.FLAGS.traceback:
         print(f"\nerror: {error}\n(--traceback shows where)", file=sys.stderr)
+    elif not flags.FLAGS.traceback and (told := _no_device(error)):
+        print(f"\nerror: {told}\n(--traceback shows where)", file=sys.stderr)
     elif distributed.several():
         traceback.print_exception(error)
     else:
         raise error
     return 1
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags, and says in a paragraph what is wrong with them."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
-        chain: list[BaseException] = [error]
-        while chain[-1].__context__ is not None:
-            chain.append(chain[-1].__context__)
-        if isinstance(chain[-1], KeyError):  # ml_collections' own words name the nearest field
-            hint = next((str(e.args[0]) for e in chain if "Did you mean" in str(e.args)), "")
-            hint = hint.strip("\"'").split("\\n")[-1].split("\n")[-1]
-            message = (
-                f"The config has no field {chain[-1]}. {hint}{' ' * bool(hint)}"
-                "configs/default.py lists every field with a comment."
-            )
-        elif "parsing config file" in str(error):
-            message = str(chain[-1])  # what the config file itself raised, such as an unknown arm
-        else:
-            message = str(error)
-        print(f"\nerror: {message}\n(--help explains the flags)", file=sys.stderr)
-        sys.exit(1)

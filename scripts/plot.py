@@ -12,11 +12,12 @@ by stopping early or by smaller steps.
 
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from nspo_jax.evaluation import figures
-from scripts import launch
+from scripts import command_line, launch
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's workdir.")
 ARMS = flags.DEFINE_string("arms", None, "Arms to draw, joined by '+'; default: all.")
@@ -36,13 +37,39 @@ def main() -> None:
             "`python -m scripts.sweep`."
         )
     summary = json.loads(path.read_text())
+    if not {"arms", "seeds"} <= summary.keys():
+        raise ValueError(
+            f"--workdir is {WORKDIR.value!r}, the workdir of a run: give that of a sweep, which "
+            "`python -m scripts.sweep` made."
+        )
     arms = ARMS.value.split("+") if ARMS.value else list(summary["arms"])
-    seeds = [int(s) for s in SEEDS.value.split("+")] if SEEDS.value else summary["seeds"]
+    seeds = command_line.parse_seeds(SEEDS.value, "--seeds") if SEEDS.value else summary["seeds"]
+    check_choice(summary, arms, seeds)
     if AGAINST.value:
         rows = {name: summary["arms"][name] for name in arms}
         print(figures.plot_against(rows, AGAINST.value, workdir / f"{AGAINST.value}.png"))
     else:
         print(figures.plot_arms(workdir, arms, seeds))
+
+
+def check_choice(summary: dict[str, Any], arms: list[str], seeds: list[int]) -> None:
+    """Raises ValueError unless a sweep's summary has the arms and seeds, and there is a curve."""
+    for flag, asked, there in (
+        ("arms", arms, list(summary["arms"])), ("seeds", seeds, summary["seeds"])
+    ):  # fmt: skip
+        if missing := [str(name) for name in asked if name not in there]:
+            raise ValueError(
+                f"--{flag} names {', '.join(missing)}; the sweep has {', '.join(map(str, there))}."
+            )
+    if set(arms) == {"base"} and not AGAINST.value:
+        raise ValueError(
+            f"--arms is {ARMS.value!r}: the base model is where every curve starts, and has none "
+            "of its own. Name other arms."
+        )
+    if AGAINST.value and SEEDS.value:
+        raise ValueError(
+            f"--seeds is {SEEDS.value!r} with --against, which draws every seed. Give one of them."
+        )
 
 
 if __name__ == "__main__":

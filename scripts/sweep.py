@@ -24,8 +24,8 @@ from nspo_jax.evaluation import figures, report
 from nspo_jax.rl import record, trainer
 from scripts import launch, processes, sweep_runs
 
-CONFIG = launch.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives.", required=True)
+CONFIG = launch.define_config("sweep")
+WORKDIR = launch.define_output("workdir", "Where the sweep lives.", required=True)
 PRINT = flags.DEFINE_bool(
     "print", False, "Print the command of each run that is not finished, and run nothing."
 )
@@ -68,7 +68,9 @@ def main() -> None:
     }
     record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     record.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
-    figure = figures.plot_arms(workdir, names, seeds)
+    figure = "none, of the base alone"
+    if set(names) != {"base"}:
+        figure = figures.plot_arms(workdir, names, seeds)
     certificate = sweep_runs.run_directory(workdir, "nspo", seeds[0]) / "certificate.json"
     print(f"\n{report.format_scores(summary['arms'])}\n")
     print(f"table: {workdir / 'table.md'}, figure: {figure}")

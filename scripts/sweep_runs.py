@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import pathlib
 import re
-import runpy
 import shlex
 import sys
 from typing import Any
@@ -13,6 +12,7 @@ import ml_collections
 
 from nspo_jax import judges, reward_training, rewards, workspace
 from nspo_jax.rl import checks
+from scripts import command_line, config_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +49,27 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
     """All runs of a sweep: each arm at each point of its grid, at each seed.
 
     Raises:
-      ValueError: for an unknown arm or field, a value that its field does not take, or two runs of
-        one name, before anything runs.
+      FileNotFoundError, ValueError: for a file that makes no config, an unknown arm or field, a
+        value that its field does not take, or two runs of one name, before anything runs.
     """
-    make_config = runpy.run_path(sweep.config)["get_config"]
+    get_config = config_files.read(sweep.config, "config.config")
+    seeds = command_line.parse_seeds(sweep.seeds, "config.seeds")
     grid = {field: list(values) for field, values in sweep.grid.items()}
     runs = {}
-    for seed, arm in itertools.product(sweep.seeds.split("+"), sweep.arms.split("+")):
+    for seed, arm in itertools.product(seeds, sweep.arms.split("+")):
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
             name = run_name(arm, point)
-            directory = run_directory(workdir, name, int(seed))
+            directory = run_directory(workdir, name, seed)
             changes = {
                 **point,
-                "seed": int(seed),
+                "seed": seed,
                 "workspace": str(workdir),
                 "model.path": sweep.model_path,
             }
-            config = make_config(arm)
+            config = config_files.call(
+                get_config, sweep.config, [arm], kind="run", said_by="config.config"
+            )
             for field, value in changes.items():
                 set_field(config, field, value)
             checks.check_config(config)
@@ -80,7 +83,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
                 f"--workdir={directory}",
                 *(f"--config.{field}={value}" for field, value in changes.items()),
             )  # fmt: skip
-            runs[directory] = Run(name, int(seed), config, directory, command)
+            runs[directory] = Run(name, seed, config, directory, command)
     return list(runs.values())
 
 

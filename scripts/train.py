@@ -37,7 +37,7 @@ from nspo_jax.rl import trainer
 from scripts import launch
 
 CONFIG = launch.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+WORKDIR = launch.define_output("workdir", "Where the run lives.")
 DEVICES = flags.DEFINE_integer(
     "devices", 0, "--dry_run: how many, where an axis of config.mesh is -1.", lower_bound=0
 )
@@ -59,6 +59,9 @@ def main() -> None:
     """Trains, then prints the certificate and the scores."""
     if flags.FLAGS.dry_run:
         return dry_run()
+    for holder in (DEVICES, CHIP, RANK_SHARE):
+        if holder.present:
+            raise ValueError(f"--{holder.name} is {holder.value}: it is for --dry_run. Add that.")
     if not WORKDIR.value:
         raise ValueError("--workdir is empty; expected where the run lives, such as runs/first.")
     workdir = pathlib.Path(WORKDIR.value)

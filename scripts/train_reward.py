@@ -21,16 +21,16 @@ from scripts import launch
 
 CONFIG = launch.define_config()
 OBJECTIVE = flags.DEFINE_enum("objective", "cost", reward_training.OBJECTIVES, "What to learn.")
-OUTPUT = flags.DEFINE_string("output", None, "The model's directory.")
+OUTPUT = launch.define_output("output", "The model's directory.")
 
 
 def main() -> None:
     """Trains, writes, prints a table."""
     config, objective = CONFIG.value, OBJECTIVE.value
+    checks.check_config(config, is_run=False)
     directory = pathlib.Path(OUTPUT.value or judges.model_directory(config, objective))
     if directory.exists():
         raise ValueError(f"{directory} is there already: delete it, or give another --output.")
-    checks.check_config(config)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     lines = judges.train_reward_model(config, work, objective, directory)
     print(report.format_epochs(lines))

@@ -176,7 +176,7 @@ def load_projectors(
         if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"{directory} has no {name}. Expected a directory written by "
-                "`python -m scripts.calibrate`; run it, or correct calibration.path."
+                "`python -m scripts.calibrate`; run it, or correct the path."
             )
     try:
         document = json.loads((directory / "projectors.json").read_text())

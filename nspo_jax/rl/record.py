@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -91,6 +92,24 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
         (workdir / "summary.json").unlink(missing_ok=True)
         write_text(workdir / "config.json", json.dumps(flatten(config), indent=1))
     distributed.barrier("the config is written")
+
+
+def check_directory(path: str | pathlib.Path, name: str) -> None:
+    """Raises OSError, in which `name` is what says the path, unless files can be written there.
+
+    The directory may be one that is still to be made.
+    """
+    path = pathlib.Path(path).absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"{name} is {str(path)!r}, and {there} is a file; expected a directory: name another "
+            "place."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{name} is {str(path)!r}, and nothing can be written in {there}: name another place."
+        )
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -71,6 +71,7 @@ def train(
       rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
     """
     workdir = pathlib.Path(workdir)
+    record.check_directory(workdir, "workdir")
     record.restore_defaults(config, workdir)
     checks.check_config(config)
     checks.check_profile(config, profile)

@@ -1,0 +1,121 @@
+"""Flags of the scripts: read from the command line, and mistakes in them told in a paragraph."""
+
+import math
+import re
+import sys
+
+from absl import flags
+
+from scripts import config_files
+
+_HELP = {"--help", "-help", "--helpshort", "-helpshort", "-h", "--h", "--helpfull", "-helpfull"}
+# what a flag's parser says, and what was expected
+_EXPECTED = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "true or false",
+    "Failed to parse": "its fields one by one, --config.SECTION.FIELD=VALUE",
+}
+
+
+class MistakeError(Exception):
+    """A command line that cannot be meant so."""
+
+
+def parse(argv: list[str], config_kind: str) -> list[str]:
+    """Reads a command line into `flags.FLAGS`, and returns what is no flag, the program first.
+
+    Of `--help` it prints the script's own text, its lines as they are, and exits with 0.
+
+    Args:
+      argv: the program and its arguments.
+      config_kind: of `config_files.KINDS`, what --config is to be of.
+
+    Raises:
+      MistakeError: in words, what is wrong with it.
+    """
+    asked = _HELP.intersection(argv[: argv.index("--")] if "--" in argv else argv)
+    if asked:
+        print_help(whole=any("full" in flag for flag in asked))
+        sys.exit(0)
+    config = _value_of(argv, "config")
+    if config is not None and "config" in flags.FLAGS:
+        try:  # ml_collections loads it once more, and says less of what is wrong with it
+            config_files.load(config, kind=config_kind)
+        except (ValueError, OSError) as error:
+            raise MistakeError(str(error)) from error
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise MistakeError(_words(error, config_kind)) from error
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise MistakeError(f"--{name} is {value}; expected a finite number.")
+    return rest
+
+
+def parse_seeds(text: str, said_by: str) -> list[int]:
+    """Reads "0+1+2"; raises ValueError for what is no seed, or one that is there twice."""
+    parts = text.split("+")
+    if not all(re.fullmatch(r"\d+", part) for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(
+            f"{said_by} is {text!r}; expected different whole numbers joined by '+', such as 0+1+2."
+        )
+    return [int(part) for part in parts]
+
+
+def print_help(*, whole: bool = False) -> None:
+    """Prints what the running script does, and its flags; `whole`: those of libraries too."""
+    words = sys.modules["__main__"].__doc__ or ""
+    listed = flags.FLAGS.get_help() if whole else flags.FLAGS.main_module_help()
+    print(f"{words.strip()}\n\nFlags:\n{listed}\n\n--helpfull lists the flags of libraries too.")
+
+
+def _value_of(argv: list[str], name: str) -> str | None:
+    """The value of a flag in a command line, before it is parsed; None: it is not there."""
+    for index, word in enumerate(argv):
+        if word == "--":
+            break
+        match = re.fullmatch(rf"--?{name}(=(.*))?", word, re.DOTALL)
+        if match:
+            return match[2] if match[1] else "".join(argv[index + 1 : index + 2])
+    return None
+
+
+def _words(error: BaseException, config_kind: str) -> str:
+    """What a person needs to hear of an error that the flags raised."""
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    if isinstance(chain[-1], KeyError):
+        return _unknown_field(chain, config_kind)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return str(error).replace(f"'{error.flagname}'", f"'--{error.flagname}'", 1)
+    parts = [_of_one_flag(line) for line in str(error).splitlines() if line.startswith("flag --")]
+    return " ".join(parts) or str(error)
+
+
+def _unknown_field(chain: list[BaseException], config_kind: str) -> str:
+    # ml_collections' own words name the nearest field
+    hint = next((str(e.args[0]) for e in chain if "Did you mean" in str(e.args)), "")
+    hint = hint.strip("\"'").split("\\n")[-1].split("\n")[-1]
+    words = f"The config has no field {chain[-1]}. {hint}".rstrip()
+    listed = "configs/sweeps/tiny_arms.py" if config_kind == "sweep" else "configs/default.py"
+    return f"{words} {listed} lists every field with a comment."
+
+
+def _of_one_flag(line: str) -> str:
+    """absl's "flag --steps=x: why", as a sentence with what the flag is for."""
+    match = re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", line)
+    if match is None:
+        return line
+    name, value, why = match.groups()
+    known = flags.FLAGS[name].help if name in flags.FLAGS else ""
+    known = "" if known.startswith("An override of") else f" {known}".rstrip()
+    if why.endswith("must have a value other than None."):
+        return f"--{name} is missing:{known}"
+    for said, what in _EXPECTED.items():
+        if why.startswith(said):
+            why = f"expected {what}"
+    return f"--{name} is {value!r}: {why.rstrip('.')}.{known}"
