@@ -47,9 +47,13 @@ def main() -> None:
     check_choice(summary, arms, seeds)
     if AGAINST.value:
         rows = {name: summary["arms"][name] for name in arms}
-        print(figures.plot_against(rows, AGAINST.value, workdir / f"{AGAINST.value}.png"))
-    else:
-        print(figures.plot_arms(workdir, arms, seeds))
+        name = f"{AGAINST.value}{',' + ARMS.value if ARMS.value else ''}.png"
+        print(figures.plot_against(rows, AGAINST.value, workdir / name))
+    else:  # a choice has a name of its own, and leaves the sweep's own figure alone
+        chosen = [value for value in (ARMS.value, SEEDS.value) if value]
+        print(
+            figures.plot_arms(workdir, arms, seeds, workdir / f"{','.join(['arms', *chosen])}.png")
+        )
 
 
 def check_choice(summary: dict[str, Any], arms: list[str], seeds: list[int]) -> None:
