@@ -231,7 +231,7 @@ def test_four_processes_are_one(pods, one):
 def test_process_0_writes_and_the_others_are_silent(two):
     assert {path.name for path in two.workdir.iterdir()} == {
         "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "certificate.json",
-        "policy", "summary.json",
+        "policy", "delta", "summary.json",
     }  # fmt: skip
     first, second = (path.read_text() for path in two.outputs)
     assert (

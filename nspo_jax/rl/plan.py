@@ -123,8 +123,8 @@ def make_plan(
     reference = whole if config.rl.kl_coefficient else None
     changes = config.optimizer.master == "change"
     resident = {
-        "trained change" if changes else "trained weights": _bytes(state.trainable),
-        "base weights" if changes else "frozen weights": _bytes(frozen),
+        "trained weights": _bytes(state.trainable),  # or the change of them
+        "frozen weights": _bytes(frozen),  # where a change is trained, the whole base
         "optimizer moments": _bytes(state.opt_state, lambda path: "bases" not in path),
         "projector bases": _bytes(state.opt_state, lambda path: "bases" in path),
     }
@@ -416,7 +416,7 @@ def first_change(plan: Plan, config: ml_collections.ConfigDict, chip: chips.Chip
     if plan.calibration > room:
         return "lower calibration.batch_size"
     if held > 0.8 * room:
-        frozen = plan.resident.get("frozen weights", plan.resident.get("base weights"))
+        frozen = plan.resident["frozen weights"]
         if frozen > held / 8 and config.model.frozen_dtype == "float32":
             return "set model.frozen_dtype=bfloat16 (for a checkpoint that is stored so)"
         return "more devices on mesh.fsdp, or fewer projection.targets"

@@ -43,19 +43,19 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
     exact = {"calibration.rows": 1, "calibration.rank_rule": "fixed(12)", "rl.steps": 20,
              "optimizer.learning_rate": 5e-3}  # fmt: skip
     moved = {}
-    for arm in ("nspo", "nspo_coords", "project_gradient"):
+    for arm in ("nspo_adam", "nspo_coords", "project_gradient"):
         trainer.train(micro(shared_workspace, arm, **exact), tmp_path / arm)
         certificate = json.loads((tmp_path / arm / "certificate.json").read_text())
         moved[arm] = certificate["calibration"]["max_logit_change"]
         assert (certificate["protected_share"] < 1e-5) == (arm != "project_gradient")
         assert certificate["held_out"]["max_logit_change"] > 0.05  # the policy did move
-    assert moved["nspo"] < 1e-2 and moved["nspo_coords"] < 1e-2
+    assert moved["nspo_adam"] < 1e-2 and moved["nspo_coords"] < 1e-2
     assert moved["project_gradient"] > 0.05
 
     # the same policy as bfloat16: what the certificate of the float32 one promised is gone
     work = workspace.open_workspace(micro(shared_workspace, **exact), sharding.make_mesh())
     projectors = workspace.open_projectors(micro(shared_workspace, **exact), work)
-    models.export_model(tmp_path / "nspo/policy", tmp_path / "half", dtype="bfloat16")
+    models.export_model(tmp_path / "nspo_adam/policy", tmp_path / "half", dtype="bfloat16")
     stored = {
         name: nullspace.certify(
             work.config,
@@ -64,14 +64,15 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
             projectors,
             workspace.split_batches(work.calibration, 1),
             workspace.split_batches(work.held_out, 20),
+            change=models.load_change(tmp_path / name),
         )
-        for name in ("nspo/policy", "half")
+        for name in ("nspo_adam/delta", "half")
     }
-    trained = json.loads((tmp_path / "nspo/certificate.json").read_text())
-    assert stored["nspo/policy"]["provenance"] == trained["provenance"]
-    assert stored["nspo/policy"]["protected_share"] == pytest.approx(trained["protected_share"])
+    trained = json.loads((tmp_path / "nspo_adam/certificate.json").read_text())
+    assert stored["nspo_adam/delta"]["provenance"] == trained["provenance"]
+    assert stored["nspo_adam/delta"]["protected_share"] == pytest.approx(trained["protected_share"])
     assert stored["half"]["protected_share"] > 100 * trained["protected_share"]
-    assert stored["half"]["calibration"]["max_logit_change"] > 5 * moved["nspo"]
+    assert stored["half"]["calibration"]["max_logit_change"] > 5 * moved["nspo_adam"]
 
 
 def test_replay_mixes_the_stated_numbers(shared_workspace):
