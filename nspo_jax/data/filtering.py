@@ -56,6 +56,8 @@ def words(text: str) -> tuple[str, ...]:
     What carries meaning in maths and code stays: operators, brackets, decimal points, and a minus
     before a number; a hyphen between words does not.
     """
+    # what nobody sees must not hide a copy: zero-width and soft hyphen, direction marks (all Cf)
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"['’`´]", "", text)  # don't and dont
     return tuple(

@@ -19,6 +19,9 @@ from pyarrow import parquet
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 PACKED = {".gz": gzip.open, ".xz": lzma.open}
+# Python's own limit is 131,072 characters a cell: a longer one would be lost, and its tail be read
+# as rows. This is the largest that a C long holds on every platform.
+csv.field_size_limit(2**31 - 1)
 
 
 class SourceError(ValueError):

@@ -114,3 +114,8 @@ def test_a_category_that_is_too_small_is_an_error():
     given = [Row("a", ("drugs",)), Row("b", ("theft",))]
     with pytest.raises(ValueError, match="2 rows of 'drugs' .* 1 are there.*drugs, theft"):
         filtering.sample(given, {"drugs": 2}, seed=0)
+
+
+def test_words_do_not_depend_on_what_nobody_sees():
+    hidden = "whit\u200btle a sh\u00adarp kni\u200dfe\ufeff from \u202eoak\u2060"
+    assert filtering.words(hidden) == ("whittle", "a", "sharp", "knife", "from", "oak")

@@ -91,3 +91,13 @@ def test_all_problems_are_counted_and_the_first_kept():
     assert problems.counts == {"a.csv": raw.Problems.KEPT + 50, "b.csv": 1}
     assert problems.examples[-1] == ("b.csv", 7, "is odd")
     assert len(problems.examples) == raw.Problems.KEPT + 1
+
+
+def test_a_csv_cell_may_be_longer_than_pythons_limit(tmp_path):
+    long = "x " * 70000 + "\nsecond line, with comma\nthird"
+    path = tmp_path / "long.csv"
+    path.write_text(f'text,n\nshort,1\n"{long}",2\nafter,3\n', newline="")
+    problems = raw.Problems()
+    rows = list(raw.read(path, "long.csv", problems))
+    assert [row.value["text"] for row in rows] == ["short", long, "after"]
+    assert problems.total == 0
