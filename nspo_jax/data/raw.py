@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import pathlib
+import re
 from typing import Any
 import zlib
 
@@ -19,6 +20,7 @@ from pyarrow import parquet
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 PACKED = {".gz": gzip.open, ".xz": lzma.open}
+PANDAS_INDEX = r"__index_level_\d+__"
 # Python's own limit is 131,072 characters a cell: a longer one would be lost, and its tail be read
 # as rows. This is the largest that a C long holds on every platform.
 csv.field_size_limit(2**31 - 1)
@@ -91,6 +93,9 @@ def read(
     try:
         if kind == ".parquet":
             table = parquet.read_table(path)
+            # pandas' row numbers, which no published schema has
+            index = [name for name in table.column_names if re.fullmatch(PANDAS_INDEX, name)]
+            table = table.drop_columns(index)
             yield from (Row(i, value) for i, value in enumerate(table.to_pylist(), start=1))
             return
         content = _content(path)

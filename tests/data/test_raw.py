@@ -101,3 +101,10 @@ def test_a_csv_cell_may_be_longer_than_pythons_limit(tmp_path):
     rows = list(raw.read(path, "long.csv", problems))
     assert [row.value["text"] for row in rows] == ["short", long, "after"]
     assert problems.total == 0
+
+
+def test_pandas_index_is_no_column_of_a_parquet_file(tmp_path):
+    rows = [{"prompt": "a", "__index_level_0__": 7}, {"prompt": "b", "__index_level_0__": 9}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    read = raw.read(tmp_path / "a.parquet", "a.parquet", raw.Problems())
+    assert [row.value for row in read] == [{"prompt": "a"}, {"prompt": "b"}]
