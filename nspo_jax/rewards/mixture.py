@@ -180,20 +180,27 @@ class Mixture:
         reward.check_rows(conversations, completions)
         found, asked = {}, {}
         for spec, judge, on_mesh in self._terms:
-            ask = functools.partial(_ask, judge, spec.kinds, conversations, completions, on_mesh)
+            ask = functools.partial(_ask, spec, judge, conversations, completions, on_mesh)
             if on_mesh:
                 found[spec.name] = ask()
             else:
                 asked[spec.name] = ask if executor is None else executor.submit(ask)
         return Pending(found, asked)
 
-    def total(self, verdicts: dict[str, Verdicts], step: int, group_size: int) -> Total:
+    def total(
+        self,
+        verdicts: dict[str, Verdicts],
+        step: int,
+        group_size: int,
+        example: Callable[[int], str] | None = None,
+    ) -> Total:
         """Adds up the terms of a whole batch, of all processes.
 
         Args:
           verdicts: of every term.
           step: decides the weights.
           group_size: completions a prompt, next to each other.
+          example: what a row is, in words, for the error.
 
         Raises:
           NoVerdictError: if rows have none and the policy is to raise.
@@ -205,10 +212,13 @@ class Mixture:
             missing = asked & ~np.isfinite(rewards)
             judged = asked & ~missing
             if missing.any() and self._on_failure == "raise":
+                such = f" {example(int(np.flatnonzero(missing)[0]))}" if example else ""
                 raise NoVerdictError(
-                    f"{spec.name} gave no verdict on {missing.sum()} of {asked.sum()} completions. "
-                    "Set rewards.on_failure to drop_group or neutral, and continue the run with "
-                    "--allow_config_change, to train on without them."
+                    f"{spec.name} gave no verdict on {missing.sum()} of {asked.sum()} completions."
+                    f"{such} Ask it by hand: does it fit what the judge reads, and does the judge "
+                    "answer in the words that are looked for? The same command then continues the "
+                    "run. To train on without such completions set rewards.on_failure to neutral "
+                    "or drop_group, and add --allow_config_change."
                 )
             if self._on_failure == "drop_group":
                 dropped |= np.repeat(missing.reshape(-1, group_size).any(axis=1), group_size)
@@ -237,19 +247,21 @@ class Mixture:
 
 
 def _ask(
+    spec: TermSpec,
     judge: reward.Reward,
-    kinds: str,
     conversations: Sequence[world.Conversation],
     completions: Sequence[str],
     on_mesh: bool,
 ) -> Verdicts:
     harmful = np.array([row.kind == "harmful" for row in conversations])
-    asked = {"all": harmful | True, "harmful": harmful, "benign": ~harmful}[kinds]
+    everything = np.ones_like(harmful)
+    asked = {"all": everything, "harmful": harmful, "benign": ~harmful}[spec.kinds]
     if on_mesh or asked.all():
-        rewards, details = judge(conversations, completions)
+        rewards, details = _checked(spec, len(asked), *judge(conversations, completions))
         return Verdicts(rewards, details, asked)
     rows = np.flatnonzero(asked)
-    rewards, details = judge([conversations[i] for i in rows], [completions[i] for i in rows])
+    found = judge([conversations[i] for i in rows], [completions[i] for i in rows])
+    rewards, details = _checked(spec, len(rows), *found)
 
     def spread(values):  # NaN where nothing was asked
         whole = np.full(len(asked), np.nan, np.float32)
@@ -257,6 +269,38 @@ def _ask(
         return whole
 
     return Verdicts(spread(rewards), {k: spread(v) for k, v in details.items()}, asked)
+
+
+def _checked(
+    spec: TermSpec, count: int, rewards: np.ndarray, details: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What a term returned: a number a row, finite, or NaN where there is no verdict.
+
+    Raises:
+      ValueError: naming the term and what it returned instead.
+    """
+
+    def check(name: str, values: np.ndarray) -> np.ndarray:
+        try:
+            array = np.asarray(values, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The term {spec.name} of rewards.terms returned {name} that are no numbers "
+                f"({error}); expected float32 [{count}]."
+            ) from error
+        if array.shape != (count,):
+            raise ValueError(
+                f"The term {spec.name} of rewards.terms returned {name} of shape {array.shape} for "
+                f"{count} completions; expected one number each, [{count}]."
+            )
+        if np.isinf(array).any():
+            raise ValueError(
+                f"The term {spec.name} of rewards.terms returned infinite {name}; expected finite "
+                "numbers, or NaN where there is no verdict."
+            )
+        return array
+
+    return check("rewards", rewards), {name: check(name, v) for name, v in details.items()}
 
 
 def _group_mean(values: np.ndarray, judged: np.ndarray, group_size: int) -> np.ndarray:

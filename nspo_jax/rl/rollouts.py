@@ -228,7 +228,12 @@ class Rollouts:
     ) -> tuple[train_step.Rollouts, dict[str, float]]:
         """Advantages from verdicts on all rows."""
         samples = self._config.rl.samples
-        total = self._mixture.total(verdicts, step, samples)
+
+        def example(row: int) -> str:
+            text = self._work.format.decode(sampled.tokens[[row]], sampled.mask[[row]])[0]
+            return f"One is {text!r}, to {self._rows[sampled.rows[row // samples]].prompt!r}."
+
+        total = self._mixture.total(verdicts, step, samples, example)
         self._last = sampled, total
         advantage = advantages.ESTIMATORS[self._config.rl.advantage](total.rewards, samples)
         kept = total.rewards[~total.dropped]

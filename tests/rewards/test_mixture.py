@@ -138,3 +138,36 @@ def test_closing_reaches_the_judges():
     judge.close = lambda: closed.append(1)
     mix(("rules", judge), ("guard", Lengths())).close()
     assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            (np.float32(-1.0), {}),
+            r"cost_model of rewards.terms returned rewards of shape \(\) for 2",
+        ),
+        ((np.zeros(1), {}), r"returned rewards of shape \(1,\) for 2 completions"),
+        ((np.zeros((2, 1)), {}), r"of shape \(2, 1\)"),
+        ((np.array([0.0, np.inf]), {}), "returned infinite rewards"),
+        ((np.zeros(2), {"cost": np.zeros(3)}), r"returned cost of shape \(3,\)"),
+        ((np.array(["safe", "unsafe"]), {}), "returned rewards that are no numbers"),
+    ],
+)
+def test_a_term_returns_a_number_a_row(returned, message):
+    (spec,) = mixture.parse_terms("cost_model")
+    rows = [world.Conversation("p", "a", "harmful", "harmful")] * 2
+    judged = mixture.Mixture([(spec, lambda *_: returned, False)]).start(rows, ["x", "y"])
+    with pytest.raises(ValueError, match=message):
+        judged.result()
+
+
+def test_a_missing_verdict_is_shown_before_any_way_around_it():
+    (spec,) = mixture.parse_terms("cost_model")
+    rows = [world.Conversation("p", "a", "harmful", "harmful")] * 2
+    whole = mixture.Mixture([(spec, lambda *_: (np.array([0.0, np.nan]), {}), False)])
+    with pytest.raises(mixture.NoVerdictError) as caught:
+        whole.total(whole.start(rows, ["x", "y"]).result(), 0, 2, lambda row: f"Row {row}.")
+    message = str(caught.value)
+    assert "gave no verdict on 1 of 2 completions. Row 1." in message
+    assert message.index("Ask it by hand") < message.index("drop_group")
