@@ -71,7 +71,8 @@ def train(
     workdir = pathlib.Path(workdir)
     checks.check_config(config)
     checks.check_profile(config, profile)
-    record.check_directory(workdir, "workdir")
+    for name, directory in (("workdir", workdir), ("workspace", config.workspace)):
+        record.check_directory(directory, name)
     if record.resumes_finished(config, workdir, allow_config_change):
         if profile is not None:
             _log.warning("%s is finished: no step is left to profile", workdir)
