@@ -2,6 +2,7 @@
 
 A field is set on the command line as `--config.rl.steps=100`. Fields with several values are
 strings joined by "+", such as `--config.projection.targets=mlp+attention`.
+What a value may be is in `nspo_jax.rl.ranges`; which runs read a field, in `nspo_jax.rl.uses`.
 """
 
 import ml_collections

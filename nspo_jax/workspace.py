@@ -90,6 +90,7 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
             distributed.barrier("the base model is there")
         _check_recipe(config, path)
     model_config = models.load_config(path)
+    _check_lengths(config, model_config)
     if config.model.preset:
         models.check_preset(config.model.preset, model_config, path)
     model_config = dataclasses.replace(
@@ -188,6 +189,7 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
         tie_embeddings=False,  # so that the head can be projected
         max_length=64,
     )
+    _check_lengths(config, model_config)
     params = pretraining.pretrain(
         model_config,
         _encode(config, chat_format, rows),
@@ -312,6 +314,17 @@ def _place(mesh: jax.sharding.Mesh, params: Any) -> Any:
     """The shardings of parameters; every one must have a rule."""
     sharding.check_rules(params)
     return sharding.shardings(mesh, params)
+
+
+def _check_lengths(config: ml_collections.ConfigDict, model: models.ModelConfig) -> None:
+    """Raises ValueError unless prompts and completions of a run fit the model."""
+    length = config.data.prompt_length + config.data.completion_length
+    if length > model.max_length:
+        raise ValueError(
+            f"data.prompt_length is {config.data.prompt_length} and data.completion_length "
+            f"{config.data.completion_length}, together more than the {model.max_length} positions "
+            "that the model was made for. Lower them."
+        )
 
 
 def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def parse(argv: list[str], config_kind: str) -> list[str]:
     if asked:
         print_help(whole=any("full" in flag for flag in asked))
         sys.exit(0)
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     config = _value_of(argv, "config")
     if config is not None and "config" in flags.FLAGS:
         try:  # ml_collections loads it once more, and says less of what is wrong with it
@@ -100,7 +101,8 @@ def _unknown_field(chain: list[BaseException], config_kind: str) -> str:
     # ml_collections' own words name the nearest field
     hint = next((str(e.args[0]) for e in chain if "Did you mean" in str(e.args)), "")
     hint = hint.strip("\"'").split("\\n")[-1].split("\n")[-1]
-    words = f"The config has no field {chain[-1]}. {hint}".rstrip()
+    field = str(chain[-1]).strip("\"'").partition("Attempting to lookup: ")[2] or str(chain[-1])
+    words = f"The config has no field {field}. {hint}".rstrip()
     listed = "configs/sweeps/tiny_arms.py" if config_kind == "sweep" else "configs/default.py"
     return f"{words} {listed} lists every field with a comment."
 

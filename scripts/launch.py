@@ -33,22 +33,25 @@ def define_config(kind: str = "run") -> flags.FlagHolder:
     `kind`: of `config_files.KINDS`, what the config is of.
     """
     _, what, _ = config_files.KINDS[kind]
-    holder = config_flags.DEFINE_config_file(
-        "config", None, f"Config file of {what}.", lock_config=True
-    )
+    try:
+        holder = config_flags.DEFINE_config_file(
+            "config", None, f"Config file of {what}.", lock_config=True
+        )
+    except flags.Error as error:  # it reads --flagfile
+        _refuse(str(error))
     flags.mark_flag_as_required("config")
     _config_kinds.append(kind)
     return holder
 
 
 def define_output(
-    name: str, help: str, *, file: bool = False, default: str | None = None, required: bool = False
+    name: str, help: str, *, file: bool = False, default: str | None = None
 ) -> flags.FlagHolder:
     """A flag that names what the script writes: whether it can be is known before it works.
 
     `file`: it is a file; else a directory.
     """
-    holder = flags.DEFINE_string(name, default, help, required=required)
+    holder = flags.DEFINE_string(name, default, help)
     _outputs.append((holder, file))
     return holder
 

@@ -25,7 +25,7 @@ from nspo_jax.rl import record, trainer
 from scripts import launch, processes, sweep_runs
 
 CONFIG = launch.define_config("sweep")
-WORKDIR = launch.define_output("workdir", "Where the sweep lives.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives.", required=True)
 PRINT = flags.DEFINE_bool(
     "print", False, "Print the command of each run that is not finished, and run nothing."
 )
@@ -53,6 +53,7 @@ def main() -> None:
     if PRINT.value:
         sweep_runs.print_commands(unfinished)
         return
+    record.check_directory(workdir, "--workdir")  # with --print it may be another machine's
     if PARALLEL.value is None:
         for run in progress.Bar(runs, desc="sweep", unit="run"):
             trainer.train(run.config, run.directory)

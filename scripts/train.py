@@ -37,7 +37,7 @@ from nspo_jax.rl import trainer
 from scripts import launch
 
 CONFIG = launch.define_config()
-WORKDIR = launch.define_output("workdir", "Where the run lives.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
 DEVICES = flags.DEFINE_integer(
     "devices", 0, "--dry_run: how many, where an axis of config.mesh is -1.", lower_bound=0
 )

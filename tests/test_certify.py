@@ -28,7 +28,12 @@ def made(tmp_path_factory):
     config.update_from_flattened_dict({**MICRO, "workspace": str(directory)})
     workspace.open_workspace(config, sharding.make_mesh())
     models.export_model(directory / "seed_0/base", directory / "base", dtype="bfloat16")
-    changes = {**MICRO, "workspace": str(directory), "model.path": str(directory / "base")}
+    changes = {
+        name: value
+        for name, value in MICRO.items()
+        if not name.startswith(("model.", "pretraining."))  # which a path has, and is
+    } | {"workspace": str(directory), "model.path": str(directory / "base")}
+    config = tiny.get_config("nspo")
     config.update_from_flattened_dict(changes)
     work = workspace.open_workspace(config, sharding.make_mesh())
     policy = artifacts.move(work.base, workspace.open_projectors(config, work))

@@ -77,3 +77,15 @@ def test_values_that_are_not_finite_survive_in_the_lines_and_skip_tensorboard(tm
     (row,) = metrics.read_metrics(tmp_path)
     assert math.isnan(row["a"]) and row["b"] == 2.0
     assert scalars(tmp_path) == [(1, "b", 2.0)]
+
+
+def test_steps_that_never_came_are_told_and_not_traced(tmp_path, caplog):
+    profiler = metrics.Profiler(tmp_path, (1, 3))
+    profiler.at(3)  # a run that resumes behind them
+    with caplog.at_level("WARNING"):
+        profiler.close()
+    assert "no step from 1 to 3 has run here: nothing is traced" in caplog.text
+    assert not list(tmp_path.iterdir())
+    caplog.clear()
+    metrics.Profiler(tmp_path, None).close()
+    assert not caplog.text

@@ -6,7 +6,7 @@ import ml_collections
 from nspo_jax import judges, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import builders, world
-from nspo_jax.rl import ranges, record, uses
+from nspo_jax.rl import ranges, uses
 
 _SLICE = "expected train, or a slice of it such as train[:40%]."
 
@@ -49,7 +49,6 @@ def check_config(
       FileNotFoundError: for the directory of a judge that is not there.
     """
     ranges.check_fields(config)
-    record.check_directory(config.workspace, "workspace")
     if config.checkpoint.keep_every % config.checkpoint.every:
         raise ValueError(
             f"checkpoint.keep_every is {config.checkpoint.keep_every}, but only every "

@@ -71,7 +71,8 @@ def train(
       rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
     """
     workdir = pathlib.Path(workdir)
-    record.check_directory(workdir, "workdir")
+    for name, directory in (("workdir", workdir), ("workspace", config.workspace)):
+        record.check_directory(directory, name)
     record.restore_defaults(config, workdir)
     checks.check_config(config)
     checks.check_profile(config, profile)

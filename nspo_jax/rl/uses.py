@@ -70,8 +70,12 @@ USES = (
     ),
     Use(
         "data.chat=True", lambda config: config.data.chat,
-        {"data.system_prompt": "", "data.thinking": False, "data.date": ""},
-        "Plain text has no chat template.",
+        {"data.system_prompt": "", "data.date": ""}, "Plain text has no chat template.",
+    ),
+    Use(
+        "data.chat=True with a model.path or a model.preset",
+        lambda config: config.data.chat and bool(config.model.path or config.model.preset),
+        {"data.thinking": False}, "The chat world's template knows no thinking.",
     ),
     Use(
         "calibration.completions=generated",

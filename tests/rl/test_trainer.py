@@ -191,6 +191,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(finished, tm
             ["data.wrapped_fraction is 1.5", "at most 1"],
         ),
         ("data.prompt_length", 7, ["data.prompt_length=7 tokens", "--config.data.prompt_length"]),
+        ("data.completion_length", 51, ["14 and data.completion_length 51", "64 positions"]),
         ("data.completion_length", 4, ["data.completion_length=4", "the longest has"]),
         ("rl.minibatches", 5, ["rl.minibatches is 5", "do not divide the 24"]),
         ("rl.rollout_batches", 4, ["rl.rollout_batches is 4", "does not divide the 6"]),
