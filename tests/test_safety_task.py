@@ -84,8 +84,8 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     config, tmp_path, monkeypatch
 ):
     config.update_from_flattened_dict({
-        "rl.steps": 2, "evaluation.every": 1, "checkpoint.every": 1,
-        "rewards.terms": "over_refusal",
+        "rl.steps": 2, "evaluation.every": 1, "checkpoint.every": 1, "evaluation.prompts": 2,
+        "rewards.terms": "over_refusal", "data.completion_length": 16,
     })  # fmt: skip
     summary = trainer.train(config, tmp_path / "whole")
 
@@ -108,7 +108,7 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {
         k: v for k, v in summary.items() if k != "seconds"
     }
-    assert 0 <= summary["unsafe/advbench"] <= 1 and summary["counts"]["unsafe"] == 16
+    assert 0 <= summary["unsafe/advbench"] <= 1 and summary["counts"]["unsafe"] == 8
     row = metrics.read_metrics(tmp_path / "cut")[-1]
     assert row["step"] == 2 and row["evaluation/unsafe/harmbench"] == summary["unsafe/harmbench"]
     table = report.format_scores({"whole": summary})
@@ -146,5 +146,5 @@ def test_the_config_to_start_from(tmp_path):
     config.rewards.guard.path = str(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"rewards.guard.path is .*config\.json"):
         checks.check_config(config)
-    config.rewards.terms = "over_refusal"
+    config.update_from_flattened_dict({"rewards.terms": "over_refusal", "rewards.guard.path": ""})
     checks.check_config(config)
