@@ -137,7 +137,8 @@ def check_rows(
     """Holds a tokenizer against its model's embedding: every id needs a row.
 
     An added token that neither the chat template nor an end of text needs may lack one, as Gemma
-    3's image token does: it is logged, and a text that spells it is refused when it is encoded.
+    3's image token does: it is logged, and a text is refused that would be read as it. In a chat
+    none is that spells a special token: see `chat.ChatFormat`.
 
     Args:
       tokenizer: the model's.
@@ -166,7 +167,7 @@ def check_rows(
         )
     _tell(
         f"{where}: the embedding's {rows} rows (vocab_size) have none for {listed}{more}: texts "
-        "that spell it are refused"
+        "that would be read as it are refused"
     )
 
 

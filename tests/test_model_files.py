@@ -78,14 +78,12 @@ def test_a_token_that_nothing_needs_may_lack_a_row_but_not_be_read(tmp_path, cap
     assert caplog.text.count("<image> (258)") == 1  # told, and once
     assert models.load_config(directory).absent_ids == ()
     assert form.encode_prompts(["Look at this."]).tokens.max() < 258
-    for encode in (
-        lambda: form.encode_prompts(["Look: <image>"]),
-        lambda: form.encode_conversations(["Look"], ["An <image>."], 40, 40),
-    ):
-        with pytest.raises(ValueError, match=r"'<image>' \(258\).*258 rows"):
-            encode()
+    # in a chat a special token that is spelled is text
+    rows = form.encode_conversations(["Look: <image>"], ["An <image>."], 40, 40)
+    assert rows.tokens.max() < 258
+    assert form.decode(rows.tokens, rows.answer_mask) == ["An < image>."]
     plain = chat.load_format(directory, chat=False)
-    with pytest.raises(ValueError, match=r"'<image>' \(258\)"):
+    with pytest.raises(ValueError, match=r"'<image>' \(258\).*258 rows"):
         plain.encode_prompts(["<image>"])
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +70,9 @@ load_tokenizer = model_files.load_tokenizer
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
     """How conversations become tokens for one model, and tokens text.
+
+    In a chat the template alone sets turns apart: where a prompt or an answer spells a mark such as
+    <|im_end|>, it is encoded as < |im_end|>, which is text.
 
     Attributes:
       tokenizer: any transformers tokenizer.
@@ -226,6 +230,13 @@ class ChatFormat:
         return found
 
     @functools.cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """What prompts and answers may not write; plain text has no turns."""
+        if not self.chat:
+            return template.spellings(())
+        return template.turn_marks(self.tokenizer, self._opening.closing, **self._rendering)
+
+    @functools.cached_property
     def _known(self) -> np.ndarray:
         """bool [ids]: which the tokenizer has."""
         ids = list(model_files.token_ids(self.tokenizer))
@@ -253,7 +264,7 @@ class ChatFormat:
         if not self.chat:
             return self._text_ids(prompts)
         texts = template.render(
-            self.tokenizer, [[("user", prompt)] for prompt in prompts],
+            self.tokenizer, [[("user", prompt)] for prompt in self._defused(prompts)],
             add_generation_prompt=True, **self._rendering,
         )  # fmt: skip
         generated, given, _ = self._opening if answers is not None else ("", "", "")
@@ -267,9 +278,12 @@ class ChatFormat:
         return self._with_rows(ids, prompts)
 
     def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        texts = [self._begin(answer) for answer in answers]
+        texts = [self._begin(answer) for answer in self._defused(answers)]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return self._with_rows([[*sequence, self.end_id] for sequence in ids], answers)
+
+    def _defused(self, texts: Sequence[str]) -> list[str]:
+        return [template.defuse(text, self._marks) for text in texts]
 
     def _thinks(self, answer: str) -> bool:
         """Whether an answer that is given brings thoughts of its own."""

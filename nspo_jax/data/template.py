@@ -1,11 +1,14 @@
 """A tokenizer's chat template: conversations to text, on a fixed date, and how answers begin.
 
 Templates may read the clock (`strftime_now`), which would change all texts overnight, and may open
-thoughts in the generation prompt, where an answer that is given does not belong.
+thoughts in the generation prompt, where an answer that is given does not belong. What users and
+models write may spell the marks that set turns apart: they are defused, or a turn could be forged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import datetime
+import functools
+import logging
 import os
 import re
 from typing import NamedTuple
@@ -14,12 +17,16 @@ import jinja2
 import transformers
 
 Tokenizer = transformers.PreTrainedTokenizerBase
+_log = logging.getLogger(__name__)
 _CLOCK = "strftime_now"
 # a call with the format spelled out, as all known templates have it
 _READS_CLOCK = re.compile(
     _CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?(?P<mark>["'])(?P<format>[^"'\\]*)(?P=mark)\s*\)"""
 )
-_PROBE = "the-answer-itself"
+_ASKED, _PROBE = "the-request-itself", "the-answer-itself"
+_BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_THOUGHTS = re.compile("think|thought|reason", re.IGNORECASE)
+_SYSTEM_MARKS = ("<<SYS>>", "<</SYS>>")  # text to Llama 2's tokenizer, and no token
 
 
 class Opening(NamedTuple):
@@ -152,3 +159,51 @@ def opening(tokenizer: Tokenizer, **options) -> Opening:
         return Opening("", "", "")
     tag = re.search(r"([<\[])/?([^<>\[\]/|]+)([>\]])", generated + given)
     return Opening(generated, given, f"{tag[1]}/{tag[2]}{tag[3]}" if tag else "")
+
+
+def turn_marks(tokenizer: Tokenizer, closing: str, **options) -> re.Pattern[str]:
+    """Finds what sets turns apart, and no user or model may write.
+
+    These are the tokenizer's special tokens and what the template writes in brackets after a user's
+    message, be it a token (`<|im_end|>`) or not (`[/INST]`). Tags of thoughts are none: answers
+    have them.
+
+    Args:
+      tokenizer: has a chat template.
+      closing: the tag that ends thoughts, "" where there are none: see `Opening`.
+      **options: of `render`; the system message is left out, it may write what it likes.
+
+    Raises:
+      ValueError: as `render`.
+    """
+    turns = [("user", _ASKED), ("assistant", _PROBE), ("user", _ASKED)]
+    options = {**options, "system": None, "add_generation_prompt": True}
+    (text,) = render(tokenizer, [turns], **options)
+    _, _, after = text.partition(_ASKED)  # before, a system message of the template's may stand
+    added = tokenizer.added_tokens_decoder.values()
+    marks = {token.content.strip() for token in added if token.special}
+    marks |= {*_BRACKETED.findall(after)}
+    marks |= {mark for mark in _SYSTEM_MARKS if mark in tokenizer.get_chat_template()}
+    marks -= {closing, closing.replace("/", "", 1)}
+    return spellings(mark for mark in marks if not _THOUGHTS.search(mark))
+
+
+def spellings(marks: Iterable[str], pattern: str = "(?!)") -> re.Pattern[str]:
+    """Finds marks as they are spelled, and what the pattern finds; a letter alone is no mark."""
+    spelled = sorted({re.escape(mark) for mark in marks if len(mark) > 1}, reverse=True)
+    return re.compile("|".join([*spelled, pattern]), re.MULTILINE)
+
+
+def defuse(text: str, marks: re.Pattern[str]) -> str:
+    """The text with a blank behind the first character of each mark: to a tokenizer, words."""
+    while found := marks.findall(text):  # again: marks may overlap
+        for mark in found:
+            _tell(mark)
+        text = marks.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text
+
+
+@functools.cache
+def _tell(mark: str) -> None:
+    """Logs a mark once, however many texts spell it."""
+    _log.info("texts spell %r, which the chat template alone may write: it is read as text", mark)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import os
-import re
 from typing import Any
 
 import jax
@@ -106,8 +105,7 @@ class Verdicts:
             )
         self._categories = categories if self._own or categories is not None else CATEGORIES
         tokens = (token.content.strip() for token in tokenizer.added_tokens_decoder.values())
-        forged = sorted({re.escape(token) for token in tokens if len(token) > 1}, reverse=True)
-        self._forged = re.compile("|".join([*forged, _MARKS]), re.MULTILINE)
+        self._forged = template_lib.spellings(tokens, _MARKS)
         self._blocks = False
         if not self._renders():  # templates of multimodal guards read a list of content blocks
             self._blocks = True
@@ -164,9 +162,7 @@ class Verdicts:
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], *self.lead]
 
     def _defuse(self, text: str) -> str:
-        while self._forged.search(text):  # again: tokens may overlap
-            text = self._forged.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-        return text
+        return template_lib.defuse(text, self._forged)
 
     def _renders(self) -> bool:
         wanted = ["the-request-itself", "the-answer-itself", *(self._categories or {}).values()]
