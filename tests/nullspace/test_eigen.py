@@ -107,7 +107,8 @@ def test_the_bound_of_what_is_free_is_above_it_and_near(monkeypatch, name, rank)
     assert bound <= 1.02 * largest + 1e-6 * values[0]
     # and the vectors leave free little more than the best ones would
     assert largest <= 1.1 * values[rank] + 1e-6 * values[0]
-    assert kind == "factorization"
+    # of nothing but rounding either may be the smaller one, by the processor
+    assert kind in (("factorization", "trace") if name == "deficient" else ("factorization",))
 
 
 @hypothesis.settings(deadline=None, max_examples=60)

@@ -84,6 +84,7 @@ def test_the_gradient_of_logits_at_ratio_one_has_the_closed_form(loss, how):
     weight = {
         "sequence_mean": 1 / (lengths * rows),
         "token_mean": np.full(rows, 1 / lengths.sum()),
+        "sequence_sum": np.full(rows, 1 / rows),
         "constant": np.full(rows, 1 / (rows * time)),
     }[how]
     expected = -(advantages * weight)[:, None, None] * (
