@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import logging
 import pathlib
 from typing import Any
@@ -153,8 +154,8 @@ class Checkpointer:
             yield
         except OSError as error:
             raise OSError(
-                f"{error}\n{self.last_good()} of {self._directory}: make room, and run the same "
-                "command again to continue from it."
+                f"{error}\n{self.last_good()} of {self._directory}: {_advice(error)}, and run the "
+                "same command again to continue from it."
             ) from error
 
     def wait(self) -> None:
@@ -191,3 +192,11 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
         number += 1
         free = path.with_name(f"{path.name}_{number}")
     return free
+
+
+def _advice(error: OSError) -> str:
+    """What to do first; Orbax's errors tell a full disk in words alone."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("No space left", "Disk quota exceeded", "ENOSPC")
+    )
+    return "make room" if full else "mend what that says"

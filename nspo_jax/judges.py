@@ -23,6 +23,7 @@ from nspo_jax import (
     distributed,
     model_files,
     models,
+    ownership,
     rendering,
     reward_training,
     rewards,
@@ -299,9 +300,12 @@ def _open_model(
 ) -> rewards.ModelReward:
     directory = model_directory(config, objective)
     if not config.rewards[f"{objective}_model"] and is_trained_here(config):
-        if distributed.primary_says(not directory.exists()):
+
+        def make():
             _log.info("training the %s model into %s", objective, directory)
             train_reward_model(config, work, objective, directory)
+
+        ownership.make_once(directory, f"{objective} model", make)
         _check_recipe(config, objective, directory)
     return rewards.ModelReward(
         directory,

@@ -26,6 +26,7 @@ from nspo_jax import (
     model_files,
     models,
     nullspace,
+    ownership,
     pretraining,
     progress,
     rendering,
@@ -84,10 +85,12 @@ def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     if config.model.path:
         model_files.check_directory(path, "model.path")
     else:
-        if distributed.primary_says(not path.exists()):
+
+        def pretrain():
             if distributed.is_primary():
                 pretrain_base(config, path)
-            distributed.barrier("the base model is there")
+
+        ownership.make_once(path, "base model", pretrain)
         _check_recipe(config, path)
     model_config = models.load_config(path)
     _check_lengths(config, model_config)
@@ -216,7 +219,8 @@ def open_projectors(
     source = _source(config, workspace)
     digest = data_digest(workspace.calibration)
     wanted = rendering.text_fields(config, workspace.format)
-    if distributed.primary_says(not directory.exists()):
+
+    def calibrate():
         _log.info("calibrating projectors into %s", directory)
         projectors = nullspace.calibrate(
             workspace.config,
@@ -233,7 +237,8 @@ def open_projectors(
         projectors = dataclasses.replace(projectors, provenance=provenance)
         if distributed.is_primary():
             projectors.save(directory)
-        distributed.barrier("the projectors are there")
+
+    ownership.make_once(directory, "projectors", calibrate)
     projectors = nullspace.load_projectors(directory)
     try:
         projectors.check_model(workspace.config, source.fingerprint())

@@ -69,6 +69,7 @@ def test_the_projection_stands_alone():
         ("distributed", {"liveness"}),
         ("liveness", set()),
         ("progress", set()),
+        ("ownership", set()),
     ],
 )
 def test_a_layer_imports_only_what_is_below_it(layer, allowed):

@@ -29,6 +29,7 @@ from nspo_jax import (
     model_files,
     models,
     nullspace,
+    ownership,
     preemption,
     rewards,
     sharding,
@@ -66,6 +67,7 @@ def train(
       ValueError: for a config that cannot run, before any compilation.
       learning.NothingToLearnError: if the first steps held nothing to learn from.
       FloatingPointError: for a NaN or inf, naming the step and the tensors.
+      ownership.OwnedError: if another process runs in the workdir.
       OSError: if a file cannot be written, naming the last good checkpoint.
       preemption.PreemptedError: after SIGTERM, once all that was done is saved.
       rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
@@ -77,10 +79,18 @@ def train(
     checks.check_config(config)
     checks.check_profile(config, profile)
     config = record.with_recorded(config, workdir)
-    if record.resumes_finished(config, workdir, allow_config_change):
-        if profile is not None:
-            _log.warning("%s is finished: no step is left to profile", workdir)
-        return json.loads((workdir / "summary.json").read_text())
+    with ownership.own(workdir, "workdir"):
+        if record.resumes_finished(config, workdir, allow_config_change):
+            if profile is not None:
+                _log.warning("%s is finished: no step is left to profile", workdir)
+            return json.loads((workdir / "summary.json").read_text())
+        return _run(config, workdir, profile)
+
+
+def _run(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None
+) -> dict[str, Any]:
+    """The run itself, of a workdir that is this process's."""
     started = time.monotonic()
 
     # ---------------------------------------------------------------------------- set up
