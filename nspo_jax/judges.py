@@ -21,6 +21,7 @@ import ml_collections
 
 from nspo_jax import (
     distributed,
+    files,
     model_files,
     models,
     ownership,
@@ -217,7 +218,7 @@ def train_reward_model(
         figures.plot_calibration(predicted, observed, _beside(directory, "calibration.png"))
         content = {"recipe": _recipe(config, objective), "pairs": len(pairs.tokens),
                    "held_out_pairs": len(held_out.tokens), "epochs": report}  # fmt: skip
-        _beside(directory, "report.json").write_text(json.dumps(content, indent=1) + "\n")
+        files.write_text(_beside(directory, "report.json"), json.dumps(content, indent=1))
     models.save_model(directory, model, params, like=work.path)
     if distributed.is_primary():
         model_files.record_date(directory, work.format.date)
@@ -329,7 +330,7 @@ def _check_recipe(
     """Raises ValueError if the model was trained by another recipe than the config's."""
     report = _beside(directory, "report.json")
     wanted = _recipe(config, objective)
-    found = json.loads(report.read_text())["recipe"] if report.exists() else wanted
+    found = files.read_json(report, "delete it")["recipe"] if report.exists() else wanted
     if changed := workspace.differences(wanted, found):
         raise ValueError(
             f"The {objective} model in {directory} was trained with another config: "

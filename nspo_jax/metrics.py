@@ -15,7 +15,7 @@ import time
 import jax
 import tensorboardX
 
-from nspo_jax import distributed
+from nspo_jax import distributed, files
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +35,10 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(directory) if row["step"] <= step] if step else []
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self._path)
+        if kept:
+            files.write_text(self._path, "\n".join(json.dumps(row) for row in kept))
+        else:
+            self._path.write_text("")
         self._file = self._path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=step + 1 if step else None
@@ -136,5 +137,13 @@ def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
     path = pathlib.Path(directory) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged: line {number} is no JSON ({error}). Delete that line, or move "
+                "the file away: a resumed run then logs from its checkpoint on."
+            ) from error
+    return rows

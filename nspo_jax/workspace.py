@@ -23,6 +23,7 @@ import numpy as np
 
 from nspo_jax import (
     distributed,
+    files,
     model_files,
     models,
     nullspace,
@@ -203,7 +204,7 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
         seed=config.seed,
     )
     _recipe_file(path).parent.mkdir(parents=True, exist_ok=True)
-    _recipe_file(path).write_text(json.dumps(_recipe(config), indent=1) + "\n")
+    files.write_text(_recipe_file(path), json.dumps(_recipe(config), indent=1))
     models.save_model(path, model_config, params, tokenizer)
 
 
@@ -356,7 +357,8 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
 def _check_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Raises ValueError if the base model was pretrained by another recipe than the config's."""
     wanted = _recipe(config)
-    found = json.loads(_recipe_file(path).read_text()) if _recipe_file(path).exists() else wanted
+    recipe = _recipe_file(path)
+    found = files.read_json(recipe, "delete it") if recipe.exists() else wanted
     if changed := differences(wanted, found):
         raise ValueError(
             f"The base model in {path} was pretrained with another config: {changed}. "

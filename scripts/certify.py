@@ -18,9 +18,9 @@ import sys
 
 from absl import flags
 
-from nspo_jax import models, nullspace, sharding, workspace
+from nspo_jax import files, models, nullspace, sharding, workspace
 from nspo_jax.nullspace import limits as limits_lib
-from nspo_jax.rl import checks, record
+from nspo_jax.rl import checks
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -57,7 +57,7 @@ def main() -> None:
     if OUTPUT.value:
         output = pathlib.Path(OUTPUT.value)
         output.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(output, json.dumps(report, indent=1))
+        files.write_text(output, json.dumps(report, indent=1))
     if broken := limits_lib.exceeded(report, limits):
         print(
             f"\nerror: {POLICY.value} changes more of the base model than --fail_above allows: "

@@ -10,12 +10,12 @@ still capable. A curve starts at the base model and has a point an evaluation, s
 by stopping early or by smaller steps.
 """
 
-import json
 import pathlib
 from typing import Any
 
 from absl import flags
 
+from nspo_jax import files
 from nspo_jax.evaluation import figures
 from scripts import command_line, launch
 
@@ -36,7 +36,7 @@ def main() -> None:
             f"--workdir is {WORKDIR.value!r}: there is no {path}. Give the workdir of a finished "
             "`python -m scripts.sweep`."
         )
-    summary = json.loads(path.read_text())
+    summary = files.read_json(path, "run the sweep again, which makes it anew")
     if not {"arms", "seeds"} <= summary.keys():
         raise ValueError(
             f"--workdir is {WORKDIR.value!r}, the workdir of a run: give that of a sweep, which "

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from nspo_jax import progress
+from nspo_jax import files, progress
 from nspo_jax.evaluation import figures, report
 from nspo_jax.rl import record, trainer
 from scripts import launch, processes, sweep_runs
@@ -67,8 +67,8 @@ def main() -> None:
         "seeds": seeds,
         "seconds": time.monotonic() - started,
     }
-    record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
-    record.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
+    files.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
+    files.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
     figure = "none, of the base alone"
     if set(names) != {"base"}:
         figure = figures.plot_arms(workdir, names, seeds)
@@ -112,7 +112,7 @@ def run_processes(
 
 def load(run: sweep_runs.Run) -> dict[str, Any]:
     """A finished run's summary."""
-    return json.loads((run.directory / "summary.json").read_text())
+    return files.read_json(run.directory / "summary.json", "delete it, and run again")
 
 
 def collect(rows: list[dict]) -> dict:

@@ -22,7 +22,6 @@ ends up with metrics.jsonl, tensorboard/, certificate.json, summary.json, checkp
 Hugging Face directory) and profile/, if it was asked for.
 """
 
-import json
 import math
 import pathlib
 import re
@@ -30,7 +29,7 @@ import re
 from absl import flags
 import jax
 
-from nspo_jax import chips, distributed, models, nullspace, sharding
+from nspo_jax import chips, distributed, files, models, nullspace, sharding
 from nspo_jax.evaluation import report
 from nspo_jax.rl import plan as plan_lib
 from nspo_jax.rl import trainer
@@ -73,7 +72,9 @@ def main() -> None:
     )
     if not distributed.is_primary():
         return
-    certificate = json.loads((workdir / "certificate.json").read_text())
+    certificate = files.read_json(
+        workdir / "certificate.json", "delete summary.json beside it, and run again"
+    )
     print(f"\n{nullspace.format_certificate(certificate)}\n")
     print(report.format_scores({workdir.name: summary}))
     print(

@@ -12,7 +12,7 @@ from flax import traverse_util
 import numpy as np
 import safetensors.numpy
 
-from nspo_jax import distributed, model_files, progress
+from nspo_jax import distributed, files, model_files, progress
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import hf, hf_export, transformer
 
@@ -81,7 +81,7 @@ def export_delta(
             energy += float(np.sum(np.square(delta[name], dtype=np.float64)))
     report = DeltaReport(list(delta), energy**0.5, inexact, elements)
 
-    hf_export.write_directory(
+    files.write_directory(
         target, lambda folder: _write_delta(folder, config, policy, base, delta, report)
     )
     return report
@@ -124,7 +124,7 @@ def save_delta(
     energy = sum(float(np.sum(np.square(part, dtype=np.float64))) for part in delta.values())
     elements = sum(int(np.prod(shape)) for *_, shape in expected.values())
     report = DeltaReport(names, energy**0.5, 0, elements)
-    hf_export.write_directory(
+    files.write_directory(
         target, lambda folder: _write_delta(folder, config, base, base, delta, report)
     )
 
@@ -160,7 +160,7 @@ def _copy_delta(source: pathlib.Path, base: pathlib.Path, target: pathlib.Path) 
     report = DeltaReport(**{name: value for name, value in fields.items() if name != "format"})
     delta = safetensors.numpy.load_file(source / hf.DELTA_WEIGHTS)
     config, like = hf.load_config(source), source
-    hf_export.write_directory(
+    files.write_directory(
         target, lambda folder: _write_delta(folder, config, like, base, delta, report)
     )
     return report

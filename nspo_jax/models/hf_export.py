@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 from flax import traverse_util
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from nspo_jax import distributed, model_files
+from nspo_jax import distributed, files, model_files
 from nspo_jax import progress as progress_lib
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import hf, hf_config, transformer
@@ -101,7 +100,7 @@ def save_model(
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
     if distributed.is_primary():
-        write_directory(target, write)
+        files.write_directory(target, write)
     else:
         for name in expected:  # in the order of _write_weights
             read(name)
@@ -143,7 +142,7 @@ def export_model(
         write_like(folder, source, config, dtype)
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
-    write_directory(target, write)
+    files.write_directory(target, write)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -308,26 +307,3 @@ def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathli
             "a new directory for the model."
         )
     return target
-
-
-def write_directory(target: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Has `write` fill a temporary folder, and gives it the target's name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
-    try:
-        write(partial)
-        partial.chmod(0o755)  # mkdtemp makes it private
-        _swap(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already unless something failed
-
-
-def _swap(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Gives `partial` the name of `target`, removing what was there only afterwards."""
-    if not target.exists():
-        partial.rename(target)
-        return
-    previous = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.previous-", dir=target.parent))
-    target.rename(previous)  # over the empty directory just made
-    partial.rename(target)
-    shutil.rmtree(previous)

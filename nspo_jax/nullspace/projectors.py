@@ -8,8 +8,6 @@ from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nspo_jax import distributed, models, version
+from nspo_jax import distributed, files, models, version
 from nspo_jax.nullspace import projection
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
@@ -154,7 +152,7 @@ class Projectors:
             safetensors.numpy.save_file(arrays, folder / "projectors.safetensors")
             (folder / "projectors.json").write_text(json.dumps(document, indent=1) + "\n")
 
-        write_directory(directory, write)
+        files.write_directory(pathlib.Path(directory), write)
 
 
 def load_projectors(
@@ -179,7 +177,9 @@ def load_projectors(
                 "`python -m scripts.calibrate`; run it, or correct the path."
             )
     try:
-        document = json.loads((directory / "projectors.json").read_text())
+        document = files.read_json(
+            directory / "projectors.json", "delete the directory and calibrate again"
+        )
         if document["format"] != FORMAT:
             raise ValueError(f"format is {document['format']}, expected {FORMAT}")
         with safetensors.safe_open(directory / "projectors.safetensors", "numpy") as file:
@@ -288,18 +288,3 @@ def parse_targets(targets: str) -> tuple[str, ...]:
             "joined by '+', for example mlp+attention."
         )
     return names
-
-
-def write_directory(directory: str | pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Calls `write` on a temporary sibling, then renames it into place."""
-    directory = pathlib.Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        temporary.chmod(0o755)
-        write(temporary)
-        if directory.exists():
-            shutil.rmtree(directory)
-        temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from nspo_jax import distributed
+from nspo_jax import distributed, files
 
 _log = logging.getLogger(__name__)
 
@@ -24,12 +24,20 @@ _BEFORE = {
 }
 
 
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The fields of the run that a workdir holds; raises ValueError if its file is damaged."""
+    return files.read_json(
+        workdir / "config.json",
+        "copy that of another run of the same config, or start in another --workdir",
+    )
+
+
 def restore_defaults(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Sets fields that a workdir's config is older than to what they were then, and says so."""
     path = workdir / "config.json"
     if not path.exists():
         return
-    found = json.loads(path.read_text())
+    found = read_config(workdir)
     for name, value in _BEFORE.items():
         if name not in found and flatten(config)[name] != value:
             _log.warning("%s is older than %s, which is %r here", path, name, value)
@@ -49,7 +57,7 @@ def resumes_finished(
     """
     wanted, found = _essential(flatten(config)), {}
     if (workdir / "config.json").exists():
-        found = _essential(_BEFORE | json.loads((workdir / "config.json").read_text()))
+        found = _essential(_BEFORE | read_config(workdir))
     changed = [
         f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(set(found) | set(wanted))
@@ -76,7 +84,7 @@ def with_recorded(
     """
     recorded = ""
     if (workdir / "config.json").exists():
-        recorded = json.loads((workdir / "config.json").read_text()).get("data.date") or ""
+        recorded = read_config(workdir).get("data.date") or ""
     config = config.copy_and_resolve_references()
     config.data.date = config.data.date or recorded
     return config
@@ -90,7 +98,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "summary.json").unlink(missing_ok=True)
-        write_text(workdir / "config.json", json.dumps(flatten(config), indent=1))
+        files.write_text(workdir / "config.json", json.dumps(flatten(config), indent=1))
     distributed.barrier("the config is written")
 
 
@@ -110,13 +118,6 @@ def check_directory(path: str | pathlib.Path, name: str) -> None:
         raise PermissionError(
             f"{name} is {str(path)!r}, and nothing can be written in {there}: name another place."
         )
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -24,6 +24,7 @@ from nspo_jax import (
     checkpoint,
     distributed,
     evaluation,
+    files,
     judges,
     metrics,
     model_files,
@@ -83,7 +84,7 @@ def train(
         if record.resumes_finished(config, workdir, allow_config_change):
             if profile is not None:
                 _log.warning("%s is finished: no step is left to profile", workdir)
-            return json.loads((workdir / "summary.json").read_text())
+            return files.read_json(workdir / "summary.json", "delete it, and run again")
         return _run(config, workdir, profile)
 
 
@@ -254,10 +255,10 @@ def _run(
             model_files.record_date(workdir / "delta", work.format.date)
         if distributed.is_primary():
             model_files.record_date(workdir / "policy", work.format.date)
-            record.write_text(workdir / "certificate.json", json.dumps(report, indent=1))
-            record.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
+            files.write_text(workdir / "certificate.json", json.dumps(report, indent=1))
+            files.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     distributed.barrier("the summary is written")
-    return json.loads((workdir / "summary.json").read_text())
+    return files.read_json(workdir / "summary.json", "delete it, and run again")
 
 
 def abstract(state: train_step.TrainState) -> train_step.TrainState:
