@@ -22,7 +22,7 @@ from absl import flags
 import numpy as np
 
 from nspo_jax import models, nullspace, progress
-from nspo_jax.models import hf
+from nspo_jax.models import hf, hf_export
 from scripts import launch
 
 POLICY = flags.DEFINE_string("policy", None, "The model to export.", required=True)
@@ -40,6 +40,7 @@ SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest file of weights, in 1e9 
 def main() -> None:
     """Exports, and says what rounding did to the update."""
     output = pathlib.Path(OUTPUT.value)
+    hf_export.check_apart(output, POLICY.value, BASE.value, PROJECTORS.value)
     edit = rounding_edit()
     if DELTA.value:
         if not BASE.value or DTYPE.value != "float32":

@@ -56,6 +56,7 @@ def export_delta(
       ValueError: the two models differ in their architecture, or the base is a delta.
     """
     policy, base = pathlib.Path(policy), pathlib.Path(base)
+    hf_export.check_apart(directory, policy, base)
     target = hf_export.check_target(directory)
     if (policy / hf.DELTA).exists():
         return _copy_delta(policy, base, target)
@@ -105,6 +106,7 @@ def save_delta(
       base: the directory of the model that the change is of, which may be a delta: then the sum of
         its own base and difference is written out, in float32, as the base.
     """
+    hf_export.check_apart(directory, base)
     target, base = hf_export.check_target(directory), pathlib.Path(base)
     flat = {
         path: leaf for path, leaf in traverse_util.flatten_dict(change, sep="/").items()

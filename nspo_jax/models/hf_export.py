@@ -71,6 +71,7 @@ def save_model(
       ValueError: the parameters do not have the shapes that the config says, both `tokenizer` and
         `like` are given, or `like` is of another architecture.
     """
+    check_apart(directory, like)
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_params(config, flat)
     target = check_target(directory, dtype)
@@ -125,6 +126,7 @@ def export_model(
         parameter's path, its layer (None outside the stack) and its float32 value, laid out as in
         `transformer` without the layer axis.
     """
+    check_apart(directory, source)
     source, target = pathlib.Path(source), check_target(directory, dtype)
     config, tensors = open_checked(source)
     expected = hf.expected_tensors(config)
@@ -274,6 +276,23 @@ def link(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_apart(directory: str | os.PathLike, *inputs: str | os.PathLike | None) -> None:
+    """Raises FileExistsError if writing a directory would destroy one that is read.
+
+    That is where it is the same one, whatever it is called, or the input lies inside.
+    """
+    target = pathlib.Path(os.path.realpath(directory))
+    for given in inputs:
+        if given is None or str(given) == "":
+            continue
+        source = pathlib.Path(os.path.realpath(given))
+        if source == target or target in source.parents:
+            raise FileExistsError(
+                f"The output {directory} is or holds the input {given}, which writing there would "
+                "destroy: choose another directory for the output."
+            )
 
 
 def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

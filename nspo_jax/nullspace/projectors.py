@@ -134,7 +134,18 @@ class Projectors:
             )
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Writes the directory, whole or not at all: a kill leaves the old one or the new."""
+        """Writes the directory, whole or not at all: a kill leaves the old one or the new.
+
+        Raises:
+          FileExistsError: if it is there and holds anything but projectors.
+        """
+        target = pathlib.Path(directory)
+        others = [p.name for p in target.glob("*") if p.name not in _FILES]
+        if target.exists() and (others or not target.is_dir()):
+            raise FileExistsError(
+                f"{target} is no directory of projectors ({', '.join(sorted(others)[:5])}), and "
+                "saving them there would remove what it is: choose another directory."
+            )
         arrays, sites = {}, {}
         for name, site in self.sites.items():
             arrays[f"{name}.basis"] = np.ascontiguousarray(site.basis, np.float32)
@@ -152,7 +163,10 @@ class Projectors:
             safetensors.numpy.save_file(arrays, folder / "projectors.safetensors")
             (folder / "projectors.json").write_text(json.dumps(document, indent=1) + "\n")
 
-        files.write_directory(pathlib.Path(directory), write)
+        files.write_directory(target, write)
+
+
+_FILES = ("projectors.safetensors", "projectors.json")
 
 
 def load_projectors(

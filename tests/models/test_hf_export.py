@@ -153,6 +153,23 @@ def test_a_change_is_saved_as_it_was_trained_and_read_again(run):
     same(models.load_model(directory / "twice/base")[1], policy)
 
 
+def test_nothing_is_written_over_what_it_is_made_of(run):
+    directory, _, _ = run
+    (directory / "link").symlink_to(directory / "policy")
+    before = (directory / "policy/model.safetensors").read_bytes()
+    models.export_delta(directory / "policy", directory / "base", directory / "own")
+    for write in (
+        lambda: models.export_model(directory / "policy", directory / "link"),
+        lambda: models.export_model(directory / "own" / "base", directory / "own"),
+        lambda: models.export_delta(directory / "policy", directory / "base", directory / "base"),
+        lambda: models.export_delta(directory / "policy", directory / "base", directory / "link"),
+    ):
+        with pytest.raises(FileExistsError, match="which writing there would destroy"):
+            write()
+    assert (directory / "policy/model.safetensors").read_bytes() == before
+    assert models.load_change(directory / "own") is not None
+
+
 def test_a_delta_of_a_tied_base_that_stores_its_head(run):
     directory, base, _ = run
     config = models.ModelConfig(**{**vars(CONFIG), "tie_embeddings": True})

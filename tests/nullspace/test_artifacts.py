@@ -91,6 +91,13 @@ def test_saved_projectors_come_back_equal_and_are_read_without_jax(projectors, t
     assert [path.name for path in tmp_path.iterdir()] == ["p"]  # nothing temporary is left
 
 
+def test_projectors_are_not_saved_over_a_model(projectors, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"is no directory of projectors \(config.json\)"):
+        projectors.save(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
 def test_damaged_or_foreign_projectors_are_refused(params, projectors, tmp_path):
     with pytest.raises(FileNotFoundError, match="scripts.calibrate"):
         nullspace.load_projectors(tmp_path / "nowhere")
