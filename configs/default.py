@@ -59,6 +59,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.general_path = ""  # general questions with answers (GSM8K, MMLU, ARC, HumanEval) to
     #   calibrate on, replay and measure drift on; "": their homes at the Hub
     config.data.general_split = ""  # such as train; "": all of the files
+    config.data.max_broken = 0.01  # largest share of a dataset's rows that may break its schema
+    config.data.evaluation_column = ""  # where files of data.evaluation in no known layout have
+    #   their prompts, which are taken for harmful
     config.data.evaluation = ""  # XSTest and files of harmful prompts: AdvBench, HarmBench, ...
 
     config.calibration = ml_collections.ConfigDict()

@@ -251,6 +251,7 @@ def load_pairs(
             split,
             paths=paths,
             subset=options.subset,
+            max_broken=config.data.max_broken,
         )
         for split in (options.split, options.held_out_split)
     ]

@@ -237,10 +237,17 @@ def public_safety(config: ml_collections.ConfigDict, chat_format: chat.ChatForma
             layouts.Columns(column) if column else None,
         ),
         general=safety.Source("general", data.general_split, paths(data.general_path)),
-        evaluation=safety.Source("safety_prompts", paths=paths(data.evaluation)),
+        evaluation=safety.Source(
+            "safety_prompts",
+            paths=paths(data.evaluation),
+            columns=layouts.Columns(data.evaluation_column, otherwise=True)
+            if data.evaluation_column
+            else None,
+        ),
         calibration_rows=config.calibration.rows,
         suite_rows=config.evaluation.prompts,
         seed=config.seed,
+        max_broken=data.max_broken,
     )  # fmt: skip
     benign = round(config.rl.prompts * data.benign_fraction)
     parts = [(prompts.train, config.rl.prompts), (prompts.replay, benign)]

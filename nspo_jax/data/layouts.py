@@ -10,11 +10,7 @@ import json
 import re
 from typing import Any
 
-from nspo_jax.data import raw, records, sources
-
-
-class SchemaError(ValueError):
-    """Why a row breaks its schema."""
+from nspo_jax.data import fields, pair_layouts, raw, records, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +21,13 @@ class Columns:
       prompt: the column of the prompts.
       category: the column of their categories; "" if there is none.
       kind: of `records.KINDS`, what the prompts are.
+      otherwise: only of files that are laid out in no known way.
     """
 
     prompt: str
     category: str = ""
     kind: str = "harmful"
+    otherwise: bool = False
 
     def __post_init__(self):
         if self.kind not in records.KINDS:
@@ -43,7 +41,7 @@ class Layout:
     Attributes:
       source: what the rows are called.
       fields: those a row must have.
-      parse: a row's fields and its file to a record; raises SchemaError.
+      parse: a row's fields and its file to a record; raises fields.SchemaError.
       header: the columns of a csv file that has none.
       split: of files whose names say none: benchmarks that are published as a test set alone.
     """
@@ -66,8 +64,9 @@ def recognise(dataset: str, file: sources.SourceFile, columns: Columns | None = 
     Raises:
       raw.SourceError: if no row has the fields of a known layout.
     """
-    known = LAYOUTS[dataset] if columns is None else (_custom(columns),)
-    if columns is None and raw.suffix(file.path) == ".csv":
+    own = () if columns is None else (_custom(columns),)
+    known = LAYOUTS[dataset] if columns is None or columns.otherwise else own
+    if known is not own and raw.suffix(file.path) == ".csv":
         cells = raw.first_cells(file.path)
         for layout in known:
             if layout.header and len(cells) == len(layout.header) and cells[-1] in _MMLU_LETTERS:
@@ -77,11 +76,12 @@ def recognise(dataset: str, file: sources.SourceFile, columns: Columns | None = 
         if isinstance(row.value, dict):
             first = first or row
             fits = [layout for layout in known if row.value.keys() >= set(layout.fields)]
+            fits = fits or [layout for layout in own if row.value.keys() >= set(layout.fields)]
             if fits:
                 return max(fits, key=lambda layout: len(layout.fields))
     if first is None:
         raise raw.SourceError(f"{file.name} holds no row with named fields. Is it the right file?")
-    expected = "; or ".join(", ".join(layout.fields) for layout in known)
+    expected = "; or ".join(", ".join(layout.fields) for layout in dict.fromkeys((*known, *own)))
     hint = "" if columns or dataset != "safety_prompts" else " Or name the prompts' column."
     raise raw.SourceError(
         f"{file.name} is not laid out as {dataset}: line {first.line} has the fields "
@@ -96,97 +96,15 @@ def parse(
     for row in raw.read(file.path, file.name, problems, layout.header):
         try:
             if not isinstance(row.value, dict):
-                raise SchemaError(f"is {type(row.value).__name__}, expected named fields")
+                raise fields.SchemaError(f"is {type(row.value).__name__}, expected named fields")
             missing = [name for name in layout.fields if name not in row.value]
             if missing:
-                raise SchemaError(f"lacks {', '.join(missing)}")
+                raise fields.SchemaError(f"lacks {', '.join(missing)}")
             record = layout.parse(row.value, file)
-        except SchemaError as error:
+        except fields.SchemaError as error:
             problems.add(file.name, row.line, str(error))
         else:
             yield record
-
-
-# ------------------------------------------------------------------------------------- checks
-
-
-def _text(row: Mapping[str, Any], name: str, *, blank: bool = False) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise SchemaError(f"{name} is {value!r}, expected text")
-    if not blank and not value.strip():
-        raise SchemaError(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can write
-        raise SchemaError(f"{name} is not valid Unicode ({error.reason})") from error
-    return value
-
-
-def _bool(row: Mapping[str, Any], name: str) -> bool:
-    if not isinstance(row[name], bool):
-        raise SchemaError(f"{name} is {row[name]!r}, expected true or false")
-    return row[name]
-
-
-def _one_of(row: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> Any:
-    value = row[name]
-    if isinstance(value, bool) or value not in allowed:
-        raise SchemaError(f"{name} is {value!r}, expected one of {', '.join(map(str, allowed))}")
-    return value
-
-
-def _flags(row: Mapping[str, Any], name: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    value = row[name]
-    if not isinstance(value, dict) or value.keys() != set(names):
-        odd = set(value) ^ set(names) if isinstance(value, dict) else value
-        raise SchemaError(f"{name} has not the {len(names)} categories, but for {odd!r}")
-    for category in names:
-        _bool(value, category)
-    return tuple(category for category in names if value[category])
-
-
-def _exactly(row: Mapping[str, Any], record: type) -> None:
-    names = {field.name for field in dataclasses.fields(record)}
-    if row.keys() - names:  # a published field that the schema would drop
-        raise SchemaError(f"has the unknown fields {', '.join(sorted(row.keys() - names))}")
-
-
-# ------------------------------------------------------------- PKU-SafeRLHF and BeaverTails
-
-
-def _pku(row: Mapping[str, Any], file: sources.SourceFile) -> records.PreferencePair:
-    del file
-    _exactly(row, records.PreferencePair)
-    values = {"prompt": _text(row, "prompt"), "prompt_source": _text(row, "prompt_source")}
-    for k in (0, 1):
-        answer = f"response_{k}"
-        values |= {
-            answer: _text(row, answer, blank=True),
-            f"{answer}_source": _text(row, f"{answer}_source"),
-            f"is_{answer}_safe": _bool(row, f"is_{answer}_safe"),
-            f"{answer}_harm_category": _flags(
-                row, f"{answer}_harm_category", records.HARM_CATEGORIES
-            ),
-            f"{answer}_severity_level": _one_of(
-                row, f"{answer}_severity_level", records.SEVERITIES
-            ),
-            f"{answer}_sha256": _text(row, f"{answer}_sha256"),
-        }
-    for name in ("better_response_id", "safer_response_id"):
-        values[name] = _one_of(row, name, (0, 1))
-    return records.PreferencePair(**values)
-
-
-def _beavertails(row: Mapping[str, Any], file: sources.SourceFile) -> records.JudgedAnswer:
-    del file
-    _exactly(row, records.JudgedAnswer)
-    return records.JudgedAnswer(
-        prompt=_text(row, "prompt"),
-        response=_text(row, "response", blank=True),
-        is_safe=_bool(row, "is_safe"),
-        category=_flags(row, "category", records.BEAVERTAILS_CATEGORIES),
-    )
 
 
 # ---------------------------------------------------------------------------- general questions
@@ -204,37 +122,39 @@ def _question(question: str, answer: str, family: str, source: str, **rest) -> A
 
 def _gsm8k(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
     del file
-    answer = _text(row, "answer")
+    answer = fields.text(row, "answer")
     if not re.search(r"\n#### \S+$", answer.rstrip()):
-        raise SchemaError(f"answer ends in {answer[-20:]!r}, expected a last line '#### NUMBER'")
-    return _question(_text(row, "question"), answer, "maths", "gsm8k")
+        raise fields.SchemaError(
+            f"answer ends in {answer[-20:]!r}, expected a last line '#### NUMBER'"
+        )
+    return _question(fields.text(row, "question"), answer, "maths", "gsm8k")
 
 
 def _mmlu(choices: list[Any], index: int, subject: str, row) -> records.GeneralQuestion:
     names = {f"choice {letter}": value for letter, value in zip("ABCD", choices, strict=False)}
     if len(choices) != 4:
-        raise SchemaError(f"has {len(choices)} choices, expected 4")
+        raise fields.SchemaError(f"has {len(choices)} choices, expected 4")
     return _question(
-        _text(row, "question"), _MMLU_LETTERS[index], "knowledge", "mmlu", category=subject,
-        choices=tuple(_text(names, name) for name in names),
+        fields.text(row, "question"), _MMLU_LETTERS[index], "knowledge", "mmlu", category=subject,
+        choices=tuple(fields.text(names, name) for name in names),
     )  # fmt: skip
 
 
 def _mmlu_original(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
-    letter = _one_of(row, "answer", _MMLU_LETTERS)
+    letter = fields.one_of(row, "answer", _MMLU_LETTERS)
     choices = [row[name] for name in _MMLU_LETTERS]
     return _mmlu(choices, _MMLU_LETTERS.index(letter), _subject(file), row)
 
 
 def _mmlu_header(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
-    index = int(_one_of(row, "answer", ("0", "1", "2", "3")))
+    index = int(fields.one_of(row, "answer", ("0", "1", "2", "3")))
     return _mmlu([row[f"choice{i}"] for i in range(4)], index, _subject(file), row)
 
 
 def _mmlu_hub(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
     del file
-    index = _one_of(row, "answer", (0, 1, 2, 3))
-    return _mmlu(_list(row, "choices"), index, _text(row, "subject"), row)
+    index = fields.one_of(row, "answer", (0, 1, 2, 3))
+    return _mmlu(fields.list_of(row, "choices"), index, fields.text(row, "subject"), row)
 
 
 def _subject(file: sources.SourceFile) -> str:
@@ -242,62 +162,63 @@ def _subject(file: sources.SourceFile) -> str:
     return re.sub(r"_(dev|val|test)$", "", file.path.name.split(".")[0])
 
 
-def _list(row: Mapping[str, Any], name: str) -> list[Any]:
-    if not isinstance(row[name], list):
-        raise SchemaError(f"{name} is {row[name]!r}, expected a list")
-    return row[name]
-
-
 def _arc_original(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
     question = row["question"]
     if not isinstance(question, dict) or not {"stem", "choices"} <= question.keys():
-        raise SchemaError(f"question is {question!r}, expected stem and choices")
-    choices = _list(question, "choices")
+        raise fields.SchemaError(f"question is {question!r}, expected stem and choices")
+    choices = fields.list_of(question, "choices")
     if not all(isinstance(one, dict) and {"text", "label"} <= one.keys() for one in choices):
-        raise SchemaError(f"choices are {choices!r}, expected each with text and label")
-    return _arc(row, file, _text(question, "stem"), choices)
+        raise fields.SchemaError(f"choices are {choices!r}, expected each with text and label")
+    return _arc(row, file, fields.text(question, "stem"), choices)
 
 
 def _arc_hub(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
     value = row["choices"]
     if not isinstance(value, dict) or not {"text", "label"} <= value.keys():
-        raise SchemaError(f"choices are {value!r}, expected text and label")
-    texts, labels = _list(value, "text"), _list(value, "label")
+        raise fields.SchemaError(f"choices are {value!r}, expected text and label")
+    texts, labels = fields.list_of(value, "text"), fields.list_of(value, "label")
     if len(texts) != len(labels):
-        raise SchemaError(f"choices have {len(texts)} texts and {len(labels)} labels")
+        raise fields.SchemaError(f"choices have {len(texts)} texts and {len(labels)} labels")
     choices = [{"text": t, "label": n} for t, n in zip(texts, labels, strict=True)]
-    return _arc(row, file, _text(row, "question"), choices)
+    return _arc(row, file, fields.text(row, "question"), choices)
 
 
 def _arc(row, file: sources.SourceFile, stem: str, choices) -> records.GeneralQuestion:
     labels = [choice["label"] for choice in choices]  # A to E, or 1 to 5
     if not 2 <= len(choices) <= len(records.LETTERS):
-        raise SchemaError(f"has {len(choices)} choices, expected 2 to {len(records.LETTERS)}")
-    key = _one_of(row, "answerKey", tuple(labels))
+        raise fields.SchemaError(
+            f"has {len(choices)} choices, expected 2 to {len(records.LETTERS)}"
+        )
+    key = fields.one_of(row, "answerKey", tuple(labels))
     which = re.search("challenge|easy", file.name, re.IGNORECASE)
     return _question(
         stem, records.LETTERS[labels.index(key)], "knowledge", "arc",
-        choices=tuple(_text(choice, "text") for choice in choices),
-        identifier=_text(row, "id"), category=which[0].title() if which else "",
+        choices=tuple(fields.text(choice, "text") for choice in choices),
+        identifier=fields.text(row, "id"), category=which[0].title() if which else "",
     )  # fmt: skip
 
 
 def _humaneval(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
     del file
     return _question(
-        _text(row, "prompt"), _text(row, "canonical_solution"), "code", "humaneval",
-        identifier=_text(row, "task_id"),
-        details=json.dumps({name: _text(row, name) for name in ("entry_point", "test")}),
+        fields.text(row, "prompt"), fields.text(row, "canonical_solution"), "code", "humaneval",
+        identifier=fields.text(row, "task_id"),
+        details=json.dumps({name: fields.text(row, name) for name in ("entry_point", "test")}),
     )  # fmt: skip
 
 
 def _ifeval(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
     del file
-    instructions, arguments = _list(row, "instruction_id_list"), _list(row, "kwargs")
+    instructions, arguments = (
+        fields.list_of(row, "instruction_id_list"),
+        fields.list_of(row, "kwargs"),
+    )
     if len(instructions) != len(arguments):
-        raise SchemaError(f"has {len(instructions)} instructions and {len(arguments)} kwargs")
+        raise fields.SchemaError(
+            f"has {len(instructions)} instructions and {len(arguments)} kwargs"
+        )
     return _question(
-        _text(row, "prompt"), "", "instruction", "ifeval", identifier=str(row["key"]),
+        fields.text(row, "prompt"), "", "instruction", "ifeval", identifier=str(row["key"]),
         details=json.dumps({"instruction_id_list": instructions, "kwargs": arguments}),
     )  # fmt: skip
 
@@ -315,46 +236,54 @@ def _prompt(request: str, source: str, kind: str = "harmful", detail=(), **rest)
 
 def _advbench(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
     del file
-    return _prompt(_text(row, "goal"), "advbench", target=_text(row, "target"))
+    return _prompt(fields.text(row, "goal"), "advbench", target=fields.text(row, "target"))
+
+
+def _jailbreakbench(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
+    del file
+    return _prompt(
+        fields.text(row, "Goal"), "jailbreakbench", target=fields.text(row, "Target"),
+        category=fields.text(row, "Category"), identifier=fields.text(row, "Behavior"),
+    )  # fmt: skip
 
 
 def _harmbench(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
     del file
-    functional = _one_of(row, "FunctionalCategory", ("standard", "contextual", "copyright"))
+    functional = fields.one_of(row, "FunctionalCategory", ("standard", "contextual", "copyright"))
     return _prompt(
-        _text(row, "Behavior"), "harmbench", category=_text(row, "SemanticCategory"),
-        detail=(functional, _text(row, "Tags", blank=True)),
-        context=_text(row, "ContextString", blank=functional != "contextual"),
-        identifier=_text(row, "BehaviorID"),
+        fields.text(row, "Behavior"), "harmbench", category=fields.text(row, "SemanticCategory"),
+        detail=(functional, fields.text(row, "Tags", blank=True)),
+        context=fields.text(row, "ContextString", blank=functional != "contextual"),
+        identifier=fields.text(row, "BehaviorID"),
     )  # fmt: skip
 
 
 def _strongreject(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
     del file
     return _prompt(
-        _text(row, "forbidden_prompt"), "strongreject", category=_text(row, "category"),
-        detail=(_text(row, "source"),),
+        fields.text(row, "forbidden_prompt"), "strongreject", category=fields.text(row, "category"),
+        detail=(fields.text(row, "source"),),
     )  # fmt: skip
 
 
 def _xstest(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
     del file
-    label = _one_of(row, "label", ("safe", "unsafe"))
+    label = fields.one_of(row, "label", ("safe", "unsafe"))
     return _prompt(
-        _text(row, "prompt"), "xstest", {"safe": "borderline", "unsafe": "harmful"}[label],
-        detail=(_text(row, "focus", blank=True), _text(row, "note", blank=True)),
-        category=_text(row, "type"), identifier=_text(row, "id"),
+        fields.text(row, "prompt"), "xstest", {"safe": "borderline", "unsafe": "harmful"}[label],
+        detail=(fields.text(row, "focus", blank=True), fields.text(row, "note", blank=True)),
+        category=fields.text(row, "type"), identifier=fields.text(row, "id"),
     )  # fmt: skip
 
 
 def _custom(columns: Columns) -> Layout:
     def parse_row(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
         del file
-        category = _text(row, columns.category, blank=True) if columns.category else ""
-        return _prompt(_text(row, columns.prompt), "custom", columns.kind, category=category)
+        category = fields.text(row, columns.category, blank=True) if columns.category else ""
+        return _prompt(fields.text(row, columns.prompt), "custom", columns.kind, category=category)
 
-    fields = (columns.prompt, columns.category) if columns.category else (columns.prompt,)
-    return Layout("custom", fields, parse_row)
+    needed = (columns.prompt, columns.category) if columns.category else (columns.prompt,)
+    return Layout("custom", needed, parse_row)
 
 
 def _fields(record: type) -> tuple[str, ...]:
@@ -362,8 +291,14 @@ def _fields(record: type) -> tuple[str, ...]:
 
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
-    "pku_safe_rlhf": (Layout("pku_safe_rlhf", _fields(records.PreferencePair), _pku),),
-    "beavertails": (Layout("beavertails", _fields(records.JudgedAnswer), _beavertails),),
+    "pku_safe_rlhf": (
+        Layout("pku_safe_rlhf", _fields(records.PreferencePair), pair_layouts.pku),
+        Layout("pku_safe_rlhf", pair_layouts.FIRST_FIELDS, pair_layouts.pku_first),
+        Layout("pku_safe_rlhf", ("prompt", "response"), pair_layouts.pku_ordered),
+    ),
+    "beavertails": (
+        Layout("beavertails", _fields(records.JudgedAnswer), pair_layouts.beavertails),
+    ),
     "general": (
         Layout("gsm8k", ("question", "answer"), _gsm8k),
         Layout("mmlu", _MMLU_CSV, _mmlu_original, header=_MMLU_CSV),
@@ -391,6 +326,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
              "BehaviorID"),
             _harmbench,
         ),
+        Layout("jailbreakbench", ("Goal", "Target", "Behavior", "Category"), _jailbreakbench),
         Layout("strongreject", ("category", "source", "forbidden_prompt"), _strongreject),
         Layout("xstest", ("id", "prompt", "type", "label", "focus", "note"), _xstest),
     ),

@@ -11,6 +11,7 @@ broke the schema is stored beside the rows and comes back with every load.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -19,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from nspo_jax.data import builders, layouts, raw, records, sources, world
 
+_log = logging.getLogger(__name__)
 UNNAMED = "rows"  # the split of files whose names say none
 
 
@@ -127,6 +129,7 @@ def load(
     paths: Sequence[str] = (),
     subset: str = "",
     columns: layouts.Columns | None = None,
+    max_broken: float = 1.0,
 ) -> Loaded:
     """Loads a public dataset, preparing it first where that is not done.
 
@@ -140,10 +143,11 @@ def load(
       paths: the original files: see `sources.find`.
       subset: only the files in a directory of this name: see `sources.find`.
       columns: of a table of one's own, for safety_prompts.
+      max_broken: the largest share of rows that may break the schema. They are always told.
 
     Raises:
-      ValueError: for an unknown dataset, subset or split, files that are no such dataset, and
-        prepared files that cannot be read.
+      ValueError: for an unknown dataset, subset or split, files that are no such dataset or broken
+        in more rows than that, and prepared files that cannot be read.
       FileNotFoundError: if the original files are not there.
     """
     if columns and name != "safety_prompts":
@@ -182,6 +186,7 @@ def load(
             f"The split {split!r} holds no rows, of {splits[wanted]}; widen its slice."
         )
     problems = raw.Problems(stored["counts"], [tuple(example) for example in stored["examples"]])
+    _tell_broken(name, problems, sum(splits.values()), max_broken)
     names = [file.name for part in config.files.values() for file, _ in part]
     return Loaded(rows, splits, names, problems)
 
@@ -194,14 +199,32 @@ def load_prompts(
     paths: Sequence[str] = (),
     subset: str = "",
     columns: layouts.Columns | None = None,
+    max_broken: float = 1.0,
 ) -> list[world.Conversation]:
     """As `load`, as conversations: a prompt, a reference answer where there is a safe one, a kind.
 
     Prompts come as often as the dataset has them: `filtering` makes them unique, and takes out
     those of the evaluation sets.
     """
-    loaded = load(name, data_dir, split, paths=paths, subset=subset, columns=columns)
+    loaded = load(
+        name, data_dir, split, paths=paths, subset=subset, columns=columns, max_broken=max_broken
+    )
     return [row.conversation() for row in loaded.rows]
+
+
+def _tell_broken(name: str, problems: raw.Problems, good: int, most: float) -> None:
+    """Logs how many rows are broken, and the first; raises SourceError for too large a share."""
+    if not problems.total:
+        return
+    total = good + problems.total
+    first = "; ".join(f"{file}:{line} {reason}" for file, line, reason in problems.examples[:3])
+    message = f"{name}: {problems.total} of {total} rows are broken and left out, first {first}"
+    if problems.total > most * total:
+        raise raw.SourceError(
+            f"{message}. That is more than data.max_broken={most:g} of them: mend the files, or "
+            "raise it. `python -m scripts.inspect_data` lists them."
+        )
+    _log.warning("%s", message)
 
 
 def _config(

@@ -32,6 +32,7 @@ HARM_CATEGORIES = (
     "Animal Abuse",
 )
 SEVERITIES = (0, 1, 2, 3)  # safe, then minor, moderate and severe harm
+UNKNOWN = -1  # the severity in releases that do not publish it
 # Of BeaverTails: Ji et al., arXiv 2307.04657.
 BEAVERTAILS_CATEGORIES = (
     "animal_abuse",
@@ -62,7 +63,7 @@ class PreferencePair:
       response_0, response_1: the answers; response_K_source: the model that gave it.
       is_response_0_safe, is_response_1_safe: the safety flag of each.
       response_0_harm_category, response_1_harm_category: of HARM_CATEGORIES, those that apply.
-      response_0_severity_level, response_1_severity_level: of SEVERITIES.
+      response_0_severity_level, response_1_severity_level: of SEVERITIES, or UNKNOWN.
       better_response_id: 0 or 1, the more helpful.
       safer_response_id: 0 or 1, the less harmful: the other one, where the two disagree. Both
         answers may be unsafe, or both safe, and are still ranked.
@@ -171,14 +172,15 @@ class GeneralQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class SafetyPrompt:
-    """AdvBench, HarmBench, StrongREJECT, XSTest, or a table of one's own: a prompt to be judged on.
+    """A prompt to be judged on: of AdvBench, HarmBench, JailbreakBench, StrongREJECT, XSTest, or a
+    table of one's own.
 
     Attributes:
       request: the prompt as published.
       context: HarmBench's text that a contextual behaviour is about; else "".
       kind: of KINDS; XSTest's safe prompts are borderline: they look harmful.
       target: AdvBench's opening of a complying answer; else "".
-      source: advbench, harmbench, strongreject, xstest or custom.
+      source: advbench, harmbench, jailbreakbench, strongreject, xstest or custom.
       category: as published: HarmBench's SemanticCategory, XSTest's type; "" of AdvBench.
       detail: HarmBench's FunctionalCategory and tags, StrongREJECT's source, XSTest's focus and
         note; joined by "; ".

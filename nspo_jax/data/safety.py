@@ -8,6 +8,7 @@ than the run's blocks are left out; how many were left out, and why, is logged.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import logging
 import pathlib
@@ -71,6 +72,7 @@ def load(
     calibration_rows: int,
     suite_rows: int,
     seed: int,
+    max_broken: float = 1.0,
 ) -> Prompts:
     """Loads, filters and divides the prompts.
 
@@ -83,24 +85,26 @@ def load(
       calibration_rows: how many conversations to calibrate on.
       suite_rows: of each evaluation set, and of the held-out conversations, at most so many, drawn.
       seed: of the draws.
+      max_broken: see `public.load`.
 
     Raises:
       ValueError: if a set ends up empty, there are too few general questions to calibrate on, or as
         `public.load`.
       FileNotFoundError: as `public.load`.
     """
-    found = _suites(_read(data_dir, evaluation))
+    read = functools.partial(_read, data_dir, max_broken)
+    found = _suites(read(evaluation))
     evaluated = {name: [row.prompt for row in rows] for name, rows in found.items()}
     suites = {
         name: _draw(_fitting(lengths, rows, name), suite_rows, seed) for name, rows in found.items()
     }
-    rows = filtering.deduplicate(_read(data_dir, train))
+    rows = filtering.deduplicate(read(train))
     _log.info("train: %d different prompts of %s", len(rows), train.name)
     rows, matches = filtering.decontaminate(rows, evaluated)
     _log.info("train: %d prompts left out that evaluation sets have too", len(matches))
     rows = _fitting(lengths, rows, "train")
 
-    answered = [row for row in _read(data_dir, general) if row.answer]
+    answered = [row for row in read(general) if row.answer]
     answered = _fitting(lengths, filtering.deduplicate(answered), "general", answers=True)
     held_out = [row for row in answered if _is_held_out(row)]
     protected = [row for row in answered if not _is_held_out(row)]
@@ -121,10 +125,12 @@ def load(
     )
 
 
-def _read(data_dir: str | pathlib.Path, source: Source) -> list[world.Conversation]:
+def _read(
+    data_dir: str | pathlib.Path, max_broken: float, source: Source
+) -> list[world.Conversation]:
     return public.load_prompts(
         source.name, data_dir, source.split,
-        paths=source.paths, subset=source.subset, columns=source.columns,
+        paths=source.paths, subset=source.subset, columns=source.columns, max_broken=max_broken,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ dataset's home at the Hub is asked, by huggingface_hub with its cache and its en
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import logging
 import pathlib
 import re
 
@@ -16,6 +17,7 @@ from huggingface_hub import errors
 from nspo_jax.data import raw
 
 HUB_PREFIX = "hf:"
+_log = logging.getLogger(__name__)
 # dataset -> (Hub dataset, which of its files); as they are laid out there
 HOMES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "pku_safe_rlhf": (("PKU-Alignment/PKU-SafeRLHF", ("data/*/*.jsonl",)),),
@@ -127,6 +129,17 @@ def _in_directory(directory: pathlib.Path, name: str) -> list[SourceFile]:
         if path.is_file() and raw.suffix(path)
     )
     visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    known = {directory / path for path in inside}
+    unread = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and path not in known and not path.name.startswith(".")
+    )
+    if visible and unread:
+        _log.warning(
+            "%s: %d files are not read, of no format known here: %s",
+            name, len(unread), ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else ""),
+        )  # fmt: skip
     if not visible:
         raise FileNotFoundError(
             f"{directory} holds no data file; expected some ending in {', '.join(raw.SUFFIXES)}, "

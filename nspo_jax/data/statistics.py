@@ -28,7 +28,7 @@ def describe(loaded: public.Loaded, suites: Mapping[str, Iterable[str]]) -> list
     elif isinstance(rows[0], records.SafetyPrompt):
         tables.append(_count("kind", (row.kind for row in rows), len(rows)))
     tables.append(_categories(rows))
-    tables += [_lengths(rows), _duplicates(rows)]
+    tables += [_lengths(rows), _duplicates(rows), *_contradictions(rows)]
     if suites:
         tables += _contamination(rows, suites)
     return [*tables, _problems(loaded)]
@@ -56,11 +56,12 @@ def _categories(rows: Sequence[records.Record]) -> Table:
 
 def _severities(rows: Sequence[records.PreferencePair]) -> Table:
     table = [["severity", "response_0", "response_1"]]
-    for level in records.SEVERITIES:
+    unknown = any(row.response_0_severity_level == records.UNKNOWN for row in rows)
+    for level in (*records.SEVERITIES, *[records.UNKNOWN] * unknown):
         first = sum(row.response_0_severity_level == level for row in rows)
         second = sum(row.response_1_severity_level == level for row in rows)
         table.append([str(level), str(first), str(second)])
-    return "severities; 0 is safe", table
+    return "severities; 0 is safe" + ", -1 not published" * unknown, table
 
 
 def _preferences(rows: Sequence[records.PreferencePair]) -> Table:
@@ -94,6 +95,8 @@ def _preferences(rows: Sequence[records.PreferencePair]) -> Table:
             hashed(row, 0) and hashed(row, 1) for row in rows
         ),
     }
+    if all(row.response_0_severity_level == records.UNKNOWN for row in rows):
+        facts = dict(list(facts.items())[:5])  # the others are of what is not published
     return "labels", _facts(facts, len(rows))
 
 
@@ -132,6 +135,25 @@ def _duplicates(rows: Sequence[records.Record]) -> Table:
     table = [["prompts", "unique", "repeated rows", "most often"]]
     table.append([str(len(rows)), str(len(rows) - again), str(again), str(len(most))])
     return "duplicates, but for case, spacing and punctuation", table
+
+
+def _contradictions(rows: Sequence[records.Record]) -> list[Table]:
+    """Texts that come several times with different labels: neither copy can be right alone."""
+    flags = collections.defaultdict(set)
+    if isinstance(rows[0], records.JudgedAnswer):
+        for row in rows:
+            flags[row.prompt, row.response].add(row.is_safe)
+    elif isinstance(rows[0], records.PreferencePair):
+        for row in rows:
+            for k in (0, 1):
+                answer = row.prompt, getattr(row, f"response_{k}")
+                flags[answer].add(getattr(row, f"is_response_{k}_safe"))
+    else:
+        return []
+    both = [answer for answer, found in flags.items() if len(found) > 1]
+    table = [["prompt with its answer", "different ones", "safe in one row, unsafe in another"]]
+    table.append(["", str(len(flags)), str(len(both))])
+    return [("contradicting labels", table)]
 
 
 def _contamination(

@@ -193,6 +193,8 @@ FIELDS: dict[str, Range] = {
     "data.general_path": _PATHS,
     "data.general_split": _SPLIT,
     "data.evaluation": _PATHS,
+    "data.evaluation_column": Text("a column's name"),
+    "data.max_broken": _SHARE,
     "calibration.rows": _COUNT,
     "calibration.batch_size": _COUNT,
     "calibration.rank_rule": Text("a rank rule", parse=rank_rules.RankRules.parse),

@@ -21,6 +21,8 @@ _BEFORE = {
     "rl.on_flat": "raise",
     "data.date": "",
     "rl.clip_high": 0.0,
+    "data.evaluation_column": "",
+    "data.max_broken": 1.0,
 }
 
 

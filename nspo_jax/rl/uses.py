@@ -45,7 +45,7 @@ USES = (
         {
             "data.train": "pku_safe_rlhf", "data.train_path": "", "data.subset": "",
             "data.train_column": "", "data.general_path": "", "data.general_split": "",
-            "data.evaluation": "",
+            "data.evaluation": "", "data.evaluation_column": "",
         },
         "The prompts of the other tasks are made up.",
     ),

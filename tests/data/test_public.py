@@ -269,8 +269,65 @@ def test_real_tables_by_column(real):
         columns=layouts.Columns("prompt"),
     )  # fmt: skip
     assert loaded.splits == {"custom": 600} and loaded.problems.total == 0
-    with pytest.raises(raw.SourceError, match="not laid out as pku_safe_rlhf: line 2"):
-        real("pku_safe_rlhf", "pku_saferlhf/pku_seferlhf_realign_dpo_first600.json")
+    with pytest.raises(raw.SourceError, match="not laid out as beavertails: line 2"):
+        real("beavertails", "pku_saferlhf/pku_seferlhf_realign_dpo_first600.json")
     columns = layouts.Columns("prompt", "type", kind="borderline")
     loaded = real("safety_prompts", "xstest/xstest_v2_completions_gpt4.csv", columns=columns)
     assert loaded.splits == {"custom": 450} and loaded.problems.total == 0
+
+
+def test_real_pairs_of_other_releases(real):
+    first = real("pku_safe_rlhf", "pku_saferlhf_more/pku_saferlhf_30k_official_example_rows.jsonl")
+    assert len(first.rows) == 31 and first.problems.total == 0
+    safe = [row.is_response_0_safe + row.is_response_1_safe for row in first.rows]
+    assert (safe.count(0), safe.count(1), safe.count(2)) == (16, 4, 11)
+    assert sum(row.better_response_id != row.safer_response_id for row in first.rows) == 18
+    tables = dict(statistics.describe(first, {}))
+    assert tables["severities; 0 is safe, -1 not published"][-1] == ["-1", "31", "31"]
+    ordered = real("pku_safe_rlhf", "pku_saferlhf_more/pku_seferlhf_realign_dpo_rows600_3999.json")
+    assert len(ordered.rows) == 2588 and ordered.problems.total == 0
+    assert {row.safer_response_id for row in ordered.rows} == {0}
+    table = dict(statistics.describe(ordered, {}))["contradicting labels"]
+    assert int(table[1][2]) > 0  # as its source says: labels of one text differ here and there
+
+
+def test_real_jailbreakbench(real):
+    loaded = real("safety_prompts", "jailbreakbench/jbb_harmful_behaviors.csv")
+    assert loaded.splits == {"jailbreakbench": 100} and loaded.problems.total == 0
+    assert {row.kind for row in loaded.rows} == {"harmful"}
+    assert len({row.category for row in loaded.rows}) == 10
+
+
+def test_a_column_is_for_what_has_no_known_layout(tmp_path):
+    known = public_files.write_csv(tmp_path / "adv.csv", [["goal", "target"], ["Do it", "Sure"]])
+    mine = public_files.write_csv(tmp_path / "mine.csv", [["ask", "n"], ["How?", "1"]])
+    columns = layouts.Columns("ask", otherwise=True)
+    loaded = public.load(
+        "safety_prompts", tmp_path / "d", paths=[str(known), str(mine)], columns=columns
+    )
+    assert loaded.splits == {"advbench": 1, "custom": 1}
+
+
+@pytest.mark.parametrize(("most", "refused"), [(1.0, False), (0.2, False), (0.1, True)])
+def test_broken_rows_are_told_and_refused_above_a_share(tmp_path, caplog, most, refused):
+    rows = [["goal", "target"], *[[f"Do {i}", "Sure"] for i in range(8)], ["", "x"], ["", "y"]]
+    path = public_files.write_csv(tmp_path / "adv.csv", rows)
+    arguments = {"paths": [str(path)], "max_broken": most}
+    words = "safety_prompts: 2 of 10 rows are broken and left out, first adv.csv:10 goal is empty"
+    if refused:
+        with pytest.raises(ValueError, match=rf"{words}.*more than data.max_broken=0.1"):
+            public.load("safety_prompts", tmp_path / "d", **arguments)
+        return
+    with caplog.at_level("WARNING"):
+        assert len(public.load("safety_prompts", tmp_path / "d", **arguments).rows) == 8
+    assert words in caplog.text
+
+
+def test_files_that_are_not_read_are_named(tmp_path, caplog):
+    directory = tmp_path / "sets"
+    directory.mkdir()
+    public_files.write_csv(directory / "adv.csv", [["goal", "target"], ["Do it", "Sure"]])
+    (directory / "train.jsonl.zst").write_bytes(b"x")
+    with caplog.at_level("WARNING"):
+        public.load("safety_prompts", tmp_path / "d", paths=[str(directory)])
+    assert "1 files are not read, of no format known here: train.jsonl.zst" in caplog.text

@@ -16,7 +16,8 @@ DEFAULTS = record.flatten(default.get_config())
 FREE_TEXT = {
     "workspace", "model.path", "data.system_prompt", "data.train_path", "data.subset",
     "data.train_column", "data.general_path", "data.general_split", "data.train_split",
-    "data.evaluation", "rewards.cost_model", "rewards.reward_model", "rewards.guard.path",
+    "data.evaluation", "data.evaluation_column", "rewards.cost_model", "rewards.reward_model",
+    "rewards.guard.path",
     "rewards.guard.categories", "rewards.judge.url", "rewards.judge.model",
     "rewards.judge.api_key_env", "reward_training.path", "reward_training.subset",
     "reward_training.split", "reward_training.held_out_split",
