@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.task = "chat_world"  # chat_world: the synthetic conversations; stories: a story model;
     #   safety: public prompts, see configs/safety.py
-    config.seed = 0  # the world, the base model, rollouts and evaluation all follow from it
+    config.seed = 0  # of the world; the base model, rollouts and evaluation follow it as well
     config.workspace = "runs/tiny"  # what runs share: data, base models, projectors
 
     config.model = ml_collections.ConfigDict()
@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     config.pretraining = ml_collections.ConfigDict()  # of the chat world's base model
+    config.pretraining.seed = -1  # of the base model alone; -1: config.seed
     config.pretraining.steps = 1500
     config.pretraining.batch_size = 64  # conversations
     config.pretraining.learning_rate = 3e-3  # peak; warms up, then falls on a cosine
@@ -99,6 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl = ml_collections.ConfigDict()
     config.rl.algorithm = "policy_gradient"  # on judged completions; dpo: on pairs of
     #   config.reward_training; ppo_lagrangian: reward model, under a limit on the cost model's
+    config.rl.seed = -1  # of prompts' order, rollouts and evaluation alone; -1: config.seed
     config.rl.steps = 60  # rollout and update
     config.rl.prompts = 16  # harmful prompts a step; benign_fraction adds to them
     config.rl.samples = 5  # completions a prompt: the group

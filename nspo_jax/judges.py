@@ -30,7 +30,7 @@ from nspo_jax import (
     rewards,
     workspace,
 )
-from nspo_jax.data import preferences, public
+from nspo_jax.data import preferences, public, split
 from nspo_jax.evaluation import figures
 
 ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
@@ -244,18 +244,20 @@ def load_pairs(
             f"reward_training.dataset is {options.dataset!r}; expected chat_world or pku_safe_rlhf."
         )
     paths = options.path.split("+") if options.path else ()
-    loaded = [
-        public.load(
-            "pku_safe_rlhf",
-            pathlib.Path(config.workspace) / "data",
-            split,
-            paths=paths,
-            subset=options.subset,
-            max_broken=config.data.max_broken,
-        )
-        for split in (options.split, options.held_out_split)
-    ]
-    return tuple(preferences.from_records(part.rows) for part in loaded)
+
+    def load(field: str) -> list[preferences.Pair]:
+        with split.said_by(f"reward_training.{field}"):
+            loaded = public.load(
+                "pku_safe_rlhf",
+                pathlib.Path(config.workspace) / "data",
+                options[field],
+                paths=paths,
+                subset=options.subset,
+                max_broken=config.data.max_broken,
+            )
+        return preferences.from_records(loaded.rows)
+
+    return load("split"), load("held_out_split")
 
 
 def _open_guard(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Guard:

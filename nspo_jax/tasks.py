@@ -11,6 +11,7 @@ import numpy as np
 
 from nspo_jax import distributed, models, rewards
 from nspo_jax.data import builders, chat, layouts, safety, stories, world
+from nspo_jax.data import split as split_lib
 from nspo_jax.rl import rollout
 
 Completed = dict[str, tuple[Sequence[world.Conversation], Sequence[str]]]
@@ -81,9 +82,11 @@ def chat_world(config: ml_collections.ConfigDict) -> Task:
     benign = round(config.rl.prompts * config.data.benign_fraction)
     wrapped = round(config.rl.prompts * config.data.wrapped_fraction)
     train = config.data.train_split
+    with split_lib.said_by("data.train_split"):
+        harmful, inside = load(train), load(train.replace("train", "train_wrapped", 1))
     parts = [
-        (load(train), config.rl.prompts - wrapped),
-        (load(train.replace("train", "train_wrapped", 1)), wrapped),
+        (harmful, config.rl.prompts - wrapped),
+        (inside, wrapped),
         (load("replay_general"), benign - benign // 2),
         (load("borderline_replay"), benign // 2),
     ]
@@ -234,9 +237,12 @@ def public_safety(config: ml_collections.ConfigDict, chat_format: chat.ChatForma
         safety.Lengths(chat_format, data.prompt_length, data.completion_length),
         train=safety.Source(
             data.train, data.train_split, paths(data.train_path), data.subset,
-            layouts.Columns(column) if column else None,
+            layouts.Columns(column) if column else None, "data.train_split",
         ),
-        general=safety.Source("general", data.general_split, paths(data.general_path)),
+        general=safety.Source(
+            "general", data.general_split, paths(data.general_path),
+            split_field="data.general_split",
+        ),
         evaluation=safety.Source(
             "safety_prompts",
             paths=paths(data.evaluation),

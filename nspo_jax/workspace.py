@@ -31,6 +31,7 @@ from nspo_jax import (
     pretraining,
     progress,
     rendering,
+    seeds,
     sharding,
     tasks,
 )
@@ -77,7 +78,10 @@ class Workspace:
 
 def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
     """Where this seed's base model and projectors live."""
-    return pathlib.Path(config.workspace) / f"seed_{config.seed}"
+    name = f"seed_{config.seed}"
+    if seeds.pretraining_seed(config) != config.seed:
+        name += f"_pretraining_{config.pretraining.seed}"
+    return pathlib.Path(config.workspace) / name
 
 
 def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Workspace:
@@ -173,7 +177,8 @@ def check_delta(workspace: Workspace, directory: str | pathlib.Path) -> None:
 
 def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Pretrains the chat world's helpful-only base model and writes it to `path`."""
-    _log.info("pretraining the base model for seed %d into %s", config.seed, path)
+    seed = seeds.pretraining_seed(config)
+    _log.info("pretraining the base model by seed %d into %s", seed, path)
     vocabulary = world.World(config.seed).words()
     tokenizer = chat.build_tokenizer(vocabulary)
     chat_format = chat.ChatFormat(
@@ -201,7 +206,7 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
         steps=config.pretraining.steps,
         batch_size=config.pretraining.batch_size,
         learning_rate=config.pretraining.learning_rate,
-        seed=config.seed,
+        seed=seed,
     )
     _recipe_file(path).parent.mkdir(parents=True, exist_ok=True)
     files.write_text(_recipe_file(path), json.dumps(_recipe(config), indent=1))
@@ -338,7 +343,9 @@ def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     fields = {f"model.{name}": value for name, value in config.model.items()}
     for name in ("path", "preset", "compute_dtype", "frozen_dtype", "remat"):
         del fields[f"model.{name}"]
-    return fields | {f"pretraining.{name}": value for name, value in config.pretraining.items()}
+    fields |= {f"pretraining.{name}": value for name, value in config.pretraining.items()}
+    del fields["pretraining.seed"]  # the directory's name says it
+    return fields
 
 
 def _recipe_file(path: pathlib.Path) -> pathlib.Path:

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from nspo_jax import evaluation, sharding, workspace
+from nspo_jax import evaluation, seeds, sharding, workspace
 from nspo_jax.evaluation import report
 from nspo_jax.rl import checks, rollouts
 from scripts import launch
@@ -31,7 +31,9 @@ def main() -> None:
         params = workspace.load_policy(work, POLICY.value)
         name = str(pathlib.Path(POLICY.value))
     evaluator = evaluation.Evaluator(config, work)
-    completed = evaluator.complete(params, rollouts.role_key(config.seed, "evaluation", 0))
+    completed = evaluator.complete(
+        params, rollouts.role_key(seeds.rl_seed(config), "evaluation", 0)
+    )
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")

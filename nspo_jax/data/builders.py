@@ -4,11 +4,11 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
-import re
 
 from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
+from nspo_jax.data import split as split_lib
 from nspo_jax.data import world
 
 
@@ -46,12 +46,6 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
 DAMAGED = (ValueError, KeyError, OSError, RuntimeError, json_format.ParseError)
 
 
-def parse_split(split: str) -> str | None:
-    """The name in a split such as "train" or "train[:40%]"; None if it is neither."""
-    match = re.fullmatch(r"(\w+)(\[-?\d*%?:-?\d*%?\])?", split)
-    return match and match[1]
-
-
 def prepare(make: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
     """A builder whose files are there. Of processes that write them at once, one wins.
 
@@ -80,9 +74,11 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
       split: a name of `world.SPLITS`, with a slice if wanted: "train[:40%]".
 
     Raises:
-      ValueError: for an unknown split, or prepared files that cannot be read.
+      ValueError: for an unknown split, a slice that it does not have, or prepared files that cannot
+        be read.
     """
-    if parse_split(split) not in world.SPLITS:
+    wanted = split_lib.parse(split)
+    if wanted.name not in world.SPLITS:
         raise ValueError(
             f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}, with a slice if "
             "wanted, such as train[:40%]."
@@ -93,11 +89,14 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[worl
     )
     try:
         builder = prepare(make)
-        source = builder.as_data_source(split=split)
+        wanted.check_rows(builder.info.splits[wanted.name].num_examples)
+        source = builder.as_data_source(split=str(wanted))
         rows = [
             world.Conversation(**{name: bytes(value).decode() for name, value in row.items()})
             for row in source
         ]
+    except split_lib.SplitError:
+        raise
     except DAMAGED as error:
         directory = pathlib.Path(data_dir) / ChatWorld.name / config.name
         raise ValueError(

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from nspo_jax.data import builders, layouts, raw, records, sources, world
+from nspo_jax.data import split as split_lib
 
 _log = logging.getLogger(__name__)
 UNNAMED = "rows"  # the split of files whose names say none
@@ -153,8 +154,8 @@ def load(
     if columns and name != "safety_prompts":
         raise ValueError(f"Columns can be named for safety_prompts alone, not for {name}.")
     config = _config(name, sources.find(name, paths, subset), columns)
-    wanted = builders.parse_split(split) if split else None
-    if split and wanted not in config.files:
+    wanted = split_lib.parse(split) if split else None
+    if wanted and wanted.name not in config.files:
         raise ValueError(
             f"The split is {split!r}; expected one of {', '.join(config.files)}, with a slice if "
             "wanted, such as train[:40%]."
@@ -164,7 +165,9 @@ def load(
     )
     try:
         builder = builders.prepare(make)
-        parts = [split] if split else list(config.files)
+        if wanted and (size := builder.info.splits[wanted.name].num_examples):
+            wanted.check_rows(size)
+        parts = [str(wanted)] if wanted else list(config.files)
         rows = [
             _read(builder.RECORD, row)
             for part in parts
@@ -173,7 +176,7 @@ def load(
         ]
         stored = builder.info.metadata["problems"]
         splits = {part: builder.info.splits[part].num_examples for part in config.files}
-    except raw.SourceError:
+    except (raw.SourceError, split_lib.SplitError):
         raise
     except builders.DAMAGED as error:
         directory = pathlib.Path(data_dir) / name / config.name
@@ -181,13 +184,14 @@ def load(
             f"The dataset in {directory} cannot be read or written ({error}). Delete that "
             "directory to prepare it anew, or give another data directory."
         ) from error
+    names = [file.name for part in config.files.values() for file, _ in part]
     if not rows:
         raise ValueError(
-            f"The split {split!r} holds no rows, of {splits[wanted]}; widen its slice."
+            f"The dataset {name}{f' ({split})' if split else ''} holds no rows: of "
+            f"{', '.join(names)}."
         )
     problems = raw.Problems(stored["counts"], [tuple(example) for example in stored["examples"]])
     _tell_broken(name, problems, sum(splits.values()), max_broken)
-    names = [file.name for part in config.files.values() for file, _ in part]
     return Loaded(rows, splits, names, problems)
 
 

@@ -15,7 +15,7 @@ import pathlib
 
 import numpy as np
 
-from nspo_jax.data import chat, filtering, layouts, public, world
+from nspo_jax.data import chat, filtering, layouts, public, split, world
 
 TRAINING = ("pku_safe_rlhf", "beavertails", "safety_prompts")  # datasets of harmful prompts
 HELD_OUT_SHARE = 0.3  # of the general questions
@@ -24,13 +24,18 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A part of a public dataset; see `public.load`, which says what each field means."""
+    """A part of a public dataset; see `public.load`, which says what each field means.
+
+    Attributes:
+      split_field: the config's field that says the split, for messages.
+    """
 
     name: str
     split: str = ""
     paths: Sequence[str] = ()
     subset: str = ""
     columns: layouts.Columns | None = None
+    split_field: str = "split"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +133,11 @@ def load(
 def _read(
     data_dir: str | pathlib.Path, max_broken: float, source: Source
 ) -> list[world.Conversation]:
-    return public.load_prompts(
-        source.name, data_dir, source.split,
-        paths=source.paths, subset=source.subset, columns=source.columns, max_broken=max_broken,
-    )  # fmt: skip
+    with split.said_by(source.split_field):
+        return public.load_prompts(
+            source.name, data_dir, source.split,
+            paths=source.paths, subset=source.subset, columns=source.columns, max_broken=max_broken,
+        )  # fmt: skip
 
 
 def _suites(rows: Sequence[world.Conversation]) -> dict[str, list[world.Conversation]]:

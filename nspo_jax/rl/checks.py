@@ -5,10 +5,8 @@ import ml_collections
 
 from nspo_jax import judges, nullspace, rewards, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import builders, world
+from nspo_jax.data import split, world
 from nspo_jax.rl import ranges, uses
-
-_SLICE = "expected train, or a slice of it such as train[:40%]."
 
 
 def batch_prompts(config: ml_collections.ConfigDict) -> int:
@@ -69,8 +67,6 @@ def check_config(
             f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
             f"{prompts} prompts of a step."
         )
-    if builders.parse_split(config.data.train_split) is None:
-        raise ValueError(f"data.train_split is {config.data.train_split!r}; {_SLICE}")
     if config.task == "chat_world":
         check_chat_world(config)
     if config.rl.algorithm == "dpo":
@@ -116,8 +112,11 @@ def check_profile(config: ml_collections.ConfigDict, steps: tuple[int, int] | No
 
 def check_chat_world(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for a config that asks for more than the world has, as `check_config`."""
-    if builders.parse_split(config.data.train_split) != "train":
-        raise ValueError(f"data.train_split is {config.data.train_split!r}; {_SLICE}")
+    if split.parse(config.data.train_split).name != "train":
+        raise ValueError(
+            f"data.train_split is {config.data.train_split!r}; expected train, or a slice of it "
+            "such as train[:40%]."
+        )
     calibration = world.CALIBRATION_ROWS * len(world.GENERAL_FAMILIES)
     for name, asked, rows in (
         ("calibration.rows", config.calibration.rows, calibration),

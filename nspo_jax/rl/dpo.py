@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from nspo_jax import judges, metrics, models
+from nspo_jax import judges, metrics, models, seeds
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator, preferences, world
 from nspo_jax.rl import losses, train_step
@@ -65,7 +65,7 @@ class PairBatches:
             before, total = total, total + count * config.rl.samples
             parts.append((self._encode(config, work, ranked), total // 2 - before // 2))
         self._digest = digest.hexdigest()[:16]
-        self._pairs = iterator.MixedBatches(parts, config.seed)
+        self._pairs = iterator.MixedBatches(parts, seeds.rl_seed(config))
 
     @staticmethod
     def _encode(config, work, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:

@@ -13,9 +13,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from nspo_jax import models, rewards
+from nspo_jax import models, rewards, seeds
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import safety
+from nspo_jax.data import safety, split
 from nspo_jax.models import config as model_lib
 from nspo_jax.nullspace import calibration, moments, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
@@ -151,6 +151,7 @@ _SWITCH = Choice((True, False))
 _COUNT = Number(int, 1)
 _FROM_0 = Number(int, 0)
 _SEED = Number(int, 0, LARGEST_SEED)
+_OWN_SEED = Number(int, 0, LARGEST_SEED, off=seeds.FOLLOW)
 _POSITIVE = Number(float, 0, above=True)
 _NOT_NEGATIVE = Number(float, 0)
 _SHARE = Number(float, 0, 1)
@@ -158,7 +159,13 @@ _DECAY = Number(float, 0, 1, below=True)
 _AXIS = Number(int, 1, off=-1)
 _DIRECTORY = Text("the directory of a model")
 _PATHS = Text("files, directories or hf:OWNER/NAME, joined by +")
-_SPLIT = Text("a split such as train, or a slice of it such as train[:40%]")
+_SPLIT = Text(
+    "a split such as train, or a slice of it such as train[:40%]", parse=split.parse, empty=False
+)
+_ANY_SPLIT = Text(
+    "a split such as train, or a slice of it such as train[:40%]",
+    parse=lambda text: text and split.parse(text),
+)
 
 FIELDS: dict[str, Range] = {
     "task": Choice(TASKS),
@@ -174,6 +181,7 @@ FIELDS: dict[str, Range] = {
     "model.compute_dtype": Choice(model_lib.COMPUTE_DTYPES),
     "model.frozen_dtype": Choice(model_lib.COMPUTE_DTYPES),
     "model.remat": Choice(model_lib.REMATS),
+    "pretraining.seed": _OWN_SEED,
     "pretraining.steps": _COUNT,
     "pretraining.batch_size": _COUNT,
     "pretraining.learning_rate": _POSITIVE,
@@ -191,7 +199,7 @@ FIELDS: dict[str, Range] = {
     "data.subset": Text("a directory's name"),
     "data.train_column": Text("a column's name"),
     "data.general_path": _PATHS,
-    "data.general_split": _SPLIT,
+    "data.general_split": _ANY_SPLIT,
     "data.evaluation": _PATHS,
     "data.evaluation_column": Text("a column's name"),
     "data.max_broken": _SHARE,
@@ -216,6 +224,7 @@ FIELDS: dict[str, Range] = {
     "optimizer.b1": _DECAY,
     "optimizer.b2": _DECAY,
     "rl.algorithm": Choice(ALGORITHMS),
+    "rl.seed": _OWN_SEED,
     "rl.steps": _FROM_0,  # 0: the base model as it is
     "rl.prompts": _COUNT,
     "rl.samples": Number(int, 2),
@@ -299,10 +308,12 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
             f"The config has the field {', '.join(unknown)}, which nothing reads: delete it. "
             "configs/default.py lists every field with a comment."
         )
-    wrong = [
-        f"{name} is {flat[name]!r}; expected {known.text()}."
-        for name, known in FIELDS.items()
-        if not known.holds(flat[name])
-    ]
+    wrong = []
+    for name, known in FIELDS.items():
+        try:
+            if not known.holds(flat[name]):
+                wrong.append(f"{name} is {flat[name]!r}; expected {known.text()}.")
+        except ValueError as error:
+            wrong.append(str(error) if name in str(error) else f"{name}: {error}")
     if wrong:
         raise ValueError(" ".join(wrong))

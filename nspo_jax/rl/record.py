@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from nspo_jax import distributed, files
+from nspo_jax import distributed, files, seeds
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ _BEFORE = {
     "rl.clip_high": 0.0,
     "data.evaluation_column": "",
     "data.max_broken": 1.0,
+    "pretraining.seed": seeds.FOLLOW,
+    "rl.seed": seeds.FOLLOW,
 }
 
 

@@ -33,6 +33,7 @@ from nspo_jax import (
     ownership,
     preemption,
     rewards,
+    seeds,
     sharding,
 )
 from nspo_jax import optimizer as optimizer_lib
@@ -151,7 +152,7 @@ def _run(
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)
         with clock.phase("evaluation"):
-            scores = evaluator(params, rollouts.role_key(config.seed, "evaluation", step))
+            scores = evaluator(params, rollouts.role_key(seeds.rl_seed(config), "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
         if shown:
             rates = {f"evaluation/{name}": value for name, value in scores.items()}
@@ -276,7 +277,7 @@ def select_projectors(
         return None
     selected = projectors.select(config.projection.targets)
     if config.projection.basis == "random":
-        selected = selected.randomized(config.seed)
+        selected = selected.randomized(seeds.rl_seed(config))
     return selected
 
 

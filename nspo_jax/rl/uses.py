@@ -63,8 +63,9 @@ USES = (
         lambda config: not (config.model.path or config.model.preset),
         {
             "model.hidden_size": 96, "model.intermediate_size": 256, "model.num_layers": 3,
-            "model.num_heads": 4, "model.num_kv_heads": 4, "pretraining.steps": 1500,
-            "pretraining.batch_size": 64, "pretraining.learning_rate": 3e-3,
+            "model.num_heads": 4, "model.num_kv_heads": 4, "pretraining.seed": -1,
+            "pretraining.steps": 1500, "pretraining.batch_size": 64,
+            "pretraining.learning_rate": 3e-3,
         },
         "A checkpoint has its size, and is trained.",
     ),

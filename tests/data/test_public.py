@@ -52,7 +52,7 @@ def test_slices_are_the_first_of_the_file(prepared):
     assert load("train[:40%]") == load("train")[:4]
     assert load("train[:40%]") + load("train[40%:]") == load("train")
     assert load("train[-2:]") == load("train")[-2:]
-    with pytest.raises(ValueError, match=r"'train\[:0\]' holds no rows, of 10"):
+    with pytest.raises(ValueError, match=r"'train\[:0\]'.* ends where it begins"):
         load("train[:0]")
 
 
@@ -76,7 +76,9 @@ def test_changed_files_are_prepared_anew(tmp_path):
 @pytest.mark.parametrize("split", ["valid", "test", "train[:x]", "train+train"])
 def test_an_unknown_split_is_named(prepared, split):
     data_dir, path = prepared
-    with pytest.raises(ValueError, match="expected one of train, with a slice"):
+    with pytest.raises(
+        ValueError, match="expected (one of train, with|a name such as train, with)"
+    ):
         public.load("pku_safe_rlhf", data_dir, split, paths=[path])
 
 

@@ -15,12 +15,10 @@ DEFAULTS = record.flatten(default.get_config())
 # text whose only rule is that it is text: names of files, columns, servers, and what is said
 FREE_TEXT = {
     "workspace", "model.path", "data.system_prompt", "data.train_path", "data.subset",
-    "data.train_column", "data.general_path", "data.general_split", "data.train_split",
+    "data.train_column", "data.general_path",
     "data.evaluation", "data.evaluation_column", "rewards.cost_model", "rewards.reward_model",
-    "rewards.guard.path",
-    "rewards.guard.categories", "rewards.judge.url", "rewards.judge.model",
+    "rewards.guard.path", "rewards.guard.categories", "rewards.judge.url", "rewards.judge.model",
     "rewards.judge.api_key_env", "reward_training.path", "reward_training.subset",
-    "reward_training.split", "reward_training.held_out_split",
 }  # fmt: skip
 
 
@@ -64,6 +62,8 @@ def test_what_is_not_of_a_field_s_kind_is_refused(name):
     ("name", "good", "bad"),
     [
         ("seed", (0, 2**32 - 1), (-1, 2**32)),
+        ("pretraining.seed", (-1, 0, 2**32 - 1), (-2, 2**32)),
+        ("rl.seed", (-1, 0, 2**32 - 1), (-2, 2**32)),
         ("model.num_layers", (1,), (0,)),
         ("optimizer.learning_rate", (1e-6, 1, 1e-38), (0.0, -1e-3, 1e-50, 1e39)),
         ("optimizer.b1", (0, 0.0, 0.999), (1.0, -0.1, 0.99999999999)),
@@ -99,6 +99,8 @@ def test_a_refusal_names_the_field_its_value_and_its_range():
     )
     assert refusal(task="chat") == "task is 'chat'; expected one of chat_world, stories, safety."
     assert "The rank rule is 'energy(2)'" in refusal(calibration__rank_rule="energy(2)")
+    for split in ("train[:200%]", "train[500:10]", "train[90%:10%]", "train["):
+        assert f"data.train_split: The split is {split!r}" in refusal(data__train_split=split)
     both = refusal(rl__steps=-5, optimizer__weight_decay=-0.1)
     assert "optimizer.weight_decay is -0.1" in both and "rl.steps is -5" in both
 
