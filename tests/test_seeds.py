@@ -1,4 +1,4 @@
-"""The world's seed, the base model's and that of RL: each changes what it says, and nothing else."""
+"""Seeds of the world, of the base model and of RL: each changes what it says, and no more."""
 
 import jax
 import pytest
