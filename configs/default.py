@@ -128,7 +128,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.staleness = 0  # 1: sample the next step's completions while this one's are judged:
     #   with a remote_judge's time to gain, and a policy that is one update old
     config.rl.flat_steps = 10  # steps from the start on, none of which teaches anything, that end a
-    #   run; 0: any number
+    #   run; all of a shorter one; 0: any number
     config.rl.on_flat = "raise"  # or warn
     config.rl.stop_unsafe = 0.0  # stop once the held-in unsafe rate is at or below this; 0: never
 

@@ -10,7 +10,6 @@ import optax
 from nspo_jax import models
 from nspo_jax import progress as progress_lib
 from nspo_jax.data import iterator
-from nspo_jax.rl import losses
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -19,7 +18,7 @@ def _step(config: models.ModelConfig, prompt_length: int, optimizer, params, sta
         hidden = models.forward(config, params, batch["tokens"], batch["mask"]).hidden
         # the answer block starts where the prompt block ends: logits there, and nowhere else
         logits = models.logits(config, params, hidden[:, prompt_length - 1 : -1])
-        logprobs = losses.token_logprobs(logits, batch["tokens"][:, prompt_length:])
+        logprobs = models.token_logprobs(logits, batch["tokens"][:, prompt_length:])
         weight = batch["answer_mask"][:, prompt_length:]
         return -jnp.sum(jnp.where(weight, logprobs, 0.0)) / jnp.maximum(jnp.sum(weight), 1)
 

@@ -27,6 +27,7 @@ from nspo_jax.models.hf import (
 from nspo_jax.models.hf_config import read_config, write_config
 from nspo_jax.models.hf_export import Edit, export_model, save_model
 from nspo_jax.models.layer_source import FileSource, LayerSource, ParamsSource
+from nspo_jax.models.logprobs import sequence_logprobs, text_logprobs, token_logprobs
 from nspo_jax.models.presets import PRESETS, check_preset
 from nspo_jax.models.transformer import (
     Output,
@@ -78,8 +79,11 @@ __all__ = [
     "save_delta",
     "save_model",
     "scores",
+    "sequence_logprobs",
     "stored_as",
     "stored_fingerprint",
+    "text_logprobs",
+    "token_logprobs",
     "values",
     "with_scalar_head",
     "write_config",

@@ -36,13 +36,6 @@ class PreferenceLoss(NamedTuple):
     accuracy: jax.Array
 
 
-def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """float32 [batch, time] from logits [batch, time, vocab] and tokens int32 [batch, time]."""
-    normaliser = jax.nn.logsumexp(logits, axis=-1)  # [batch, time]
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - normaliser
-
-
 def sequence_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean over sequences of the mean over each sequence's tokens; an empty one counts as 0."""
     lengths = jnp.maximum(jnp.sum(mask, axis=-1), 1)

@@ -86,7 +86,7 @@ def completion_logprobs(
     head = params | sharding.gather({name: params[name]}, config.compute_dtype)
 
     def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-        return losses.token_logprobs(models.logits(config, head, hidden) / temperature, tokens)
+        return models.token_logprobs(models.logits(config, head, hidden) / temperature, tokens)
 
     return models.map_positions(config, logprobs, predicting, batch.completions)
 

@@ -147,7 +147,8 @@ def _run(
     writer, clock = metrics.MetricsWriter(workdir, step=step), metrics.Stopwatch()
     profiler = metrics.Profiler(workdir / "profile", profile)
     history = metrics.read_metrics(workdir)  # what process 0 has written; all can read it
-    learning_watch = learning.LearningWatch(rl.flat_steps, rl.on_flat, history)
+    patience = min(rl.flat_steps, rl.steps)  # a shorter run that learned nothing is told as well
+    learning_watch = learning.LearningWatch(patience, rl.on_flat, history)
 
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)

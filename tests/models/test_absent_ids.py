@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nspo_jax import models, nullspace
-from nspo_jax.rl import losses, rollout, train_step
+from nspo_jax.rl import rollout, train_step
 
 ABSENT = ((3, 5), (20, 24))
 CONFIG = models.ModelConfig(
@@ -101,7 +101,7 @@ def test_their_rows_of_the_head_have_no_gradient(params):
     tokens = jnp.array([[0, 1, 2, 7, 19]])
 
     def loss(head):
-        return losses.token_logprobs(models.logits(CONFIG, params[0] | head, hidden), tokens).sum()
+        return models.token_logprobs(models.logits(CONFIG, params[0] | head, hidden), tokens).sum()
 
     gradient = np.asarray(jax.grad(loss)({"head": params[0]["head"]})["head"]["kernel"])
     assert np.isfinite(gradient).all() and np.abs(gradient[:, PRESENT]).max() > 0.1

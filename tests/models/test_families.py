@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 
 from nspo_jax import models
 from nspo_jax.models import hf
-from nspo_jax.rl import losses, rollout
+from nspo_jax.rl import rollout
 
 torch = pytest.importorskip("torch", reason="torch is the independent check of the models")
 transformers = pytest.importorskip("transformers")
@@ -174,7 +174,7 @@ def test_gradients_of_the_loss(saved, case):
 
     def loss(params):
         hidden = models.forward(config, params, jnp.asarray(tokens), jnp.asarray(mask)).hidden
-        logprobs = losses.token_logprobs(
+        logprobs = models.token_logprobs(
             models.logits(config, params, hidden[:, :-1]), jnp.maximum(targets, 0)
         )
         return -jnp.sum(jnp.where(targets >= 0, logprobs, 0.0)) / np.sum(targets >= 0)

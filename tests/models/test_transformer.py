@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from nspo_jax import models
+from nspo_jax import model_files, models
+from nspo_jax.models import heads
 
 CONFIG = models.ModelConfig(
     vocab_size=61,
@@ -285,6 +286,31 @@ def test_logits_and_logprobs_of_a_trained_model(tinystories):
         np.testing.assert_allclose(mine, expected[f"prompt_{i}.logits"], atol=1e-4)
         logprobs = jax.nn.log_softmax(mine)[np.arange(len(row) - 1), row[1:]]
         np.testing.assert_allclose(logprobs, expected[f"prompt_{i}.token_logprobs"], atol=1e-4)
+
+
+def test_logprobs_of_texts_of_a_trained_model(tinystories):
+    config, params = models.load_model(tinystories)
+    tokenizer = model_files.load_tokenizer(tinystories)
+    expected = safetensors_numpy.load_file(tinystories / "expected.safetensors")
+    prompts = json.loads((tinystories / "expected.json").read_text())["prompts"]
+    texts = [prompt["prompt"] for prompt in prompts]
+    found = models.text_logprobs(config, params, tokenizer, texts)
+    for i, logprobs in enumerate(found):
+        np.testing.assert_allclose(logprobs, expected[f"prompt_{i}.token_logprobs"], atol=1e-4)
+    with pytest.raises(ValueError, match="The text '' has 1 tokens; expected 2 or more"):
+        models.text_logprobs(config, params, tokenizer, ["Once", ""])
+
+
+def test_padding_of_either_side_and_chunks_leave_logprobs_alone(tinystories, monkeypatch):
+    config, params = models.load_model(tinystories)
+    ids = np.arange(100, 120)
+    whole = models.sequence_logprobs(config, params, ids[None], np.ones((1, 20), bool))
+    left = np.pad(ids, (3, 2))[None]
+    mask = np.pad(np.ones(20, bool), (3, 2))[None]
+    monkeypatch.setattr(heads, "CHUNK_ELEMENTS", 4 * config.vocab_size)
+    padded = models.sequence_logprobs(config, params, left, mask)
+    np.testing.assert_allclose(padded[:, 3:22], whole, atol=1e-5)
+    assert not padded[:, :3].any() and not padded[:, 22:].any()
 
 
 def test_cached_greedy_decoding_of_a_trained_model(tinystories):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nspo_jax import models
 from nspo_jax.rl import losses
 
 RNG = np.random.default_rng(0)
@@ -266,9 +267,9 @@ def test_token_logprobs_and_their_gradient_have_the_closed_form():
     tokens = rng.integers(0, 11, (2, 3))
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     chosen = np.take_along_axis(probabilities, tokens[..., None], -1)[..., 0]
-    result = losses.token_logprobs(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens))
+    result = models.token_logprobs(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens))
     np.testing.assert_allclose(result, np.log(chosen), rtol=1e-5)
-    gradient = jax.grad(lambda x: losses.token_logprobs(x, jnp.asarray(tokens)).sum())(
+    gradient = jax.grad(lambda x: models.token_logprobs(x, jnp.asarray(tokens)).sum())(
         jnp.asarray(logits, jnp.float32)
     )
     np.testing.assert_allclose(gradient, np.eye(11)[tokens] - probabilities, atol=1e-6)

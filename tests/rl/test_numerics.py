@@ -74,10 +74,10 @@ def test_the_gradient_of_logits_at_ratio_one_has_the_closed_form(loss, how):
     tokens = rng.integers(0, vocabulary, (rows, time))
     advantages, lengths = rng.standard_normal(rows), np.array([4, 2, 1])
     mask = np.arange(time) < lengths[:, None]
-    old = losses.token_logprobs(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens))
+    old = models.token_logprobs(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens))
     gradient = jax.grad(
         lambda logits: loss(
-            losses.token_logprobs(logits, jnp.asarray(tokens)), old, jnp.asarray(advantages),
+            models.token_logprobs(logits, jnp.asarray(tokens)), old, jnp.asarray(advantages),
             jnp.asarray(mask), aggregation=how,
         ).loss
     )(jnp.asarray(logits, jnp.float32))  # fmt: skip

@@ -1,0 +1,79 @@
+"""Log-probabilities: of tokens from logits, of whole sequences, and of texts."""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import heads, transformer
+
+
+def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """float32 [batch, time] from logits [batch, time, vocab] and tokens int32 [batch, time]."""
+    normaliser = jax.nn.logsumexp(logits, axis=-1)  # [batch, time]
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - normaliser
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sequence_logprobs(
+    config: config_lib.ModelConfig,
+    params: transformer.Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """log p of each token given those before it.
+
+    Args:
+      config: a language model's.
+      params: its parameters.
+      tokens: int32 [batch, time].
+      mask: bool [batch, time], False at padding, which is before or after a sequence.
+
+    Returns:
+      float32 [batch, time - 1]: entry t is of token t + 1, in nats; 0 where that is padding, or the
+      first of its sequence.
+    """
+    hidden = transformer.forward(config, params, tokens, mask).hidden[:, :-1]
+
+    def of_states(hidden: jax.Array, following: jax.Array) -> jax.Array:
+        return token_logprobs(heads.logits(config, params, hidden), following)
+
+    found = heads.map_positions(config, of_states, hidden, tokens[:, 1:])
+    return jnp.where(mask[:, 1:] & mask[:, :-1], found, 0.0)
+
+
+def text_logprobs(
+    config: config_lib.ModelConfig, params: transformer.Params, tokenizer: Any, texts: Sequence[str]
+) -> list[np.ndarray]:
+    """log p of each token of each text given those before it: `sequence_logprobs` of plain text.
+
+    Args:
+      config: a language model's, as `load_model` gives it.
+      params: its parameters.
+      tokenizer: the model's, as `model_files.load_tokenizer` gives it; where it begins a text with
+        a token of its own, so it does here.
+      texts: at least one; they go through the model at once.
+
+    Returns:
+      for each text float32 [its tokens - 1], in nats: the first token has none before it.
+
+    Raises:
+      ValueError: naming a text of less than two tokens, or one longer than the model's context.
+    """
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    for text, row in zip(texts, ids, strict=True):
+        if not 2 <= len(row) <= config.max_length:
+            raise ValueError(
+                f"The text {text[:60]!r} has {len(row)} tokens; expected 2 or more, and at most "
+                f"the {config.max_length} of the model's context."
+            )
+    longest = max(map(len, ids), default=2)
+    tokens = np.array([np.pad(row, (0, longest - len(row))) for row in ids], np.int32)
+    mask = np.array([np.arange(longest) < len(row) for row in ids])
+    found = np.asarray(sequence_logprobs(config, params, tokens, mask))
+    return [logprobs[: len(row) - 1] for logprobs, row in zip(found, ids, strict=True)]
