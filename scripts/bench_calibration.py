@@ -12,6 +12,7 @@ line last:
 - `seconds_all_layers`: with --layers, what the whole depth would take: its layers are alike;
 - `projectors_gib`, `projectors_gib_all_layers`: the bases;
 - `peak_device_gib`: as the backend reports it, null where it does not;
+- `build_by`: what ours is at that size: a full decomposition as well (LAPACK), or iteration;
 - `build_speedup`: seconds of the full decomposition per second of ours;
 - `leak_ratio`: the energy that our basis leaves outside per that of the best of its rank.
 """
@@ -27,8 +28,8 @@ import jax
 import numpy as np
 
 from nspo_jax import models, nullspace
+from nspo_jax.nullspace import eigen, rank_rules, splits
 from nspo_jax.nullspace import moments as moments_lib
-from nspo_jax.nullspace import rank_rules, splits
 from scripts import launch
 
 SIZE = flags.DEFINE_enum("size", "qwen2_5_0_5b", sorted(models.PRESETS), "The model's shapes.")
@@ -90,6 +91,7 @@ def baseline(source: RandomSource, batches: list[dict]) -> dict[str, float]:
     outside = np.trace(matrix) - np.sum(basis * (matrix @ basis))
     return {
         "baseline_size": size,
+        "build_by": "lapack" if size <= eigen.full_size() else "iteration",
         "build_speedup": (ended - middle) / (middle - started),
         "leak_ratio": float(outside / values[size // 8 :].sum()),
     }
