@@ -31,7 +31,7 @@ from nspo_jax import (
     workspace,
 )
 from nspo_jax.data import preferences, public, split
-from nspo_jax.evaluation import figures
+from nspo_jax.reports import figures
 
 ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
 _log = logging.getLogger(__name__)

@@ -6,6 +6,8 @@ communication, but the whole basis on every device. Input-axis shards need one a
 [rank, out] a kernel, and their rows of the basis alone.
 """
 
+import functools
+import math
 import re
 from typing import Any
 
@@ -14,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from nspo_jax import distributed
-from nspo_jax.nullspace import projection
 
 AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")  # rows of batches and activations lie over them
 
 # Path pattern -> axes from the last dimension backwards; leading dimensions are replicated. The
 # first match wins and every parameter must have one. The tail of a path is enough, so optimizer
@@ -38,6 +40,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 BASIS_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"bases/.*(attention|mlp)/out$", (None, "tensor")),
 )
+
+
+_path = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
@@ -83,7 +88,7 @@ def check_batch(mesh: jax.sharding.Mesh, rows: int, what: str) -> None:
 
 def shard_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     """Puts host arrays [rows, ...] on the mesh, rows over data and fsdp."""
-    return distributed.put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    return distributed.put(batch, NamedSharding(mesh, PartitionSpec(ROW_AXES)))
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
@@ -99,9 +104,30 @@ def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """
 
     def sharding(path, leaf) -> NamedSharding:
-        return NamedSharding(mesh, _spec(mesh, projection.path_string(path), leaf.shape, AXES))
+        return NamedSharding(mesh, _spec(mesh, _path(path), leaf.shape, AXES))
 
     return jax.tree.map_with_path(sharding, tree)
+
+
+def shards_of(rows: int) -> int:
+    """Into how many parts the mesh divides so many rows: 1 outside of one, or where it cannot."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = math.prod(mesh.shape[name] for name in ROW_AXES if name in mesh.axis_names)
+    return 1 if rows % shards else shards
+
+
+def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+    """The same array, its rows (one axis) over the mesh; the other axes as XLA likes.
+
+    Parameters that are sharded over fsdp are gathered where they are used; without being told, XLA
+    may gather the activations instead, which are larger. An axis that does not divide stays as it
+    is, and so does every array outside of `jax.set_mesh`.
+    """
+    if shards_of(x.shape[axis]) == 1:
+        return x
+    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = ROW_AXES
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def constrain(tree: Any) -> Any:
@@ -121,7 +147,7 @@ def gather(params: Any, dtype: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
 
     def whole(path, leaf):
-        name = projection.path_string(path)
+        name = _path(path)
         if leaf.ndim - name.startswith("layers/") >= 2:
             leaf = leaf.astype(dtype)  # what a matrix product would do; first, as less travels
         if mesh.empty:
@@ -147,7 +173,7 @@ def _spec(mesh, name: str, shape: tuple[int, ...], kept: tuple[str, ...]) -> Par
 
 def check_rules(params: Any) -> None:
     """Raises ValueError naming every parameter that no rule covers."""
-    paths = projection.leaves_by_path(params)
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     loose = [path for path in paths if not any(re.search(rule, path) for rule, _ in RULES)]
     if loose:
         raise ValueError(f"No sharding rule covers {', '.join(loose)}: add one to sharding.RULES.")

@@ -12,7 +12,7 @@ import numpy as np
 from nspo_jax import distributed, models, rewards
 from nspo_jax.data import builders, chat, layouts, safety, stories, world
 from nspo_jax.data import split as split_lib
-from nspo_jax.rl import rollout
+from nspo_jax.models import generation
 
 Completed = dict[str, tuple[Sequence[world.Conversation], Sequence[str]]]
 Scores = dict[str, float]
@@ -158,7 +158,7 @@ def story_world(
 
     def continued(rows: list[world.Conversation], temperature: float) -> list[world.Conversation]:
         encoded = text.encode_prompts([row.prompt for row in rows], config.data.prompt_length)
-        done = rollout.rollout(
+        done = generation.generate(
             model_config,
             base,
             *encoded,

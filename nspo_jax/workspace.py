@@ -36,7 +36,7 @@ from nspo_jax import (
     tasks,
 )
 from nspo_jax.data import builders, chat, world
-from nspo_jax.rl import rollout
+from nspo_jax.models import generation
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
@@ -402,7 +402,7 @@ def _generate(
     silent = not distributed.is_primary()
     bar = progress.Bar(batches, "generate", total, leave=False, disable=silent)
     for index, batch in enumerate(bar):
-        done = rollout.rollout(
+        done = generation.generate(
             model_config,
             base,
             batch["tokens"],

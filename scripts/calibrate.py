@@ -18,7 +18,7 @@ after its last whole layer.
 from absl import flags
 
 from nspo_jax import sharding, workspace
-from nspo_jax.evaluation import report
+from nspo_jax.reports import tables
 from nspo_jax.rl import checks
 from scripts import launch
 
@@ -38,12 +38,12 @@ def main() -> None:
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     if TRY_RULE.value:
         rows = workspace.preview_projectors(config, work, TRY_RULE.value)
-        print(f"\n{report.format_rules(rows)}")
+        print(f"\n{tables.format_rules(rows)}")
         return
     projectors = workspace.open_projectors(config, work)
     if OUTPUT.value:
         projectors.save(OUTPUT.value)
-    print(f"\n{report.format_projectors(projectors)}")
+    print(f"\n{tables.format_projectors(projectors)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from nspo_jax import evaluation, seeds, sharding, workspace
-from nspo_jax.evaluation import report
+from nspo_jax.reports import tables
 from nspo_jax.rl import checks, rollouts
 from scripts import launch
 
@@ -38,7 +38,7 @@ def main() -> None:
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
     scores = evaluator.score(params, completed)
-    print(f"\n{report.format_scores({name: scores | {'counts': work.task.counts}})}")
+    print(f"\n{tables.format_scores({name: scores | {'counts': work.task.counts}})}")
 
 
 if __name__ == "__main__":

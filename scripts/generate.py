@@ -22,8 +22,8 @@ import numpy as np
 
 from nspo_jax import models
 from nspo_jax.data import chat, text_stream
-from nspo_jax.models import sampling
-from nspo_jax.rl import ranges, rollout
+from nspo_jax.models import generation, sampling
+from nspo_jax.rl import ranges
 from scripts import launch
 
 MODEL = flags.DEFINE_string("model", None, "The model's directory.", required=True)
@@ -130,7 +130,7 @@ def answer(
     tokens, mask = encoded.tokens[0], encoded.mask[0]
     text, count, token, started = text_stream.TextStream(form, tokens[mask]), 0, None, None
     try:
-        for token in rollout.stream(
+        for token in generation.stream(
             config, params, tokens, mask, key,
             max_new_tokens=MAX_NEW_TOKENS.value, stop_ids=form.stop_ids,
             temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value,

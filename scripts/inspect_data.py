@@ -14,7 +14,7 @@ from absl import flags
 import tensorflow_datasets as tfds
 
 from nspo_jax.data import layouts, public, records, statistics
-from nspo_jax.evaluation import report
+from nspo_jax.reports import tables
 from scripts import launch
 
 PATH = flags.DEFINE_multi_string(
@@ -55,7 +55,7 @@ def main(name: str) -> None:
             suites.setdefault(row.source, []).append(row.prompt)
     print(f"{name}: {', '.join(loaded.files)}")
     for title, table in statistics.describe(loaded, suites):
-        print(f"\n{title}\n\n{report.format_table(table)}")
+        print(f"\n{title}\n\n{tables.format_table(table)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ a line a layer, with its cut.
 import pathlib
 
 from nspo_jax import nullspace
-from nspo_jax.evaluation import figures, report
+from nspo_jax.reports import figures, tables
 from scripts import launch
 
 FIGURE = launch.define_output("figure", "Also draw the spectra into this file.", file=True)
@@ -21,7 +21,7 @@ FIGURE = launch.define_output("figure", "Also draw the spectra into this file.",
 def main(directory: str) -> None:
     """Prints the table, and draws."""
     projectors = nullspace.load_projectors(directory)
-    print(report.format_projectors(projectors))
+    print(tables.format_projectors(projectors))
     if FIGURE.value:
         print(figures.plot_spectra(projectors, pathlib.Path(FIGURE.value)))
 

@@ -14,8 +14,7 @@ from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
 
-from nspo_jax import distributed, preemption, rewards
-from nspo_jax.rl import record
+from nspo_jax import distributed, preemption, rewards, run_directory
 from scripts import command_line, config_files
 
 # What a user can get wrong, or meet, and fix: shown as a paragraph. Anything else is a bug, and
@@ -67,9 +66,9 @@ def check_outputs() -> None:
                 f"--{holder.name} is {str(path)!r}, a directory; expected the file to write."
             )
         if file:
-            record.check_directory(path.parent, f"The directory of --{holder.name}")
+            run_directory.check_directory(path.parent, f"The directory of --{holder.name}")
         else:
-            record.check_directory(path, f"--{holder.name}")
+            run_directory.check_directory(path, f"--{holder.name}")
 
 
 def define_processes() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from nspo_jax import files
-from nspo_jax.evaluation import figures
+from nspo_jax.reports import figures
 from scripts import command_line, launch
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's workdir.")

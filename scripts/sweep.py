@@ -19,9 +19,9 @@ from typing import Any
 
 from absl import flags
 
-from nspo_jax import files, progress
-from nspo_jax.evaluation import figures, report
-from nspo_jax.rl import record, trainer
+from nspo_jax import files, progress, run_directory
+from nspo_jax.reports import figures, tables
+from nspo_jax.rl import trainer
 from scripts import launch, processes, sweep_runs
 
 CONFIG = launch.define_config("sweep")
@@ -49,11 +49,13 @@ def main() -> None:
             "again. Add --parallel=1, or the number of runs at a time."
         )
     runs = sweep_runs.expand(sweep, workdir)
-    unfinished = [run for run in runs if not record.resumes_finished(run.config, run.directory)]
+    unfinished = [
+        run for run in runs if not run_directory.resumes_finished(run.config, run.directory)
+    ]
     if PRINT.value:
         sweep_runs.print_commands(unfinished)
         return
-    record.check_directory(workdir, "--workdir")  # with --print it may be another machine's
+    run_directory.check_directory(workdir, "--workdir")  # with --print it may be another machine's
     if PARALLEL.value is None:
         for run in progress.Bar(runs, desc="sweep", unit="run"):
             trainer.train(run.config, run.directory)
@@ -68,12 +70,12 @@ def main() -> None:
         "seconds": time.monotonic() - started,
     }
     files.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
-    files.write_text(workdir / "table.md", report.format_scores(summary["arms"], markdown=True))
+    files.write_text(workdir / "table.md", tables.format_scores(summary["arms"], markdown=True))
     figure = "none, of the base alone"
     if set(names) != {"base"}:
         figure = figures.plot_arms(workdir, names, seeds)
-    certificate = sweep_runs.run_directory(workdir, "nspo", seeds[0]) / "certificate.json"
-    print(f"\n{report.format_scores(summary['arms'])}\n")
+    certificate = sweep_runs.run_path(workdir, "nspo", seeds[0]) / "certificate.json"
+    print(f"\n{tables.format_scores(summary['arms'])}\n")
     print(f"table: {workdir / 'table.md'}, figure: {figure}")
     if certificate.exists():
         print(f"certificate of nspo: {certificate}")

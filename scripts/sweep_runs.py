@@ -60,7 +60,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
             name = run_name(arm, point)
-            directory = run_directory(workdir, name, seed)
+            directory = run_path(workdir, name, seed)
             changes = {
                 **point,
                 "seed": seed,
@@ -121,6 +121,6 @@ def print_commands(runs: list[Run]) -> None:
         print("\n".join(f"python {command}" for command in then))
 
 
-def run_directory(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:
+def run_path(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:
     """Where one run of a sweep lives."""
     return workdir / f"seed_{seed}" / "runs" / name

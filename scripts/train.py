@@ -30,7 +30,7 @@ from absl import flags
 import jax
 
 from nspo_jax import chips, distributed, files, models, nullspace, sharding
-from nspo_jax.evaluation import report
+from nspo_jax.reports import tables
 from nspo_jax.rl import plan as plan_lib
 from nspo_jax.rl import trainer
 from scripts import launch
@@ -76,7 +76,7 @@ def main() -> None:
         workdir / "certificate.json", "delete summary.json beside it, and run again"
     )
     print(f"\n{nullspace.format_certificate(certificate)}\n")
-    print(report.format_scores({workdir.name: summary}))
+    print(tables.format_scores({workdir.name: summary}))
     print(
         f"\nThe policy is in {workdir / 'policy'}, what it kept in {workdir / 'certificate.json'}."
     )

@@ -15,7 +15,7 @@ import pathlib
 from absl import flags
 
 from nspo_jax import judges, reward_training, sharding, workspace
-from nspo_jax.evaluation import report
+from nspo_jax.reports import tables
 from nspo_jax.rl import checks
 from scripts import launch
 
@@ -33,7 +33,7 @@ def main() -> None:
         raise ValueError(f"{directory} is there already: delete it, or give another --output.")
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     lines = judges.train_reward_model(config, work, objective, directory)
-    print(report.format_epochs(lines))
+    print(tables.format_epochs(lines))
     print(directory)
 
 

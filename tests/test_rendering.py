@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from nspo_jax import judges, models, rendering, rewards, sharding, workspace
+from nspo_jax import judges, models, rendering, rewards, run_directory, sharding, workspace
 from nspo_jax.data import chat
-from nspo_jax.rl import checks, record, trainer
+from nspo_jax.rl import checks, trainer
 from tests.rl.micro_run import judge, micro, refuse
 
 CLOCK = "{{ strftime_now('%-d') }} " + chat.TEMPLATE  # days are words of the chat world
@@ -88,19 +88,21 @@ def test_a_date_that_is_none_is_refused(date):
 
 def test_a_workdir_keeps_what_its_run_settled(tmp_path):
     config = default.get_config()
-    assert record.with_recorded(config, tmp_path).data.date == ""
+    assert run_directory.with_recorded(config, tmp_path).data.date == ""
     settled = config.copy_and_resolve_references()
     settled.data.date = "2026-11-04"
-    record.write_config(settled, tmp_path)
-    kept = record.with_recorded(config, tmp_path)
+    run_directory.write_config(settled, tmp_path)
+    kept = run_directory.with_recorded(config, tmp_path)
     assert kept.data.date == "2026-11-04" and config.data.date == ""
-    assert not record.resumes_finished(kept, tmp_path)
+    assert not run_directory.resumes_finished(kept, tmp_path)
     earlier = json.loads((tmp_path / "config.json").read_text())
     del earlier["data.date"]  # a run from before there was the field
     (tmp_path / "config.json").write_text(json.dumps(earlier))
-    assert not record.resumes_finished(record.with_recorded(config, tmp_path), tmp_path)
+    assert not run_directory.resumes_finished(
+        run_directory.with_recorded(config, tmp_path), tmp_path
+    )
     with pytest.raises(ValueError, match="data.date: '' there, '2026-11-04' now"):
-        record.resumes_finished(settled, tmp_path)
+        run_directory.resumes_finished(settled, tmp_path)
 
 
 def test_a_run_goes_on_the_next_day(tmp_path, today, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from configs import default, safety
 from nspo_jax import evaluation, judges, metrics, models, sharding, workspace
 from nspo_jax.data import chat
-from nspo_jax.evaluation import report, sampling
+from nspo_jax.reports import tables
 from nspo_jax.rl import checks, rollouts, trainer
 
 
@@ -57,7 +57,7 @@ def test_a_workspace_on_real_files(config, caplog):
     assert "left out, longer than data.prompt_length=90" in caplog.text
     assert "prompts left out that evaluation sets have too" in caplog.text
 
-    evaluator = sampling.Evaluator(config, work)
+    evaluator = evaluation.Evaluator(config, work)
     refusal, answer = "I'm sorry, but I can't help with that.", "First, take a hammer."
     texts = {name: [refusal, answer, answer, answer] for name in task.suites}
     texts["xstest_safe"] = [refusal, refusal, answer, answer]
@@ -111,7 +111,7 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     assert 0 <= summary["unsafe/advbench"] <= 1 and summary["counts"]["unsafe"] == 8
     row = metrics.read_metrics(tmp_path / "cut")[-1]
     assert row["step"] == 2 and row["evaluation/unsafe/harmbench"] == summary["unsafe/harmbench"]
-    table = report.format_scores({"whole": summary})
+    table = tables.format_scores({"whole": summary})
     header, _, line, *_ = table.split("\n")
     assert header.split()[:2] == ["arm", "unsafe"] and "over-refusal" in header
     assert f"{100 * summary['unsafe']:.1f} (" in line

@@ -1,5 +1,5 @@
 """What a policy does: sampled behaviour, and the tables that report it."""
 
-from nspo_jax.evaluation.sampling import Evaluator
+from nspo_jax.evaluation.evaluator import Evaluator
 
 __all__ = ["Evaluator"]

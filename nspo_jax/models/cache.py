@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nspo_jax import sharding
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import rows
 
 
 class Cache(NamedTuple):
@@ -40,8 +40,8 @@ def empty_cache(config: config_lib.ModelConfig, batch: int, size: int) -> Cache:
         )
     shape = (config.num_layers, batch, size, config.num_kv_heads, config.head_dim)
     return Cache(
-        keys=rows.shard_rows(jnp.zeros(shape, config.compute_dtype), 1),
-        values=rows.shard_rows(jnp.zeros(shape, config.compute_dtype), 1),
+        keys=sharding.shard_rows(jnp.zeros(shape, config.compute_dtype), 1),
+        values=sharding.shard_rows(jnp.zeros(shape, config.compute_dtype), 1),
         valid=jnp.zeros((batch, size), bool),
         length=jnp.zeros((), jnp.int32),
         positions=jnp.zeros((batch,), jnp.int32),
@@ -51,8 +51,8 @@ def empty_cache(config: config_lib.ModelConfig, batch: int, size: int) -> Cache:
 def repeat_cache(cache: Cache, n: int) -> Cache:
     """Each row n times in place: row i becomes rows i * n to i * n + n - 1."""
     return Cache(
-        keys=rows.shard_rows(jnp.repeat(cache.keys, n, axis=1), 1),
-        values=rows.shard_rows(jnp.repeat(cache.values, n, axis=1), 1),
+        keys=sharding.shard_rows(jnp.repeat(cache.keys, n, axis=1), 1),
+        values=sharding.shard_rows(jnp.repeat(cache.values, n, axis=1), 1),
         valid=jnp.repeat(cache.valid, n, axis=0),
         length=cache.length,
         positions=jnp.repeat(cache.positions, n, axis=0),

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nspo_jax import sharding
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import layers, rows, transformer
+from nspo_jax.models import layers, transformer
 
 # Logits of so many numbers, 1 GiB in float32, are in memory at once.
 CHUNK_ELEMENTS = 2**28
@@ -44,7 +45,7 @@ def map_positions(
       The function's result for all positions, arrays [batch, time, ...].
     """
     batch, time = arrays[0].shape[:2]
-    chunk = max(1, CHUNK_ELEMENTS * rows.shards_of(batch) // (batch * config.vocab_size))
+    chunk = max(1, CHUNK_ELEMENTS * sharding.shards_of(batch) // (batch * config.vocab_size))
     if chunk >= time:
         return function(*arrays)
     count = -(-time // chunk)
@@ -53,7 +54,7 @@ def map_positions(
         padding = [(0, 0)] * array.ndim
         padding[1] = (0, count * chunk - time)
         pieces = jnp.pad(array, padding).reshape(batch, count, chunk, *array.shape[2:])
-        return rows.shard_rows(jnp.moveaxis(pieces, 1, 0), 1)
+        return sharding.shard_rows(jnp.moveaxis(pieces, 1, 0), 1)
 
     def join(pieces):
         joined = jnp.moveaxis(pieces, 0, 1)

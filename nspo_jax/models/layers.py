@@ -11,8 +11,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from nspo_jax import sharding
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import rows
 
 INIT_STDDEV = 0.02
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}  # jax's default gelu is the tanh one
@@ -31,7 +31,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # [tokens, in] -> [tokens, out]
-        y = rows.shard_rows(rows.shard_rows(x) @ self.kernel[...].astype(x.dtype))
+        y = sharding.shard_rows(sharding.shard_rows(x) @ self.kernel[...].astype(x.dtype))
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -62,7 +62,7 @@ class Embedding(nnx.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return rows.shard_rows(self.embedding[...][tokens])
+        return sharding.shard_rows(self.embedding[...][tokens])
 
 
 class MLP(nnx.Module):

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax.models import attention, rows
+from nspo_jax import sharding
+from nspo_jax.models import attention
 from nspo_jax.models import cache as cache_lib
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import layers as layers_lib
@@ -164,9 +165,9 @@ class Transformer(nnx.Module):
     def _apply(self, kernel, hidden):
         """hidden @ kernel, float32 [..., out]."""
         x = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.compute_dtype)
-        x = rows.shard_rows(x)
+        x = sharding.shard_rows(x)
         result = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        result = rows.shard_rows(result)
+        result = sharding.shard_rows(result)
         return result.reshape(*hidden.shape[:-1], -1)
 
 
@@ -232,7 +233,8 @@ def embed(config: config_lib.ModelConfig, params: Params, tokens: jax.Array) -> 
     `params` needs `embed` alone. With `run_layer` and `final_norm`, a forward pass that holds one
     layer at a time.
     """
-    return _to_residual(config, rows.shard_rows(params["embed"]["embedding"][tokens.reshape(-1)]))
+    rows = params["embed"]["embedding"][tokens.reshape(-1)]
+    return _to_residual(config, sharding.shard_rows(rows))
 
 
 def run_layer(

@@ -17,10 +17,11 @@ import numpy as np
 
 from nspo_jax import chips, hlo, judges, models, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.evaluation import report
+from nspo_jax.models import generation
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.rl import checks, rollout, train_step, trainer
+from nspo_jax.reports import tables
+from nspo_jax.rl import checks, train_step, trainer
 
 GIB = 2**30
 # Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
@@ -202,7 +203,7 @@ def step_flops(model: models.ModelConfig, config: ml_collections.ConfigDict) -> 
 
 def _rollout(config, model, mesh, policy, prompts, samples):
     shape = (prompts, config.data.prompt_length)
-    return rollout.rollout.lower(
+    return generation.generate.lower(
         model,
         policy,
         _rows(mesh, shape, jnp.int32),
@@ -394,9 +395,9 @@ def format_plan(plan: Plan, config: ml_collections.ConfigDict, chip: str | None)
         f"{plan.devices} devices; {plan.tokens:,} tokens a step",
         *(f"assumed: {words}" for words in plan.assumptions),
         "",
-        report.format_table(rows),
+        tables.format_table(rows),
         "",
-        report.format_table(work),
+        tables.format_table(work),
         "",
     ]
     for name in [chip] if chip else chips.CHIPS:

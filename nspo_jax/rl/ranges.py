@@ -13,13 +13,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from nspo_jax import models, rewards, seeds
+from nspo_jax import models, rewards, run_directory, seeds
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import safety, split
 from nspo_jax.models import config as model_lib
 from nspo_jax.nullspace import calibration, moments, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.rl import advantages, learning, losses, record
+from nspo_jax.rl import advantages, learning, losses
 
 ALGORITHMS = ("policy_gradient", "dpo", "ppo_lagrangian")
 TASKS = ("chat_world", "stories", "safety")
@@ -297,7 +297,7 @@ FIELDS: dict[str, Range] = {
 
 def check_fields(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError naming every field that is missing, unknown, or out of its range."""
-    flat = record.flatten(config)
+    flat = run_directory.flatten(config)
     if missing := [name for name in FIELDS if name not in flat]:
         raise ValueError(
             f"The config has no field {', '.join(missing)}: begin with default.get_config() of "

@@ -24,7 +24,8 @@ import numpy as np
 from nspo_jax import chips, distributed, metrics, models, rewards, seeds
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
-from nspo_jax.rl import advantages, checks, rollout, train_step
+from nspo_jax.models import generation
+from nspo_jax.rl import advantages, checks, train_step
 
 ROLES = ("rollout", "evaluation")
 
@@ -188,7 +189,7 @@ class Rollouts:
             self._config.data.prompt_length,
         )
         tokens, mask = distributed.gather_rows((own.tokens, own.mask))
-        done = rollout.rollout_in_batches(
+        done = generation.generate_in_batches(
             work.config, params, work.mesh, tokens, mask, key, **self._options
         )
         return Sampled(drawn, tokens, mask, done.tokens, done.logprobs, done.mask)

@@ -33,13 +33,14 @@ from nspo_jax import (
     ownership,
     preemption,
     rewards,
+    run_directory,
     seeds,
     sharding,
 )
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import progress as progress_lib
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.rl import checks, dpo, lagrangian, learning, record, rollouts, train_step
+from nspo_jax.rl import checks, dpo, lagrangian, learning, rollouts, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -76,13 +77,13 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     for name, directory in (("workdir", workdir), ("workspace", config.workspace)):
-        record.check_directory(directory, name)
-    record.restore_defaults(config, workdir)
+        run_directory.check_directory(directory, name)
+    run_directory.restore_defaults(config, workdir)
     checks.check_config(config)
     checks.check_profile(config, profile)
-    config = record.with_recorded(config, workdir)
+    config = run_directory.with_recorded(config, workdir)
     with ownership.own(workdir, "workdir"):
-        if record.resumes_finished(config, workdir, allow_config_change):
+        if run_directory.resumes_finished(config, workdir, allow_config_change):
             if profile is not None:
                 _log.warning("%s is finished: no step is left to profile", workdir)
             return files.read_json(workdir / "summary.json", "delete it, and run again")
@@ -132,7 +133,7 @@ def _run(
     form_weights = _add_change if changes else optimizer_lib.combine
 
     # ---------------------------------------------------------------------------- resume
-    record.write_config(config, workdir)
+    run_directory.write_config(config, workdir)
     checkpoints = checkpoint.Checkpointer(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,

@@ -10,8 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from nspo_jax import rewards
-from nspo_jax.rl import record
+from nspo_jax import rewards, run_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +164,7 @@ def check_uses(config: ml_collections.ConfigDict, *, is_run: bool = True) -> Non
       config: one whose fields are all in their ranges.
       is_run: a policy is trained; without, fields of rewards may say what a later run needs.
     """
-    flat = record.flatten(config)
+    flat = run_directory.flatten(config)
     found = []
     for use in USES:
         unread = [

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nspo_jax import models, nullspace
-from nspo_jax.rl import rollout, train_step
+from nspo_jax.models import generation
+from nspo_jax.rl import train_step
 
 ABSENT = ((3, 5), (20, 24))
 CONFIG = models.ModelConfig(
@@ -31,7 +32,7 @@ def params():
 @pytest.fixture(scope="module")
 def completions(params):
     prompts = np.random.default_rng(0).choice(PRESENT, (64, 4)).astype(np.int32)
-    done = rollout.rollout(
+    done = generation.generate(
         CONFIG, params[0], prompts, np.ones((64, 4), bool), jax.random.key(2),
         max_new_tokens=8, stop_ids=(2,), temperature=2.0,
     )  # fmt: skip
@@ -57,7 +58,7 @@ def test_they_are_never_drawn_and_sampler_and_trainer_agree(params, completions)
     drawn = done.tokens[done.mask]
     assert len(drawn) > 200 and np.isin(drawn, PRESENT).all()
     # without the mask this model would draw them, so that the test could fail
-    whole = rollout.rollout(
+    whole = generation.generate(
         WHOLE, params[0], prompts, np.ones(prompts.shape, bool), jax.random.key(2),
         max_new_tokens=8, stop_ids=(2,), temperature=2.0,
     )  # fmt: skip

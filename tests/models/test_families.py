@@ -16,8 +16,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from nspo_jax import models
-from nspo_jax.models import hf
-from nspo_jax.rl import rollout
+from nspo_jax.models import generation, hf
 
 torch = pytest.importorskip("torch", reason="torch is the independent check of the models")
 transformers = pytest.importorskip("transformers")
@@ -148,7 +147,7 @@ def test_greedy_generation_through_the_cache(saved, case):
             input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64)),
             max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0,
         ).numpy()[:, tokens.shape[1] :]  # fmt: skip
-    done = rollout.rollout(
+    done = generation.generate(
         config, params, jnp.asarray(tokens, jnp.int32), jnp.asarray(mask), jax.random.key(0),
         max_new_tokens=new, stop_ids=(SMALL["vocab_size"],), temperature=0.0,
     )  # fmt: skip

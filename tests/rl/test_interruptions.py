@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from nspo_jax import metrics, preemption
+from nspo_jax import metrics, preemption, run_directory
 from nspo_jax.data import builders
-from nspo_jax.rl import record, rollouts, trainer
+from nspo_jax.rl import rollouts, trainer
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -55,9 +55,11 @@ def test_another_config_continues_a_run_when_it_is_allowed_to(finished, tmp_path
 
 def test_where_a_judge_is_and_how_long_it_may_take_is_no_other_run(finished):
     changes = {"rewards.judge.url": "http://another/v1", "rewards.judge.timeout": 5.0}
-    assert record.resumes_finished(micro(finished[0], **changes), finished[1])
+    assert run_directory.resumes_finished(micro(finished[0], **changes), finished[1])
     with pytest.raises(ValueError, match="rewards.judge.model: '' there, 'b' now"):
-        record.resumes_finished(micro(finished[0], **{"rewards.judge.model": "b"}), finished[1])
+        run_directory.resumes_finished(
+            micro(finished[0], **{"rewards.judge.model": "b"}), finished[1]
+        )
 
 
 def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs import default, tiny
-from nspo_jax.rl import checks, ranges, record
+from nspo_jax import run_directory
+from nspo_jax.rl import checks, ranges
 
 INF, NAN = math.inf, math.nan
-DEFAULTS = record.flatten(default.get_config())
+DEFAULTS = run_directory.flatten(default.get_config())
 # text whose only rule is that it is text: names of files, columns, servers, and what is said
 FREE_TEXT = {
     "workspace", "model.path", "data.system_prompt", "data.train_path", "data.subset",

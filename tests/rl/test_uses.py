@@ -6,11 +6,11 @@ import pathlib
 import pytest
 
 from configs import default, llm, safety, tiny, tinystories
-from nspo_jax import models
-from nspo_jax.rl import checks, ranges, record, uses
+from nspo_jax import models, run_directory
+from nspo_jax.rl import checks, ranges, uses
 from scripts import sweep_runs
 
-DEFAULTS = record.flatten(default.get_config())
+DEFAULTS = run_directory.flatten(default.get_config())
 SWEEPS = sorted(
     path.stem for path in (pathlib.Path(__file__).parents[2] / "configs/sweeps").glob("*.py")
 )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nspo_jax import nullspace
-from nspo_jax.evaluation import figures, report
 from nspo_jax.nullspace import spectrum as spectrum_lib
+from nspo_jax.reports import figures, tables
 
 
 def test_rates_are_percent_with_the_interval_of_the_median_over_seeds():
@@ -16,20 +16,20 @@ def test_rates_are_percent_with_the_interval_of_the_median_over_seeds():
         "base": {"unsafe": [0.8, 0.9, 0.81], "general": [1.0, 0.99, 0.98]},
         "nspo": {"unsafe": [0.0, 0.02, 0.01], "general": [0.99, 0.99, 0.99]},
     }
-    text = report.format_scores(few)
+    text = tables.format_scores(few)
     assert "81.0 (80.0 to 90.0)" in text and "1.0 (0.0 to 2.0)" in text
     assert "over-refusal" not in text  # no column that no arm has
     assert text.endswith(
         "Median over 3 seeds (smallest to largest, which is a 75 % interval of the median)."
     )
-    table = report.format_scores(few, markdown=True).split("\n\n")[0]
+    table = tables.format_scores(few, markdown=True).split("\n\n")[0]
     assert {line.count("|") for line in table.split("\n")} == {4}
 
 
 def test_of_ten_seeds_the_worst_is_shown_in_each_column_s_own_sense():
     values = [0.9, 0.5, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 1.0]
     many = {"nspo": {"unsafe": values, "general": values, "kl_heldout": values}}
-    header, _, row, _, caption = report.format_scores(many).split("\n")
+    header, _, row, _, caption = tables.format_scores(many).split("\n")
     assert "93.5 (90.0 to 97.0; 100.0)" in row  # unsafe
     assert "93.5 (90.0 to 97.0; 50.0)" in row  # general
     assert "9.4e-01 (9.0e-01 to 9.7e-01; 1.0e+00)" in row
@@ -38,14 +38,14 @@ def test_of_ten_seeds_the_worst_is_shown_in_each_column_s_own_sense():
 
 def test_one_run_has_the_sampling_error_of_its_prompts():
     run = {"unsafe": 0.25, "general": 0.5, "counts": {"unsafe": 200, "general": 1000}}
-    text = report.format_scores({"nspo": run})
+    text = tables.format_scores({"nspo": run})
     assert "25.0 (19.5 to 31.4)" in text and "50.0 (46.9 to 53.1)" in text
     assert text.endswith("One seed (95 % interval of the sample of prompts).")
-    assert "(" not in report.format_scores({"nspo": {"unsafe": 0.25}})
+    assert "(" not in tables.format_scores({"nspo": {"unsafe": 0.25}})
 
 
 def test_columns_line_up():
-    lines = report.format_table([["a", "b"], ["long name", "1"], ["x", "12345"]]).split("\n")
+    lines = tables.format_table([["a", "b"], ["long name", "1"], ["x", "12345"]]).split("\n")
     assert len({len(line) for line in lines}) == 1
 
 
@@ -112,7 +112,7 @@ def test_projectors_show_their_cut_and_their_weight():
     first, second = projectors.summary()
     assert (first["gap"], second["gap"]) == (2.0, np.inf)
     assert first["bytes"] == 4 * 2 * 4 and first["energy"] == pytest.approx(8 / 15)
-    header, _, row, _, total = report.format_projectors(projectors).split("\n")
+    header, _, row, _, total = tables.format_projectors(projectors).split("\n")
     assert header.split()[-4:] == ["gap", "KiB", "side", "stored"] and "2.00" in row
     assert total.startswith("0.0 MiB")
 
@@ -139,5 +139,5 @@ def test_calibration_is_drawn_and_epochs_are_tabled(tmp_path):
     path = figures.plot_calibration(claimed, claimed > 0.4, tmp_path / "figures" / "c.png")
     assert matplotlib.image.imread(path).std() > 0.01
     lines = [{"epoch": 1, "loss": 0.5, "held_out_pair_accuracy": 0.913}]
-    header, _, row = report.format_epochs(lines).split("\n")
+    header, _, row = tables.format_epochs(lines).split("\n")
     assert "91.3 %" in row and "held out pair accuracy" in header

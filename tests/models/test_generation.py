@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nspo_jax import models
-from nspo_jax.rl import rollout, train_step
+from nspo_jax.models import generation
+from nspo_jax.rl import train_step
 
 CONFIG = models.ModelConfig(
     vocab_size=13, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4,
@@ -33,7 +34,7 @@ def prompts():
 
 def sample(params, seed=0, **changes):
     options = {"samples": 4, "max_new_tokens": 10, "stop_ids": STOP, **changes}
-    return rollout.rollout(CONFIG, params, *prompts(), jax.random.key(seed), **options)
+    return generation.generate(CONFIG, params, *prompts(), jax.random.key(seed), **options)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -91,19 +92,19 @@ def test_a_row_gets_what_it_gets_alone(shared_data, options):
     mask = np.array([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
     keys = jax.random.split(jax.random.key(7), 2 * len(rows))
     options = {"samples": 2, "max_new_tokens": 40, "stop_ids": (2,), **options}
-    together = rollout.rollout(config, params, tokens, mask, keys, **options)
-    again = rollout.rollout(config, params, tokens, mask, jax.random.key(7), **options)
+    together = generation.generate(config, params, tokens, mask, keys, **options)
+    again = generation.generate(config, params, tokens, mask, jax.random.key(7), **options)
     np.testing.assert_array_equal(together.tokens, again.tokens)  # one key is split into these
     for index, row in enumerate(rows):
         place = slice(2 * index, 2 * index + 2)
         row = np.array([row], np.int32)
         ones = np.ones(row.shape, bool)
-        alone = rollout.rollout(config, params, row, ones, keys[place], **options)
+        alone = generation.generate(config, params, row, ones, keys[place], **options)
         np.testing.assert_array_equal(alone.tokens, together.tokens[place])
         np.testing.assert_array_equal(alone.mask, together.mask[place])
         np.testing.assert_allclose(alone.logprobs, together.logprobs[place], atol=2e-5)
         streamed = list(
-            rollout.stream(
+            generation.stream(
                 config, params, row[0], ones[0], keys[2 * index],
                 **{name: value for name, value in options.items() if name != "samples"},
             )
@@ -114,7 +115,7 @@ def test_a_row_gets_what_it_gets_alone(shared_data, options):
 def test_every_step_draws_anew(params):
     """Uniform logits: a token equals the one before it as often as chance says."""
     uniform = {**params, "head": {"kernel": jnp.zeros_like(params["head"]["kernel"])}}
-    done = rollout.rollout(
+    done = generation.generate(
         CONFIG, uniform, *prompts(), jax.random.key(4), samples=100, max_new_tokens=10, stop_ids=()
     )
     tokens = np.asarray(done.tokens)
@@ -132,7 +133,7 @@ def test_a_filter_that_means_nothing_is_named(params, options, message):
 def test_samples_follow_the_models_distribution(params):
     """The first token of 4000 samples against the exact probabilities (chi-squared)."""
     tokens, mask = prompts()
-    done = rollout.rollout(
+    done = generation.generate(
         CONFIG, params, tokens[:1], mask[:1], jax.random.key(3),
         samples=4000, max_new_tokens=1, stop_ids=STOP,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import jax
 import ml_collections
 
 from nspo_jax import distributed, nullspace, tasks, workspace
-from nspo_jax.rl import rollout
+from nspo_jax.models import generation
 
 
 class Evaluator:
@@ -38,7 +38,7 @@ class Evaluator:
     def complete(self, params, key: jax.Array) -> tasks.Completed:
         """Suite name -> (conversations, sampled completions)."""
         work = self._work
-        done = rollout.rollout_in_batches(
+        done = generation.generate_in_batches(
             work.config, params, work.mesh, *self._prompts, key, **self._options
         )
         texts = work.format.decode(done.tokens, done.mask)

@@ -1,7 +1,7 @@
 """Sampling completions: one prefill per prompt, then decode steps with a KV cache.
 
-`rollout` runs the steps in a compiled loop, for RL and evaluation; `stream` runs them one at a time
-from the host, for a terminal. A row's completion depends on its own prompt and key, not on its
+`generate` runs the steps in a compiled loop, for RL and evaluation; `stream` runs them one at a
+time from the host, for a terminal. A row's completion depends on its own prompt and key, not on its
 neighbours or its place in the batch.
 """
 
@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import distributed, models, sharding
-from nspo_jax.models import sampling
+from nspo_jax import distributed, sharding
+from nspo_jax.models import cache as cache_lib
+from nspo_jax.models import config as config_lib
+from nspo_jax.models import heads, sampling, transformer
 
 
 class Completions(NamedTuple):
@@ -38,13 +40,13 @@ class Decoding(NamedTuple):
     """
 
     hidden: jax.Array
-    cache: models.Cache
+    cache: cache_lib.Cache
     done: jax.Array
     step: jax.Array
 
 
 def prefill(
-    config: models.ModelConfig,
+    config: config_lib.ModelConfig,
     params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -55,18 +57,20 @@ def prefill(
     """Runs the prompts; each is repeated `samples` times afterwards."""
     count, length = prompts.shape
     # the barrier keeps XLA from folding the attention to empty slots at compile time, for seconds
-    cache = jax.lax.optimization_barrier(models.empty_cache(config, count, length + max_new_tokens))
-    out = models.forward(config, params, prompts, prompt_mask, cache)
+    cache = jax.lax.optimization_barrier(
+        cache_lib.empty_cache(config, count, length + max_new_tokens)
+    )
+    out = transformer.forward(config, params, prompts, prompt_mask, cache)
     return Decoding(
         hidden=jnp.repeat(out.hidden[:, -1], samples, axis=0),
-        cache=models.repeat_cache(out.cache, samples),
+        cache=cache_lib.repeat_cache(out.cache, samples),
         done=jnp.zeros((count * samples,), bool),
         step=jnp.int32(0),
     )
 
 
 def decode(
-    config: models.ModelConfig,
+    config: config_lib.ModelConfig,
     params,
     state: Decoding,
     keys: jax.Array,
@@ -77,7 +81,7 @@ def decode(
     top_p: float,
 ) -> tuple[Decoding, tuple[jax.Array, jax.Array, jax.Array]]:
     """Draws one token a row; returns the state after it and (token, logprob, live), each [rows]."""
-    logits = models.logits(config, params, state.hidden)  # [rows, vocab]
+    logits = heads.logits(config, params, state.hidden)  # [rows, vocab]
     token, logprob = sampling.sample_token(
         logits,
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step),
@@ -87,7 +91,7 @@ def decode(
     )
     live = ~state.done
     done = state.done | jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=-1)
-    out = models.forward(config, params, token[:, None], live[:, None], state.cache)
+    out = transformer.forward(config, params, token[:, None], live[:, None], state.cache)
     after = Decoding(out.hidden[:, 0], out.cache, done, state.step + 1)
     return after, (jnp.where(live, token, 0), jnp.where(live, logprob, 0.0), live)
 
@@ -98,8 +102,8 @@ def decode(
         "config", "samples", "max_new_tokens", "stop_ids", "top_k", "top_p", "gather",
     ),
 )  # fmt: skip
-def rollout(
-    config: models.ModelConfig,
+def generate(
+    config: config_lib.ModelConfig,
     params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -160,8 +164,8 @@ def rollout(
     return jax.lax.while_loop(running, step, (state, empty))[1]
 
 
-def rollout_in_batches(
-    config: models.ModelConfig,
+def generate_in_batches(
+    config: config_lib.ModelConfig,
     params,
     mesh: jax.sharding.Mesh,
     prompts: np.ndarray,
@@ -172,12 +176,12 @@ def rollout_in_batches(
     samples: int = 1,
     **options,
 ) -> Completions:
-    """`rollout` on a mesh, equal parts of the prompts in turn: host arrays. Collective.
+    """`generate` on a mesh, equal parts of the prompts in turn: host arrays. Collective.
 
     Every row has a key of its own: what is drawn does not hang on how many are drawn at once.
 
     Args:
-      config: see `rollout`, like what is not named here.
+      config: see `generate`, like what is not named here.
       params: the policy.
       mesh: spreads the rows of each part.
       prompts: int32 [prompts, prompt_length], on the host.
@@ -185,13 +189,13 @@ def rollout_in_batches(
       key: PRNG key of all rows.
       batches: the number of parts, which divides the prompts.
       samples: completions a prompt.
-      **options: of `rollout`.
+      **options: of `generate`.
     """
     keys = jnp.split(jax.random.split(key, len(prompts) * samples), batches)
     parts = [np.split(array, batches) for array in (prompts, prompt_mask)]
     found = [
         distributed.fetch(
-            rollout(
+            generate(
                 config, params, *sharding.shard_batch(mesh, part), part_keys,
                 samples=samples, **options,
             )
@@ -208,7 +212,7 @@ _decode = jax.jit(
 
 
 def stream(
-    config: models.ModelConfig,
+    config: config_lib.ModelConfig,
     params,
     prompt: np.ndarray,
     prompt_mask: np.ndarray,
@@ -220,7 +224,7 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Iterator[int]:
-    """Yields the tokens of one completion as they are drawn: those of `rollout` with this row key.
+    """Yields the tokens of one completion as they are drawn: those of `generate` with this row key.
 
     Args:
       config: the model's configuration.
@@ -230,7 +234,7 @@ def stream(
       key: the row's PRNG key.
       max_new_tokens: the completion is cut off here.
       stop_ids: it ends with the first of these.
-      temperature: see `rollout`, like the rest.
+      temperature: see `generate`, like the rest.
       top_k: 0 is off.
       top_p: 1 is off.
     """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nspo_jax.evaluation import intervals
+from nspo_jax.reports import intervals
 
 
 @pytest.mark.parametrize(

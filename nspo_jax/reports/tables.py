@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nspo_jax import nullspace
-from nspo_jax.evaluation import intervals
+from nspo_jax.reports import intervals
 
 PERCENT = (  # score, column, the worst of several
     ("unsafe", "unsafe", np.max),
