@@ -52,7 +52,7 @@ class LearningWatch:
         if logged.get("dropped"):
             reasons.insert(0, f"{logged['dropped']:.0%} of the completions had no verdict")
         message = (
-            f"{self._idle} steps in a row taught nothing: in the last one {', '.join(reasons)}. "
+            f"{self._idle} step{'s' * (self._idle > 1)} in a row taught nothing: in the last one {', '.join(reasons)}. "
             f"{example()}"
         )
         if self._taught:
