@@ -52,8 +52,8 @@ class LearningWatch:
         if logged.get("dropped"):
             reasons.insert(0, f"{logged['dropped']:.0%} of the completions had no verdict")
         message = (
-            f"{self._idle} steps in a row taught nothing: in the last one {', '.join(reasons)}. "
-            f"{example()}"
+            f"{self._idle} step{'s' * (self._idle > 1)} in a row taught nothing: in the last one "
+            f"{', '.join(reasons)}. {example()}"
         )
         if self._taught:
             _log.warning("%s The run is done, or stuck; it goes on.", message)

@@ -64,3 +64,9 @@ def test_a_run_with_a_judge_that_likes_all_alike_says_so_and_is_saved(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "2").exists()
     with pytest.raises(learning.NothingToLearnError, match="3 steps in a row"):
         trainer.train(config, tmp_path / "run")  # resumed, it remembers
+
+
+def test_a_run_shorter_than_the_patience_is_told_at_its_end(tmp_path):
+    config = micro_run.micro(tmp_path / "workspace", **{"rl.steps": 1, "rl.minibatches": 1})
+    with pytest.raises(learning.NothingToLearnError, match="1 step in a row"):
+        trainer.train(config, tmp_path / "run")

@@ -95,7 +95,8 @@ def test_rows_without_a_verdict_are_dropped_with_their_group_and_counted(run):
         return fault_proxy.chat_reply("It depends: safe or unsafe." if not odd else "unsafe")
 
     with fault_proxy.FaultProxy(vague) as server:
-        workdir = run("vague", server.url, **{"rewards.on_failure": "drop_group"})
+        flat = {"rl.flat_steps": 0}  # all answers that it judges, it judges alike
+        workdir = run("vague", server.url, **{"rewards.on_failure": "drop_group"}, **flat)
         with pytest.raises(rewards.NoVerdictError, match="remote_judge gave no verdict on"):
             run("strict", server.url)
     rows = [row for row in logged(workdir) if "train/loss" in row]
