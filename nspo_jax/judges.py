@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from nspo_jax import (
     distributed,
@@ -28,6 +27,7 @@ from nspo_jax import (
     rendering,
     reward_training,
     rewards,
+    settings,
     workspace,
 )
 from nspo_jax.data import preferences, public, split
@@ -37,7 +37,7 @@ ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask tog
 _log = logging.getLogger(__name__)
 
 
-def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Mixture:
+def open_rewards(config: settings.Run, work: workspace.Workspace) -> rewards.Mixture:
     """The mixture of `config.rewards`; loads its models, and trains the chat world's if absent.
 
     Raises:
@@ -60,7 +60,7 @@ def open_rewards(config: ml_collections.ConfigDict, work: workspace.Workspace) -
     )
 
 
-def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
+def check_terms(config: settings.Run, *, has_weights: bool = True) -> None:
     """Raises an error for judges that cannot be there, before anything expensive starts.
 
     Args:
@@ -113,7 +113,7 @@ def check_terms(config: ml_collections.ConfigDict, *, has_weights: bool = True) 
             _check_guard(config)
 
 
-def _check_guard(config: ml_collections.ConfigDict) -> None:
+def _check_guard(config: settings.Run) -> None:
     """Raises an error for a guard that is none, as far as its tokenizer and config tell."""
     options = config.rewards.guard
     try:
@@ -123,14 +123,14 @@ def _check_guard(config: ml_collections.ConfigDict) -> None:
         raise kind(f"rewards.guard.path is {options.path!r}, which is no guard: {error}") from error
 
 
-def _model_field(config: ml_collections.ConfigDict, term: str) -> tuple[str, str]:
+def _model_field(config: settings.Run, term: str) -> tuple[str, str]:
     """The field that says where the model of a term of ON_MESH is, and its value."""
     if term == "guard":
         return "rewards.guard.path", config.rewards.guard.path
-    return f"rewards.{term}", config.rewards[term]
+    return f"rewards.{term}", settings.get(config, f"rewards.{term}")
 
 
-def is_trained_here(config: ml_collections.ConfigDict) -> bool:
+def is_trained_here(config: settings.Run) -> bool:
     """Whether reward models are made where they are absent: the chat world's own are, as its base.
 
     They would be made of any other base as well, but not without being asked to.
@@ -139,7 +139,7 @@ def is_trained_here(config: ml_collections.ConfigDict) -> bool:
 
 
 def abstract_models(
-    config: ml_collections.ConfigDict, base: models.ModelConfig
+    config: settings.Run, base: models.ModelConfig
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The judges that live on the mesh, without weights: what they take there can be counted.
 
@@ -172,14 +172,16 @@ def abstract_models(
     return found, tuple(assumed)
 
 
-def model_directory(config: ml_collections.ConfigDict, objective: str) -> pathlib.Path:
+def model_directory(config: settings.Run, objective: str) -> pathlib.Path:
     """Where the reward or cost model of a config is."""
     name = f"{objective}_model"
-    return pathlib.Path(config.rewards[name] or workspace.seed_directory(config) / name)
+    return pathlib.Path(
+        settings.get(config, f"rewards.{name}") or workspace.seed_directory(config) / name
+    )
 
 
 def train_reward_model(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     work: workspace.Workspace,
     objective: str,
     directory: pathlib.Path,
@@ -227,7 +229,7 @@ def train_reward_model(
 
 
 def load_pairs(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
 ) -> tuple[list[preferences.Pair], list[preferences.Pair]]:
     """The pairs to train on, and those held out.
 
@@ -250,7 +252,7 @@ def load_pairs(
             loaded = public.load(
                 "pku_safe_rlhf",
                 pathlib.Path(config.workspace) / "data",
-                options[field],
+                settings.get(config, f"reward_training.{field}"),
                 paths=paths,
                 subset=options.subset,
                 max_broken=config.data.max_broken,
@@ -260,7 +262,7 @@ def load_pairs(
     return load("split"), load("held_out_split")
 
 
-def _open_guard(config: ml_collections.ConfigDict, work: workspace.Workspace) -> rewards.Guard:
+def _open_guard(config: settings.Run, work: workspace.Workspace) -> rewards.Guard:
     options = config.rewards.guard
     return rewards.load_guard(
         options.path,
@@ -273,14 +275,12 @@ def _open_guard(config: ml_collections.ConfigDict, work: workspace.Workspace) ->
     )
 
 
-def _guard_categories(config: ml_collections.ConfigDict) -> dict[str, str] | None:
+def _guard_categories(config: settings.Run) -> dict[str, str] | None:
     path = config.rewards.guard.categories
     return json.loads(pathlib.Path(path).read_text()) if path else None
 
 
-def _open_judge(
-    config: ml_collections.ConfigDict, work: workspace.Workspace
-) -> rewards.RemoteJudge:
+def _open_judge(config: settings.Run, work: workspace.Workspace) -> rewards.RemoteJudge:
     del work  # it brings a model of its own
     options = config.rewards.judge
     client = rewards.JudgeClient(
@@ -300,10 +300,10 @@ def _open_judge(
 
 
 def _open_model(
-    config: ml_collections.ConfigDict, work: workspace.Workspace, objective: str
+    config: settings.Run, work: workspace.Workspace, objective: str
 ) -> rewards.ModelReward:
     directory = model_directory(config, objective)
-    if not config.rewards[f"{objective}_model"] and is_trained_here(config):
+    if not settings.get(config, f"rewards.{objective}_model") and is_trained_here(config):
 
         def make():
             _log.info("training the %s model into %s", objective, directory)
@@ -323,13 +323,11 @@ def _open_model(
     )
 
 
-def _recipe(config: ml_collections.ConfigDict, objective: str) -> dict[str, Any]:
+def _recipe(config: settings.Run, objective: str) -> dict[str, Any]:
     return {"objective": objective, **config.reward_training.to_dict()}
 
 
-def _check_recipe(
-    config: ml_collections.ConfigDict, objective: str, directory: pathlib.Path
-) -> None:
+def _check_recipe(config: settings.Run, objective: str, directory: pathlib.Path) -> None:
     """Raises ValueError if the model was trained by another recipe than the config's."""
     report = _beside(directory, "report.json")
     wanted = _recipe(config, objective)

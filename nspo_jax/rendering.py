@@ -9,17 +9,13 @@ import logging
 import pathlib
 from typing import Any
 
-import ml_collections
-
-from nspo_jax import distributed, model_files
+from nspo_jax import distributed, model_files, settings
 from nspo_jax.data import chat
 
 _log = logging.getLogger(__name__)
 
 
-def open_format(
-    config: ml_collections.ConfigDict, directory: str | pathlib.Path
-) -> chat.ChatFormat:
+def open_format(config: settings.Run, directory: str | pathlib.Path) -> chat.ChatFormat:
     """How conversations become tokens by the config, for the model in a directory. Collective.
 
     A chat template that states today's date states the same one in all runs of a workspace:
@@ -42,7 +38,7 @@ def open_format(
     return form if form.date else dataclasses.replace(form, date=recorded)
 
 
-def _recorded_date(config: ml_collections.ConfigDict, wanted: str | None) -> str:
+def _recorded_date(config: settings.Run, wanted: str | None) -> str:
     """The workspace's date; the first to ask fixes it, at `wanted` or today. Collective."""
     directory = pathlib.Path(config.workspace)
     if distributed.primary_says(model_files.recorded_date(directory) is None):
@@ -55,14 +51,12 @@ def _recorded_date(config: ml_collections.ConfigDict, wanted: str | None) -> str
     return model_files.recorded_date(directory)
 
 
-def text_fields(config: ml_collections.ConfigDict, form: chat.ChatFormat) -> dict[str, Any]:
+def text_fields(config: settings.Run, form: chat.ChatFormat) -> dict[str, Any]:
     """The fields that make the encoded calibration text what it is, and the template's date."""
-    data, names = config.data, ("prompt_length", "completion_length", "chat", "thinking")
-    fields = {"task": config.task, "seed": config.seed}
-    fields |= {f"data.{name}": data[name] for name in (*names, "system_prompt")}
+    names = ["task", "seed", "data.prompt_length", "data.completion_length", "data.chat",
+             "data.thinking", "data.system_prompt"]  # fmt: skip
     if config.task == "safety":
-        fields |= {f"data.{name}": data[name] for name in ("general_path", "general_split")}
+        names += ["data.general_path", "data.general_split"]
     if config.calibration.completions == "generated":
-        names = ("temperature", "seed", "batch_size")
-        fields |= {f"calibration.{name}": config.calibration[name] for name in names}
-    return fields | {"data.date": form.date or ""}
+        names += ["calibration.temperature", "calibration.seed", "calibration.batch_size"]
+    return {name: settings.get(config, name) for name in names} | {"data.date": form.date or ""}

@@ -6,9 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-import ml_collections
-
-from nspo_jax import distributed, files, seeds
+from nspo_jax import distributed, files, settings
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +21,8 @@ _BEFORE = {
     "rl.clip_high": 0.0,
     "data.evaluation_column": "",
     "data.max_broken": 1.0,
-    "pretraining.seed": seeds.FOLLOW,
-    "rl.seed": seeds.FOLLOW,
+    "pretraining.seed": settings.groups.FOLLOW,
+    "rl.seed": settings.groups.FOLLOW,
 }
 
 
@@ -36,20 +34,21 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     )
 
 
-def restore_defaults(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Sets fields that a workdir's config is older than to what they were then, and says so."""
+def restore_defaults(config: settings.Run, workdir: pathlib.Path) -> settings.Run:
+    """The config with fields that a workdir's is older than as they were then; it is logged."""
     path = workdir / "config.json"
     if not path.exists():
-        return
+        return config
     found = read_config(workdir)
     for name, value in _BEFORE.items():
-        if name not in found and flatten(config)[name] != value:
+        if name not in found and settings.get(config, name) != value:
             _log.warning("%s is older than %s, which is %r here", path, name, value)
-            config.update_from_flattened_dict({name: value})
+            config = settings.replace(config, {name: value})
+    return config
 
 
 def resumes_finished(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_change: bool = False
+    config: settings.Run, workdir: pathlib.Path, allow_change: bool = False
 ) -> bool:
     """Whether this very run already finished in the workdir. Collective.
 
@@ -59,7 +58,7 @@ def resumes_finished(
     Raises:
       ValueError: listing the differences, if the workdir belongs to another config.
     """
-    wanted, found = _essential(flatten(config)), {}
+    wanted, found = _essential(settings.flatten(config)), {}
     if (workdir / "config.json").exists():
         found = _essential(_BEFORE | read_config(workdir))
     changed = [
@@ -79,9 +78,7 @@ def resumes_finished(
     return distributed.primary_says(finished)
 
 
-def with_recorded(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> ml_collections.ConfigDict:
+def with_recorded(config: settings.Run, workdir: pathlib.Path) -> settings.Run:
     """The config with what the workdir's run settled at its start where it leaves that open.
 
     That is data.date: a run that goes on tomorrow, or in another workspace, keeps its date.
@@ -89,12 +86,10 @@ def with_recorded(
     recorded = ""
     if (workdir / "config.json").exists():
         recorded = read_config(workdir).get("data.date") or ""
-    config = config.copy_and_resolve_references()
-    config.data.date = config.data.date or recorded
-    return config
+    return settings.replace(config, {"data.date": config.data.date or recorded})
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def write_config(config: settings.Run, workdir: pathlib.Path) -> None:
     """Makes the workdir this config's; once it is set up, so that a mistake does not claim it.
 
     Collective. A summary that is there is of another config, and goes.
@@ -102,7 +97,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "summary.json").unlink(missing_ok=True)
-        files.write_text(workdir / "config.json", json.dumps(flatten(config), indent=1))
+        files.write_text(workdir / "config.json", json.dumps(settings.flatten(config), indent=1))
     distributed.barrier("the config is written")
 
 
@@ -122,17 +117,6 @@ def check_directory(path: str | pathlib.Path, name: str) -> None:
         raise PermissionError(
             f"{name} is {str(path)!r}, and nothing can be written in {there}: name another place."
         )
-
-
-def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Dotted field names to values."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 # Where things are and how long they may take: what a run learns does not hang on them.

@@ -6,10 +6,9 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from nspo_jax import distributed, models, rewards
+from nspo_jax import distributed, models, rewards, settings
 from nspo_jax.data import builders, chat, layouts, safety, stories, world
 from nspo_jax.data import split as split_lib
 from nspo_jax.models import generation
@@ -46,7 +45,7 @@ class Task:
 
 
 def from_config(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     model_config: models.ModelConfig,
     load_base: Callable[[], Any],
     chat_format: chat.ChatFormat,
@@ -65,7 +64,7 @@ def from_config(
     raise ValueError(f"config.task is {config.task!r}; expected chat_world, stories or safety.")
 
 
-def data_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+def data_directory(config: settings.Run) -> pathlib.Path:
     """Where prepared datasets live, for every seed."""
     return pathlib.Path(config.workspace) / "data"
 
@@ -73,7 +72,7 @@ def data_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
 # ------------------------------------------------------------------------------ the chat world
 
 
-def chat_world(config: ml_collections.ConfigDict) -> Task:
+def chat_world(config: settings.Run) -> Task:
     """The synthetic conversations; see `data.world`."""
 
     def load(split: str, limit: int | None = None) -> list[world.Conversation]:
@@ -143,7 +142,7 @@ def _score_chat_world(completed: Completed, drift: dict[str, float]) -> Scores:
 
 
 def story_world(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     model_config: models.ModelConfig,
     base: Any,
     chat_format: chat.ChatFormat,
@@ -221,7 +220,7 @@ def _score_stories(completed: Completed, drift: dict[str, float]) -> Scores:
 # ------------------------------------------------------------------------- public safety prompts
 
 
-def public_safety(config: ml_collections.ConfigDict, chat_format: chat.ChatFormat) -> Task:
+def public_safety(config: settings.Run, chat_format: chat.ChatFormat) -> Task:
     """Public datasets of harmful prompts, with general questions to preserve; see `data.safety`.
 
     It has no reward: rules tell a refusal, but neither a harmful answer nor a helpful one.

@@ -18,7 +18,6 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from nspo_jax import (
@@ -31,7 +30,7 @@ from nspo_jax import (
     pretraining,
     progress,
     rendering,
-    seeds,
+    settings,
     sharding,
     tasks,
 )
@@ -76,15 +75,15 @@ class Workspace:
         self.__dict__.pop("base", None)
 
 
-def seed_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+def seed_directory(config: settings.Run) -> pathlib.Path:
     """Where this seed's base model and projectors live."""
     name = f"seed_{config.seed}"
-    if seeds.pretraining_seed(config) != config.seed:
+    if config.pretraining_seed != config.seed:
         name += f"_pretraining_{config.pretraining.seed}"
     return pathlib.Path(config.workspace) / name
 
 
-def open_workspace(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Workspace:
+def open_workspace(config: settings.Run, mesh: jax.sharding.Mesh) -> Workspace:
     """Opens the base model and its task; pretrains the chat world's model if it is absent."""
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
     if config.model.path:
@@ -175,9 +174,9 @@ def check_delta(workspace: Workspace, directory: str | pathlib.Path) -> None:
         )
 
 
-def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+def pretrain_base(config: settings.Run, path: pathlib.Path) -> None:
     """Pretrains the chat world's helpful-only base model and writes it to `path`."""
-    seed = seeds.pretraining_seed(config)
+    seed = config.pretraining_seed
     _log.info("pretraining the base model by seed %d into %s", seed, path)
     vocabulary = world.World(config.seed).words()
     tokenizer = chat.build_tokenizer(vocabulary)
@@ -213,9 +212,7 @@ def pretrain_base(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
     models.save_model(path, model_config, params, tokenizer)
 
 
-def open_projectors(
-    config: ml_collections.ConfigDict, workspace: Workspace
-) -> nullspace.Projectors:
+def open_projectors(config: settings.Run, workspace: Workspace) -> nullspace.Projectors:
     """Loads this seed's projectors for the configured rank rule, or calibrates them.
 
     Raises:
@@ -265,7 +262,7 @@ def open_projectors(
 
 
 def preview_projectors(
-    config: ml_collections.ConfigDict, workspace: Workspace, rules: Sequence[str]
+    config: settings.Run, workspace: Workspace, rules: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """What rank rules would protect with the config's text; see `nullspace.preview`."""
     return nullspace.preview(
@@ -279,7 +276,7 @@ def preview_projectors(
     )
 
 
-def _source(config: ml_collections.ConfigDict, workspace: Workspace) -> models.LayerSource:
+def _source(config: settings.Run, workspace: Workspace) -> models.LayerSource:
     """The base model for calibration: from its files, so that it need not be in memory."""
     if config.calibration.statistics == "gradients":  # which take the whole model
         return models.ParamsSource(workspace.config, workspace.base)
@@ -290,7 +287,7 @@ def _source(config: ml_collections.ConfigDict, workspace: Workspace) -> models.L
     )
 
 
-def projectors_directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+def projectors_directory(config: settings.Run) -> pathlib.Path:
     """Where the projectors of this seed, rank rule and choice of statistics live."""
     choices = config.calibration
     rule = choices.rank_rule.replace(" ", "").replace("/", ".")
@@ -327,7 +324,7 @@ def _place(mesh: jax.sharding.Mesh, params: Any) -> Any:
     return sharding.shardings(mesh, params)
 
 
-def _check_lengths(config: ml_collections.ConfigDict, model: models.ModelConfig) -> None:
+def _check_lengths(config: settings.Run, model: models.ModelConfig) -> None:
     """Raises ValueError unless prompts and completions of a run fit the model."""
     length = config.data.prompt_length + config.data.completion_length
     if length > model.max_length:
@@ -338,14 +335,13 @@ def _check_lengths(config: ml_collections.ConfigDict, model: models.ModelConfig)
         )
 
 
-def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _recipe(config: settings.Run) -> dict[str, Any]:
     """The fields that made the pretrained base what it is."""
-    fields = {f"model.{name}": value for name, value in config.model.items()}
-    for name in ("path", "preset", "compute_dtype", "frozen_dtype", "remat"):
-        del fields[f"model.{name}"]
-    fields |= {f"pretraining.{name}": value for name, value in config.pretraining.items()}
-    del fields["pretraining.seed"]  # the directory's name says it
-    return fields
+    names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+    fields = [f"model.{name}" for name in names]
+    # without the seed, which the directory's name says
+    fields += [f"pretraining.{name}" for name in ("steps", "batch_size", "learning_rate")]
+    return {name: settings.get(config, name) for name in fields}
 
 
 def _recipe_file(path: pathlib.Path) -> pathlib.Path:
@@ -361,7 +357,7 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
     )
 
 
-def _check_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+def _check_recipe(config: settings.Run, path: pathlib.Path) -> None:
     """Raises ValueError if the base model was pretrained by another recipe than the config's."""
     wanted = _recipe(config)
     recipe = _recipe_file(path)
@@ -375,7 +371,7 @@ def _check_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None
 
 
 def _encode(
-    config: ml_collections.ConfigDict, chat_format: chat.ChatFormat, rows: list[world.Conversation]
+    config: settings.Run, chat_format: chat.ChatFormat, rows: list[world.Conversation]
 ) -> Batch:
     tokens, mask, answer_mask = chat_format.encode_conversations(
         [row.prompt for row in rows],
@@ -387,7 +383,7 @@ def _encode(
 
 
 def _generate(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     model_config: models.ModelConfig,
     base: Any,
     chat_format: chat.ChatFormat,

@@ -17,7 +17,7 @@ after its last whole layer.
 
 from absl import flags
 
-from nspo_jax import sharding, workspace
+from nspo_jax import settings, sharding, workspace
 from nspo_jax.reports import tables
 from nspo_jax.rl import checks
 from scripts import launch
@@ -31,7 +31,7 @@ TRY_RULE = flags.DEFINE_multi_string(
 
 def main() -> None:
     """Calibrates, or tries rules, and prints the table."""
-    config = CONFIG.value
+    config = settings.from_config(CONFIG.value)
     if TRY_RULE.value and OUTPUT.value:
         raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
     checks.check_config(config, is_run=False)

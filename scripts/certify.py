@@ -18,7 +18,7 @@ import sys
 
 from absl import flags
 
-from nspo_jax import files, models, nullspace, sharding, workspace
+from nspo_jax import files, models, nullspace, settings, sharding, workspace
 from nspo_jax.nullspace import limits as limits_lib
 from nspo_jax.rl import checks
 from scripts import launch
@@ -34,7 +34,8 @@ FAIL_ABOVE = flags.DEFINE_string(
 
 def main() -> None:
     """Certifies, prints, writes, and fails above a limit."""
-    config, limits = CONFIG.value, limits_lib.parse_limits(FAIL_ABOVE.value)
+    config = settings.from_config(CONFIG.value)
+    limits = limits_lib.parse_limits(FAIL_ABOVE.value)
     checks.check_config(config, is_run=False)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     policy = workspace.load_policy(work, POLICY.value)

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from nspo_jax import evaluation, seeds, sharding, workspace
+from nspo_jax import evaluation, settings, sharding, workspace
 from nspo_jax.reports import tables
 from nspo_jax.rl import checks, rollouts
 from scripts import launch
@@ -23,7 +23,7 @@ SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set."
 
 def main() -> None:
     """Evaluates and prints."""
-    config = CONFIG.value
+    config = settings.from_config(CONFIG.value)
     checks.check_config(config, is_run=False)
     work = workspace.open_workspace(config, sharding.mesh_from_config(config))
     params, name = work.base, "base"
@@ -31,9 +31,7 @@ def main() -> None:
         params = workspace.load_policy(work, POLICY.value)
         name = str(pathlib.Path(POLICY.value))
     evaluator = evaluation.Evaluator(config, work)
-    completed = evaluator.complete(
-        params, rollouts.role_key(seeds.rl_seed(config), "evaluation", 0)
-    )
+    completed = evaluator.complete(params, rollouts.role_key(config.rl_seed, "evaluation", 0))
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")

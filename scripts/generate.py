@@ -20,10 +20,9 @@ from absl import flags
 import jax
 import numpy as np
 
-from nspo_jax import models
+from nspo_jax import models, settings
 from nspo_jax.data import chat, text_stream
 from nspo_jax.models import generation, sampling
-from nspo_jax.rl import ranges
 from scripts import launch
 
 MODEL = flags.DEFINE_string("model", None, "The model's directory.", required=True)
@@ -82,7 +81,7 @@ def stated_date(form: chat.ChatFormat) -> str | None:
       ValueError: --date is no day.
     """
     if DATE.value:
-        ranges.check_date(DATE.value, "--date")
+        settings.check_date(DATE.value, "--date")
     if not form.reads_clock:
         return None
     return DATE.value or form.date or datetime.date.today().isoformat()

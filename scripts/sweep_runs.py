@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from nspo_jax import judges, reward_training, rewards, workspace
+from nspo_jax import judges, reward_training, rewards, settings, workspace
 from nspo_jax.rl import checks
 from scripts import command_line, config_files
 
@@ -29,7 +29,7 @@ class Run:
 
     name: str
     seed: int
-    config: ml_collections.ConfigDict
+    config: settings.Run
     directory: pathlib.Path
     command: tuple[str, ...]
 
@@ -72,7 +72,8 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
             )
             for field, value in changes.items():
                 set_field(config, field, value)
-            checks.check_config(config)
+            run_settings = settings.from_config(config)
+            checks.check_config(run_settings)
             if directory in runs:
                 raise ValueError(
                     f"Two runs of the sweep are called {name} at seed {seed}. Name every arm, seed "
@@ -83,7 +84,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
                 f"--workdir={directory}",
                 *(f"--config.{field}={value}" for field, value in changes.items()),
             )  # fmt: skip
-            runs[directory] = Run(name, seed, config, directory, command)
+            runs[directory] = Run(name, seed, run_settings, directory, command)
     return list(runs.values())
 
 
@@ -101,7 +102,7 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"The sweep's grid sets {field} to {value!r}, which its config does not take: "
-            f"{error.args[0]} configs/default.py lists every field with a comment."
+            f"{error.args[0]} docs/configuration.md lists every field."
         ) from error
 
 

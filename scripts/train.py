@@ -29,7 +29,7 @@ import re
 from absl import flags
 import jax
 
-from nspo_jax import chips, distributed, files, models, nullspace, sharding
+from nspo_jax import chips, distributed, files, models, nullspace, settings, sharding
 from nspo_jax.reports import tables
 from nspo_jax.rl import plan as plan_lib
 from nspo_jax.rl import trainer
@@ -65,7 +65,7 @@ def main() -> None:
         raise ValueError("--workdir is empty; expected where the run lives, such as runs/first.")
     workdir = pathlib.Path(WORKDIR.value)
     summary = trainer.train(
-        CONFIG.value,
+        settings.from_config(CONFIG.value),
         workdir,
         allow_config_change=ALLOW_CONFIG_CHANGE.value,
         profile=parse_steps(PROFILE.value) if PROFILE.value else None,
@@ -84,8 +84,8 @@ def main() -> None:
 
 def dry_run() -> None:
     """Plans the run on as many virtual devices as its mesh has."""
-    config = CONFIG.value
-    sizes = [config.mesh[axis] for axis in sharding.AXES]
+    config = settings.from_config(CONFIG.value)
+    sizes = [settings.get(config, f"mesh.{axis}") for axis in sharding.AXES]
     devices = DEVICES.value
     if -1 not in sizes:
         devices = devices or math.prod(sizes)

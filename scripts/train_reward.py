@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from nspo_jax import judges, reward_training, sharding, workspace
+from nspo_jax import judges, reward_training, settings, sharding, workspace
 from nspo_jax.reports import tables
 from nspo_jax.rl import checks
 from scripts import launch
@@ -26,7 +26,7 @@ OUTPUT = launch.define_output("output", "The model's directory.")
 
 def main() -> None:
     """Trains, writes, prints a table."""
-    config, objective = CONFIG.value, OBJECTIVE.value
+    config, objective = settings.from_config(CONFIG.value), OBJECTIVE.value
     checks.check_config(config, is_run=False)
     directory = pathlib.Path(OUTPUT.value or judges.model_directory(config, objective))
     if directory.exists():

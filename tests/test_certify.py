@@ -10,6 +10,7 @@ import pytest
 
 from configs import tiny
 from nspo_jax import models, nullspace, sharding, workspace
+from tests import runs
 from tests.nullspace import test_artifacts as artifacts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -24,8 +25,7 @@ MICRO = {
 def made(tmp_path_factory):
     """A directory with a base (bfloat16, as most are) and a policy, and the config of both."""
     directory = tmp_path_factory.mktemp("certify")
-    config = tiny.get_config("nspo")
-    config.update_from_flattened_dict({**MICRO, "workspace": str(directory)})
+    config = runs.made(tiny.get_config("nspo"), {**MICRO, "workspace": str(directory)})
     workspace.open_workspace(config, sharding.make_mesh())
     models.export_model(directory / "seed_0/base", directory / "base", dtype="bfloat16")
     changes = {
@@ -33,8 +33,7 @@ def made(tmp_path_factory):
         for name, value in MICRO.items()
         if not name.startswith(("model.", "pretraining."))  # which a path has, and is
     } | {"workspace": str(directory), "model.path": str(directory / "base")}
-    config = tiny.get_config("nspo")
-    config.update_from_flattened_dict(changes)
+    config = runs.made(tiny.get_config("nspo"), changes)
     work = workspace.open_workspace(config, sharding.make_mesh())
     policy = artifacts.move(work.base, workspace.open_projectors(config, work))
     models.save_model(directory / "policy", work.config, policy, like=work.path)
@@ -45,8 +44,7 @@ def test_completions_are_the_base_s_own_by_seed(made):
     directory, work, _ = made
 
     def opened(**changes):
-        config = tiny.get_config("nspo")
-        config.update_from_flattened_dict({
+        config = runs.made(tiny.get_config("nspo"), {
             **MICRO, "workspace": str(directory), "model.path": str(directory / "base"),
             "calibration.completions": "generated", "calibration.batch_size": 8,
             **{f"calibration.{name}": value for name, value in changes.items()},

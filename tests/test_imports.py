@@ -55,17 +55,17 @@ def test_the_projection_stands_alone():
 @pytest.mark.parametrize(
     ("layer", "allowed"),
     [
-        ("models", {"models", "model_files", "sharding"}),
+        ("models", {"models", "model_files", "sharding", "settings"}),
         ("data", {"data", "model_files"}),
         ("nullspace", {"nullspace", "models", "sharding", "version"}),
         ("rewards", {"rewards", "data", "models", "model_files", "sharding"}),
         ("model_files", set()),
         ("rl.losses", set()),
         ("rl.advantages", set()),
-        ("sharding", set()),
-        ("run_directory", {"seeds"}),
+        ("sharding", {"settings"}),
+        ("run_directory", {"settings"}),
         ("reports", {"reports", "nullspace", "metrics"}),
-        ("seeds", set()),
+        ("settings", {"settings"}),
         ("metrics", set()),
         ("checkpoint", set()),
         ("preemption", set()),
@@ -135,3 +135,8 @@ def test_no_part_reaches_itself_through_another():
         return seen
 
     assert not {name: below[name] for name in below if name in reach(name)}
+
+
+def test_one_part_of_the_package_knows_config_dicts():
+    knowing = {name for name in PACKAGE if "ConfigDict" in FILES[name].read_text()}
+    assert knowing == {"nspo_jax.settings"}

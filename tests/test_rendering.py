@@ -10,6 +10,7 @@ from configs import default
 from nspo_jax import judges, models, rendering, rewards, run_directory, sharding, workspace
 from nspo_jax.data import chat
 from nspo_jax.rl import checks, trainer
+from tests import runs
 from tests.rl.micro_run import judge, micro, refuse
 
 CLOCK = "{{ strftime_now('%-d') }} " + chat.TEMPLATE  # days are words of the chat world
@@ -43,9 +44,7 @@ def make(directory, template):
 
 
 def config_of(path):
-    config = default.get_config()
-    config.workspace = str(path)
-    return config
+    return runs.made(default.get_config(), {"workspace": str(path)})
 
 
 def test_the_first_use_of_a_workspace_fixes_its_date(tmp_path, today):
@@ -60,7 +59,8 @@ def test_the_first_use_of_a_workspace_fixes_its_date(tmp_path, today):
         again.encode_prompts(["hello"]).tokens, first.encode_prompts(["hello"]).tokens
     )
     assert rendering.open_format(config_of(tmp_path / "other"), directory).date == "2026-11-05"
-    config.data.date = "2026-01-03"  # the config's own goes before what is recorded
+    # the config's own goes before what is recorded
+    config = runs.changed(config, {"data.date": "2026-01-03"})
     assert rendering.open_format(config, directory).date == "2026-01-03"
 
 
@@ -72,25 +72,22 @@ def test_a_model_that_was_made_with_a_date_keeps_it(tmp_path, today):
 
 
 def test_without_a_clock_nothing_is_recorded(tmp_path, today):
-    config = config_of(tmp_path / "work")
-    config.data.date = "2026-01-03"
+    config = runs.changed(config_of(tmp_path / "work"), {"data.date": "2026-01-03"})
     assert rendering.open_format(config, make(tmp_path / "model", chat.TEMPLATE)).date is None
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("date", ["today", "2026-13-01", "20261125", "25 Nov 2026"])
 def test_a_date_that_is_none_is_refused(date):
-    config = default.get_config()
-    config.data.date = date
+    config = runs.made(default.get_config(), {"data.date": date})
     with pytest.raises(ValueError, match=f"data.date is '{date}'; expected a day such as"):
         checks.check_config(config)
 
 
 def test_a_workdir_keeps_what_its_run_settled(tmp_path):
-    config = default.get_config()
+    config = runs.made(default.get_config())
     assert run_directory.with_recorded(config, tmp_path).data.date == ""
-    settled = config.copy_and_resolve_references()
-    settled.data.date = "2026-11-04"
+    settled = runs.changed(config, {"data.date": "2026-11-04"})
     run_directory.write_config(settled, tmp_path)
     kept = run_directory.with_recorded(config, tmp_path)
     assert kept.data.date == "2026-11-04" and config.data.date == ""
@@ -164,9 +161,8 @@ def test_a_guard_that_is_none_is_refused_before_anything_is_loaded(tmp_path, tem
     )  # fmt: skip
     fields = models.write_config(model)
     (directory / "config.json").write_text(json.dumps(fields))  # and no weights
-    config = default.get_config()
-    config.rewards.terms = "guard"
-    config.rewards.guard.path = str(directory)
+    guard = {"rewards.terms": "guard", "rewards.guard.path": str(directory)}
+    config = runs.made(default.get_config(), guard)
     with pytest.raises(ValueError, match=f"rewards.guard.path is .*no guard: .*{words}"):
         judges.check_terms(config)
     if template is None:  # the same for those who open a guard themselves

@@ -14,18 +14,17 @@ from configs import default
 from nspo_jax import judges, models, reward_training, rewards, sharding, workspace
 from nspo_jax.data import chat, preferences, world
 from nspo_jax.rl import checks
+from tests import runs
 from tests.rl.micro_run import MICRO
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    config = default.get_config()
-    config.update_from_flattened_dict({
+    return runs.made(default.get_config(), {
         **MICRO, "workspace": str(tmp_path_factory.mktemp("workspace")), "pretraining.steps": 30,
         "reward_training.epochs": 1, "reward_training.learning_rate": 3e-3,
         "rewards.batch_size": 16, "rewards.terms": "cost_model@harmful+reward_model@benign=2",
     })  # fmt: skip
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +95,7 @@ def test_world_pairs_are_ranked_by_the_worlds_own_judge():
 
 def test_published_pairs_keep_both_rankings(shared_data, tmp_path):
     file = shared_data / "pku_saferlhf" / "pku_saferlhf_v1_alpaca7b_test_rows.jsonl"
-    config = default.get_config()
-    config.update_from_flattened_dict({
+    config = runs.made(default.get_config(), {
         "workspace": str(tmp_path), "reward_training.dataset": "pku_safe_rlhf",
         "reward_training.path": str(file), "reward_training.split": "test[:5]",
         "reward_training.held_out_split": "test[5:]",
@@ -203,15 +201,13 @@ def test_what_judges_take_on_the_mesh_is_known_without_their_weights(config, ope
     ],
 )  # fmt: skip
 def test_a_judge_that_cannot_be_there_is_named_before_anything_starts(config, changes, words):
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(changes)
+    changed = runs.changed(config, changes)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         checks.check_config(changed)
 
 
 def test_an_unknown_dataset_is_named(config):
-    changed = config.copy_and_resolve_references()
-    changed.reward_training.dataset = "anthropic"
+    changed = runs.changed(config, {"reward_training.dataset": "anthropic"})
     with pytest.raises(ValueError, match="expected chat_world or pku_safe_rlhf"):
         judges.load_pairs(changed)
 

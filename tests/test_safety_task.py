@@ -9,6 +9,7 @@ from nspo_jax import evaluation, judges, metrics, models, sharding, workspace
 from nspo_jax.data import chat
 from nspo_jax.reports import tables
 from nspo_jax.rl import checks, rollouts, trainer
+from tests import runs
 
 
 @pytest.fixture
@@ -21,9 +22,8 @@ def config(shared_data, tmp_path):
     )  # fmt: skip
     params = models.init_params(model, jax.random.key(0))
     models.save_model(tmp_path / "model", model, params, tokenizer)
-    config = default.get_config()
     joined = lambda *names: "+".join(str(shared_data / name) for name in names)  # noqa: E731
-    config.update_from_flattened_dict({
+    return runs.made(default.get_config(), {
         "task": "safety", "workspace": str(tmp_path / "workspace"),
         "model.path": str(tmp_path / "model"), "projection.targets": "mlp",
         "data.train": "beavertails", "data.train_split": "30k_test[:20%]",
@@ -38,7 +38,6 @@ def config(shared_data, tmp_path):
         "evaluation.prompts": 4,
         "rewards.terms": "over_refusal@benign",
     })  # fmt: skip
-    return config
 
 
 def test_a_workspace_on_real_files(config, caplog):
@@ -83,7 +82,7 @@ def test_a_given_reward_judges_public_prompts(config):
 def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     config, tmp_path, monkeypatch
 ):
-    config.update_from_flattened_dict({
+    config = runs.changed(config, {
         "rl.steps": 2, "evaluation.every": 1, "checkpoint.every": 1, "evaluation.prompts": 2,
         "rewards.terms": "over_refusal", "data.completion_length": 16,
     })  # fmt: skip
@@ -127,24 +126,22 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     ],
 )
 def test_a_config_that_names_too_little_is_refused(tmp_path, changes, message):
-    config = default.get_config()
-    config.update_from_flattened_dict(
-        {"task": "safety", "model.path": "model", "data.evaluation": "a.csv"} | changes
-    )
+    given = {"task": "safety", "model.path": "model", "data.evaluation": "a.csv"} | changes
+    config = runs.made(default.get_config(), given)
     with pytest.raises(ValueError, match=message):
         checks.check_config(config)
 
 
 def test_the_config_to_start_from(tmp_path):
-    config = safety.get_config("qwen2_5_7b,h200")
+    config = runs.made(safety.get_config("qwen2_5_7b,h200"))
     assert (config.task, config.workspace) == ("safety", "runs/safety_qwen2_5_7b")
     assert config.data.train_split == "train[:40%]" and config.rl.microbatches == 160
     checks.check_config(config, has_weights=False)
-    config.update_from_flattened_dict({"model.path": "model", "data.evaluation": "a.csv"})
+    config = runs.changed(config, {"model.path": "model", "data.evaluation": "a.csv"})
     with pytest.raises(ValueError, match="rewards.guard.path is empty"):
         checks.check_config(config)
-    config.rewards.guard.path = str(tmp_path)
+    config = runs.changed(config, {"rewards.guard.path": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r"rewards.guard.path is .*config\.json"):
         checks.check_config(config)
-    config.update_from_flattened_dict({"rewards.terms": "over_refusal", "rewards.guard.path": ""})
+    config = runs.changed(config, {"rewards.terms": "over_refusal", "rewards.guard.path": ""})
     checks.check_config(config)

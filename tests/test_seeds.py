@@ -4,21 +4,21 @@ import jax
 import pytest
 
 from configs import tiny
-from nspo_jax import seeds, workspace
+from nspo_jax import workspace
 from nspo_jax.rl import rollouts
+from tests import runs
 
 
 def configured(**changes):
-    config = tiny.get_config("nspo")
-    config.update_from_flattened_dict({name.replace("__", "."): v for name, v in changes.items()})
-    return config
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return runs.made(tiny.get_config("nspo"), changes)
 
 
 def test_all_follow_the_world_unless_they_have_their_own():
     config = configured(seed=3)
-    assert (seeds.pretraining_seed(config), seeds.rl_seed(config)) == (3, 3)
+    assert (config.pretraining_seed, config.rl_seed) == (3, 3)
     config = configured(seed=3, pretraining__seed=0, rl__seed=5)
-    assert (seeds.pretraining_seed(config), seeds.rl_seed(config)) == (0, 5)
+    assert (config.pretraining_seed, config.rl_seed) == (0, 5)
 
 
 def test_bases_of_other_seeds_live_apart_and_those_of_the_world_where_they_did():
@@ -32,7 +32,7 @@ def test_bases_of_other_seeds_live_apart_and_those_of_the_world_where_they_did()
 @pytest.mark.parametrize(("changes", "same"), [({"seed": 1}, False), ({"rl__seed": 0}, True)])
 def test_rollouts_are_drawn_by_the_seed_of_rl(changes, same):
     def key(config):
-        return rollouts.role_key(seeds.rl_seed(config), "rollout", 7)
+        return rollouts.role_key(config.rl_seed, "rollout", 7)
 
     found = jax.random.key_data(key(configured(**changes)))
     assert (found == jax.random.key_data(key(configured()))).all() == same

@@ -12,6 +12,7 @@ import pytest
 from configs import tinystories
 from nspo_jax import rewards, sharding, workspace
 from nspo_jax.rl import rollouts, trainer
+from tests import runs
 from tests.rl import test_arms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -19,14 +20,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def config(shared_data, tmp_path):
-    config = tinystories.get_config("nspo")
-    config.workspace = str(tmp_path / "workspace")
-    config.model.path = str(shared_data / "checkpoints" / "tinystories-260k")
-    config.update_from_flattened_dict({
+    return runs.made(tinystories.get_config("nspo"), {
+        "workspace": str(tmp_path / "workspace"),
+        "model.path": str(shared_data / "checkpoints" / "tinystories-260k"),
         "calibration.rows": 48, "calibration.batch_size": 24, "rl.steps": 2, "rl.prompts": 2,
         "rl.samples": 4, "evaluation.prompts": 4, "data.completion_length": 24,
     })  # fmt: skip
-    return config
 
 
 def test_held_out_text_is_the_bases_own_greedy_story(config):
@@ -54,7 +53,7 @@ def test_a_run_on_a_pretrained_checkpoint(config, tmp_path, monkeypatch):
 
 
 def test_a_tied_head_cannot_be_projected(config, tmp_path):
-    config.projection.targets = "mlp+head"
+    config = runs.changed(config, {"projection.targets": "mlp+head"})
     with pytest.raises(ValueError, match="no projector for head .*a tied head is the embedding"):
         trainer.train(config, tmp_path / "run")
 

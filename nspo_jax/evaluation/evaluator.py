@@ -1,9 +1,8 @@
 """Scoring a policy by sampling from it."""
 
 import jax
-import ml_collections
 
-from nspo_jax import distributed, nullspace, tasks, workspace
+from nspo_jax import distributed, nullspace, settings, tasks, workspace
 from nspo_jax.models import generation
 
 
@@ -14,7 +13,7 @@ class Evaluator:
     process renders and tokenizes its own rows; all get every completion, and the same scores.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, work: workspace.Workspace):
+    def __init__(self, config: settings.Run, work: workspace.Workspace):
         prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
         prompts += prompts[:1] * (-len(prompts) % (work.mesh.size * config.evaluation.batches))
         own = work.format.encode_prompts(

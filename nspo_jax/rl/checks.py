@@ -1,26 +1,25 @@
 """What a config must be like for a run of it to work: told before anything expensive starts."""
 
 import jax
-import ml_collections
 
-from nspo_jax import judges, nullspace, rewards, sharding
+from nspo_jax import judges, nullspace, rewards, settings, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import split, world
 from nspo_jax.rl import ranges, uses
 
 
-def batch_prompts(config: ml_collections.ConfigDict) -> int:
+def batch_prompts(config: settings.Run) -> int:
     """Prompts of a step: the harmful ones and the benign ones added to them."""
     return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
 
 
-def batch_rows(config: ml_collections.ConfigDict) -> int:
+def batch_rows(config: settings.Run) -> int:
     """What a step learns from: its completions; for DPO pairs, which nothing parts."""
     rows = batch_prompts(config) * config.rl.samples
     return rows // 2 if config.rl.algorithm == "dpo" else rows
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_mesh(config: settings.Run, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError unless the batches of a step divide over the mesh."""
     rl, prompts = config.rl, batch_prompts(config)
     sharding.check_batch(mesh, prompts, "The RL batch of prompts")
@@ -33,9 +32,7 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> No
         sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
 
 
-def check_config(
-    config: ml_collections.ConfigDict, *, has_weights: bool = True, is_run: bool = True
-) -> None:
+def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool = True) -> None:
     """Raises ValueError for what cannot work or would be ignored, before anything expensive starts.
 
     Args:
@@ -100,7 +97,7 @@ def check_config(
     uses.check_uses(config, is_run=is_run)
 
 
-def check_profile(config: ml_collections.ConfigDict, steps: tuple[int, int] | None) -> None:
+def check_profile(config: settings.Run, steps: tuple[int, int] | None) -> None:
     """Raises ValueError unless the run has all of the steps, from the first up to the second."""
     if steps is not None and not 0 <= steps[0] < steps[1] <= config.rl.steps:
         raise ValueError(
@@ -110,7 +107,7 @@ def check_profile(config: ml_collections.ConfigDict, steps: tuple[int, int] | No
         )
 
 
-def check_chat_world(config: ml_collections.ConfigDict) -> None:
+def check_chat_world(config: settings.Run) -> None:
     """Raises ValueError for a config that asks for more than the world has, as `check_config`."""
     if split.parse(config.data.train_split).name != "train":
         raise ValueError(
@@ -129,7 +126,7 @@ def check_chat_world(config: ml_collections.ConfigDict) -> None:
             )
 
 
-def check_dpo(config: ml_collections.ConfigDict) -> None:
+def check_dpo(config: settings.Run) -> None:
     """Raises ValueError for a config of DPO that cannot work, as `check_config`."""
     if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
         raise ValueError(
@@ -139,7 +136,7 @@ def check_dpo(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_lagrangian(config: ml_collections.ConfigDict) -> None:
+def check_lagrangian(config: settings.Run) -> None:
     """Raises ValueError for a config of PPO-Lagrangian that cannot work, as `check_config`."""
     options = config.lagrangian
     terms = {term.name: term for term in rewards.parse_terms(config.rewards.terms)}
@@ -170,7 +167,7 @@ def check_lagrangian(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_safety(config: ml_collections.ConfigDict, *, has_weights: bool = True) -> None:
+def check_safety(config: settings.Run, *, has_weights: bool = True) -> None:
     """Raises ValueError for a config of the task safety that cannot work, as `check_config`."""
     data = config.data
     if not config.model.path and not config.model.preset:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
-from nspo_jax import judges, metrics, models, seeds
+from nspo_jax import judges, metrics, models, settings
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator, preferences, world
 from nspo_jax.rl import losses, train_step
@@ -48,7 +47,7 @@ class PairBatches:
       ValueError: if the pairs cannot be read, or none is about the prompts of a part of the batch.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, work: workspace_lib.Workspace):
+    def __init__(self, config: settings.Run, work: workspace_lib.Workspace):
         pairs, _ = judges.load_pairs(config)
         parts, total, digest = [], 0, hashlib.sha256()
         for rows, count in work.task.parts:
@@ -65,7 +64,7 @@ class PairBatches:
             before, total = total, total + count * config.rl.samples
             parts.append((self._encode(config, work, ranked), total // 2 - before // 2))
         self._digest = digest.hexdigest()[:16]
-        self._pairs = iterator.MixedBatches(parts, seeds.rl_seed(config))
+        self._pairs = iterator.MixedBatches(parts, config.rl_seed)
 
     @staticmethod
     def _encode(config, work, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:

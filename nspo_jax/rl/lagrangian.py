@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from nspo_jax import distributed, judges, models, sharding
+from nspo_jax import distributed, judges, models, settings, sharding
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import chat
 from nspo_jax.rl import advantages, losses, train_step
@@ -155,7 +154,7 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
 # ---------------------------------------------------------------------------------- the step
 
 
-def critic_models(config: ml_collections.ConfigDict) -> dict[str, models.ModelConfig]:
+def critic_models(config: settings.Run) -> dict[str, models.ModelConfig]:
     """Objective -> the architecture of its critic: the reward and the cost model's."""
     options = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
     return {
@@ -166,7 +165,7 @@ def critic_models(config: ml_collections.ConfigDict) -> dict[str, models.ModelCo
     }
 
 
-def critic_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def critic_optimizer(config: settings.Run) -> optax.GradientTransformation:
     """Of both critics together; they are trained whole, and nothing of them is projected."""
     return optax.chain(
         optax.clip_by_global_norm(config.optimizer.max_gradient_norm),
@@ -179,7 +178,7 @@ def critic_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfo
     )
 
 
-def init_critics(config: ml_collections.ConfigDict, work: workspace_lib.Workspace) -> Critics:
+def init_critics(config: settings.Run, work: workspace_lib.Workspace) -> Critics:
     """Critics that begin as the reward and the cost model, as Safe RLHF's do; on the mesh.
 
     Raises:
@@ -204,7 +203,7 @@ def init_critics(config: ml_collections.ConfigDict, work: workspace_lib.Workspac
 
 
 def make_step(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     model: models.ModelConfig,
     optimizer: optax.GradientTransformation,
 ) -> train_step.Step:

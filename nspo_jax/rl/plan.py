@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from nspo_jax import chips, hlo, judges, models, sharding
+from nspo_jax import chips, hlo, judges, models, settings, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.models import generation
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
@@ -69,7 +68,7 @@ class Plan:
 
 
 def make_plan(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     model: models.ModelConfig,
     mesh: jax.sharding.Mesh,
     *,
@@ -180,7 +179,7 @@ def make_plan(
     )
 
 
-def step_flops(model: models.ModelConfig, config: ml_collections.ConfigDict) -> dict[str, float]:
+def step_flops(model: models.ModelConfig, config: settings.Run) -> dict[str, float]:
     """Floating-point operations of a step, by formula: 2 a weight and token, and attention's.
 
     A gradient costs two forward passes more, and one again for what is rematerialised. The
@@ -368,7 +367,7 @@ def _beside_arguments(program) -> int:
 # ------------------------------------------------------------------------------------ for people
 
 
-def format_plan(plan: Plan, config: ml_collections.ConfigDict, chip: str | None) -> str:
+def format_plan(plan: Plan, config: settings.Run, chip: str | None) -> str:
     """The plan as tables: memory of a device, work of a step, and what to change.
 
     Args:
@@ -410,7 +409,7 @@ def format_plan(plan: Plan, config: ml_collections.ConfigDict, chip: str | None)
     return "\n".join(lines)
 
 
-def first_change(plan: Plan, config: ml_collections.ConfigDict, chip: chips.Chip) -> str:
+def first_change(plan: Plan, config: settings.Run, chip: chips.Chip) -> str:
     """The first field to change so that a plan may fit a chip."""
     room = USABLE * chip.memory * GIB
     held = sum(plan.resident.values())
@@ -426,8 +425,8 @@ def first_change(plan: Plan, config: ml_collections.ConfigDict, chip: chips.Chip
         "rollout": "rl.rollout_batches", "update": "rl.microbatches",
         "evaluation": "evaluation.batches",
     }  # fmt: skip
-    group, name = fields[worst].split(".")
-    return f"raise {fields[worst]} above {config[group][name]}, or more devices on mesh.fsdp"
+    value = settings.get(config, fields[worst])
+    return f"raise {fields[worst]} above {value}, or more devices on mesh.fsdp"
 
 
 _WORK = ("rollout", "update")

@@ -18,10 +18,9 @@ import json
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
-from nspo_jax import chips, distributed, metrics, models, rewards, seeds
+from nspo_jax import chips, distributed, metrics, models, rewards, settings
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
 from nspo_jax.models import generation
@@ -65,7 +64,7 @@ class Rollouts:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: settings.Run,
         work: workspace_lib.Workspace,
         mixture: rewards.Mixture,
     ):
@@ -76,7 +75,7 @@ class Rollouts:
         for rows, count in work.task.parts:
             parts.append(({"row": np.arange(start, start + len(rows), dtype=np.int32)}, count))
             start += len(rows)
-        self._prompts = iterator.MixedBatches(parts, seeds.rl_seed(config))
+        self._prompts = iterator.MixedBatches(parts, config.rl_seed)
         self._options = {
             "batches": config.rl.rollout_batches,
             "samples": config.rl.samples,
@@ -149,7 +148,7 @@ class Rollouts:
         ahead = min(self._config.rl.staleness, self._config.rl.steps - 1 - step)
         while len(self._queue) <= ahead:
             with clock.phase("rollout"):
-                key = role_key(seeds.rl_seed(self._config), "rollout", step + len(self._queue))
+                key = role_key(self._config.rl_seed, "rollout", step + len(self._queue))
                 sampled = self._sample(params, key)
             with clock.phase("reward"):
                 self._judge(sampled)

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from nspo_jax import (
@@ -34,7 +33,7 @@ from nspo_jax import (
     preemption,
     rewards,
     run_directory,
-    seeds,
+    settings,
     sharding,
 )
 from nspo_jax import optimizer as optimizer_lib
@@ -46,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     workdir: str | pathlib.Path,
     *,
     allow_config_change: bool = False,
@@ -78,7 +77,7 @@ def train(
     workdir = pathlib.Path(workdir)
     for name, directory in (("workdir", workdir), ("workspace", config.workspace)):
         run_directory.check_directory(directory, name)
-    run_directory.restore_defaults(config, workdir)
+    config = run_directory.restore_defaults(config, workdir)
     checks.check_config(config)
     checks.check_profile(config, profile)
     config = run_directory.with_recorded(config, workdir)
@@ -91,7 +90,7 @@ def train(
 
 
 def _run(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None
+    config: settings.Run, workdir: pathlib.Path, profile: tuple[int, int] | None
 ) -> dict[str, Any]:
     """The run itself, of a workdir that is this process's."""
     started = time.monotonic()
@@ -102,7 +101,7 @@ def _run(
     checks.check_mesh(config, mesh)
     distributed.own_rows(checks.batch_prompts(config))
     work = workspace_lib.open_workspace(config, mesh)
-    config.data.date = work.format.date or ""
+    config = settings.replace(config, {"data.date": work.format.date or ""})
     projectors = workspace_lib.open_projectors(config, work)
     batches = open_batches(config, work)
     evaluator = evaluation.Evaluator(config, work)
@@ -154,7 +153,7 @@ def _run(
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)
         with clock.phase("evaluation"):
-            scores = evaluator(params, rollouts.role_key(seeds.rl_seed(config), "evaluation", step))
+            scores = evaluator(params, rollouts.role_key(config.rl_seed, "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
         if shown:
             rates = {f"evaluation/{name}": value for name, value in scores.items()}
@@ -272,20 +271,18 @@ def abstract(state: train_step.TrainState) -> train_step.TrainState:
 
 
 def select_projectors(
-    config: ml_collections.ConfigDict, projectors: nullspace.Projectors
+    config: settings.Run, projectors: nullspace.Projectors
 ) -> nullspace.Projectors | None:
     """Those that `config.projection` names; None for mode none."""
     if config.projection.mode == "none":
         return None
     selected = projectors.select(config.projection.targets)
     if config.projection.basis == "random":
-        selected = selected.randomized(seeds.rl_seed(config))
+        selected = selected.randomized(config.rl_seed)
     return selected
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, projectors: Any
-) -> optax.GradientTransformation:
+def make_optimizer(config: settings.Run, projectors: Any) -> optax.GradientTransformation:
     """The optax chain that `config.optimizer` and `config.projection` describe."""
     return optimizer_lib.build_optimizer(
         config.optimizer.learning_rate,
@@ -301,7 +298,7 @@ def make_optimizer(
 
 
 def open_batches(
-    config: ml_collections.ConfigDict, work: workspace_lib.Workspace
+    config: settings.Run, work: workspace_lib.Workspace
 ) -> rollouts.Rollouts | dpo.PairBatches:
     """Where the batches of `config.rl.algorithm` come from."""
     if config.rl.algorithm == "dpo":
@@ -309,13 +306,13 @@ def open_batches(
     return rollouts.Rollouts(config, work, judges.open_rewards(config, work))
 
 
-def has_reference(config: ml_collections.ConfigDict) -> bool:
+def has_reference(config: settings.Run) -> bool:
     """Whether the update compares the policy with the base model."""
     return config.rl.algorithm != "policy_gradient" or bool(config.rl.kl_coefficient)
 
 
 def make_step(
-    config: ml_collections.ConfigDict,
+    config: settings.Run,
     model: models.ModelConfig,
     optimizer: optax.GradientTransformation,
 ) -> train_step.Step:

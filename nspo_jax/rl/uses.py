@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
-import ml_collections
-
-from nspo_jax import rewards, run_directory
+from nspo_jax import rewards, settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +23,13 @@ class Use:
     """
 
     when: str
-    holds: Callable[[ml_collections.ConfigDict], bool]
+    holds: Callable[[settings.Run], bool]
     fields: Mapping[str, Any]
     instead: str = ""
 
 
-def _has_term(*names: str) -> Callable[[ml_collections.ConfigDict], bool]:
-    def holds(config: ml_collections.ConfigDict) -> bool:
+def _has_term(*names: str) -> Callable[[settings.Run], bool]:
+    def holds(config: settings.Run) -> bool:
         terms = {spec.name for spec in rewards.parse_terms(config.rewards.terms)}
         return config.rl.algorithm != "dpo" and not terms.isdisjoint(names)
 
@@ -157,14 +155,14 @@ USES = (
 )  # fmt: skip
 
 
-def check_uses(config: ml_collections.ConfigDict, *, is_run: bool = True) -> None:
+def check_uses(config: settings.Run, *, is_run: bool = True) -> None:
     """Raises ValueError listing the fields that are set and that nothing reads, and what would.
 
     Args:
       config: one whose fields are all in their ranges.
       is_run: a policy is trained; without, fields of rewards may say what a later run needs.
     """
-    flat = run_directory.flatten(config)
+    flat = settings.flatten(config)
     found = []
     for use in USES:
         unread = [

@@ -12,6 +12,7 @@ from configs import llama3_8b, llm, qwen2_5_7b
 from nspo_jax import models, sharding
 from nspo_jax.models import hf
 from nspo_jax.rl import checks
+from tests import runs
 
 # As the Hugging Face hub counts them; without the tied head that Qwen3-0.6B's files repeat.
 PUBLISHED = {
@@ -61,10 +62,10 @@ def test_every_parameter_is_sharded_by_a_rule(name):
 
 @pytest.mark.parametrize("name", models.PRESETS)
 def test_the_run_config_of_a_size_is_valid(name):
-    config = llm.get_config(name)
+    config = runs.made(llm.get_config(name))
     with pytest.raises(ValueError, match="model.preset is .* and model.path is empty"):
         checks.check_config(config)
-    config.model.path = "/somewhere"
+    config = runs.changed(config, {"model.path": "/somewhere"})
     checks.check_config(config)
     tied = models.PRESETS[name].tie_embeddings
     assert ("head" in config.projection.targets) == (not tied)
@@ -75,7 +76,7 @@ def test_a_model_s_own_config_is_its_size_s(hardware):
     for module, size in ((qwen2_5_7b, "qwen2_5_7b"), (llama3_8b, "llama3_8b")):
         config = module.get_config(hardware)
         assert config == llm.get_config(f"{size},{hardware}") and config.model.preset == size
-        checks.check_config(config, has_weights=False)
+        checks.check_config(runs.made(config), has_weights=False)
         # a model of seven billion parameters on one device trains its MLP alone
         assert (config.projection.targets == "mlp") == (config.mesh.fsdp == 1)
     with pytest.raises(

@@ -10,6 +10,7 @@ import pytest
 from configs import default
 from nspo_jax import metrics
 from nspo_jax.rl import rollouts, trainer
+from tests import runs
 
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 1,
@@ -23,12 +24,11 @@ MICRO = {
 
 
 def micro(workspace, **changes):
-    config = default.get_config()
     micro = dict(MICRO)
     if "model.path" in changes:  # which has a size, and is pretrained
         micro = {k: v for k, v in micro.items() if not k.startswith(("model.", "pretraining."))}
-    config.update_from_flattened_dict({**micro, **changes, "workspace": str(workspace)})
-    return config
+    changes = {**micro, **changes, "workspace": str(workspace)}
+    return runs.made(default.get_config(), changes)
 
 
 def judge(self, conversations, completions):

@@ -9,6 +9,7 @@ from configs import tiny
 from nspo_jax import judges, metrics, models, nullspace, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import checks, rollouts, trainer
+from tests import runs
 
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
@@ -19,9 +20,8 @@ MICRO = {
 
 
 def micro(directory, arm="nspo", **changes):
-    config = tiny.get_config(arm)
-    config.update_from_flattened_dict({**MICRO, "workspace": str(directory), **changes})
-    return config
+    changes = {**MICRO, "workspace": str(directory), **changes}
+    return runs.made(tiny.get_config(arm), changes)
 
 
 class Noise:

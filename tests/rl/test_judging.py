@@ -10,6 +10,7 @@ import pytest
 
 from nspo_jax import preemption, rewards
 from nspo_jax.rl import rollouts, trainer
+from tests import runs
 from tests.rl.micro_run import assert_same_run, judge, logged, micro
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -135,6 +136,6 @@ def test_another_batch_than_the_one_that_waits_is_refused(finished, tmp_path, mo
         failing(patch, 2, away)
         with pytest.raises(rewards.JudgeError):
             trainer.train(config, tmp_path / "run")
-    config.rl.samples = 8
+    config = runs.changed(config, {"rl.samples": 8})
     with pytest.raises(ValueError, match="6 prompts and 24 completions that wait.*asks for 6 x 8"):
         trainer.train(config, tmp_path / "run", allow_config_change=True)

@@ -17,6 +17,7 @@ from configs import llm
 from nspo_jax import chips, models, rewards, sharding, workspace
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import plan, rollouts, train_step, trainer
+from tests import runs
 from tests.rl import micro_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -88,8 +89,7 @@ def test_a_plan_s_memory_is_a_real_run_s(tmp_path):
 
 def tiny_plan(**changes):
     """Of a small Qwen on one device."""
-    config = llm.get_config("qwen2_5_0_5b")
-    config.update_from_flattened_dict({
+    config = runs.made(llm.get_config("qwen2_5_0_5b"), {
         "mesh.fsdp": 1, "data.prompt_length": 8, "data.completion_length": 8, "rl.prompts": 4,
         "evaluation.prompts": 1, "calibration.rows": 4, **changes,
     })  # fmt: skip
@@ -137,8 +137,7 @@ def test_less_at_once_needs_less():
     ],
 )
 def test_a_plan_that_does_not_fit_names_the_first_field(phases, resident, dtype, words):
-    config = llm.get_config("qwen2_5_7b")
-    config.model.frozen_dtype = dtype
+    config = runs.made(llm.get_config("qwen2_5_7b"), {"model.frozen_dtype": dtype})
     found = plan.Plan(
         resident={"frozen weights": resident * plan.GIB},
         phases={name: size * plan.GIB for name, size in phases.items()},

@@ -6,11 +6,12 @@ import pathlib
 import pytest
 
 from configs import default, llm, safety, tiny, tinystories
-from nspo_jax import models, run_directory
+from nspo_jax import models, settings
 from nspo_jax.rl import checks, ranges, uses
 from scripts import sweep_runs
+from tests import runs
 
-DEFAULTS = run_directory.flatten(default.get_config())
+DEFAULTS = settings.flatten(settings.from_config(default.get_config()))
 SWEEPS = sorted(
     path.stem for path in (pathlib.Path(__file__).parents[2] / "configs/sweeps").glob("*.py")
 )
@@ -18,15 +19,13 @@ TASK_SAFETY = {"task": "safety", "model.path": "m", "data.evaluation": "a.csv"}
 
 
 def configured(changes, config=None):
-    config = config or default.get_config()
-    config.update_from_flattened_dict(changes)
-    return config
+    return runs.made(config or default.get_config(), changes)
 
 
 def another(name):
     """A value in the field's range that is not its default."""
     known, default_value = ranges.FIELDS[name], DEFAULTS[name]
-    if isinstance(known, ranges.Choice):
+    if isinstance(known, settings.Choice):
         return next(value for value in known.values if value not in ("", default_value))
     if name == "rewards.terms":
         return "over_refusal"
@@ -49,9 +48,7 @@ def test_a_field_is_refused_by_the_runs_that_do_not_read_it_and_by_them_alone(us
     words = f"{name} is {another(name)!r} (by default {DEFAULTS[name]!r})"
     refused = []
     for run in (run for run in RUNS if name not in run):
-        config = configured(run)
-        with config.ignore_type():
-            config.update_from_flattened_dict({name: another(name)})
+        config = configured(run | {name: another(name)})
         refused.append(not use.holds(config))
         try:
             uses.check_uses(config)
@@ -131,7 +128,7 @@ def test_without_a_run_judges_may_be_named_that_are_to_be_made():
 
 @pytest.mark.parametrize("arm", [*tiny.ARMS, *(f"{arm}_replay" for arm in tiny.ARMS)])
 def test_every_arm_is_accepted(arm):
-    checks.check_config(tiny.get_config(arm))
+    checks.check_config(runs.made(tiny.get_config(arm)))
 
 
 @pytest.mark.parametrize("arm", tiny.ARMS)
@@ -154,7 +151,7 @@ def test_every_size_on_every_hardware_is_accepted(size, hardware):
     named = {"model.path": "m", "data.evaluation": "a.csv", "rewards.terms": "over_refusal"}
     for module in (llm, safety):
         config = module.get_config(f"{size},{hardware}")
-        checks.check_config(config, has_weights=False)
+        checks.check_config(runs.made(config), has_weights=False)
         fields = named if module is safety else {"model.path": "m"}
         checks.check_config(configured(fields, config))
 
