@@ -324,7 +324,7 @@ def _open_model(
 
 
 def _recipe(config: settings.Run, objective: str) -> dict[str, Any]:
-    return {"objective": objective, **config.reward_training.to_dict()}
+    return {"objective": objective, **dataclasses.asdict(config.reward_training)}
 
 
 def _check_recipe(config: settings.Run, objective: str, directory: pathlib.Path) -> None:

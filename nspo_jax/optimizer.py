@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nspo_jax import settings
 from nspo_jax.nullspace import coordinates, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
@@ -153,4 +154,60 @@ def combine(trained: Any, fixed: Any, dtype: Any = jnp.float32) -> Any:
 
 
 def _is_layer(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf is of the stack of layers: its first axis is theirs."""
     return path_string(path).startswith("layers/")
+
+
+def _is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+    return leaf.ndim - 1 >= 2 if _is_layer(path) else leaf.ndim >= 2
+
+
+def select_projectors(
+    config: settings.Run, projectors: projectors_lib.Projectors
+) -> projectors_lib.Projectors | None:
+    """Those that `config.projection` names; None for mode none."""
+    if config.projection.mode == "none":
+        return None
+    selected = projectors.select(config.projection.targets)
+    if config.projection.basis == "random":
+        selected = selected.randomized(config.rl_seed)
+    return selected
+
+
+def from_settings(config: settings.Run, projectors: Any) -> optax.GradientTransformation:
+    """The optax chain that `config.optimizer` and `config.projection` describe."""
+    return build_optimizer(
+        config.optimizer.learning_rate,
+        projectors,
+        name=config.optimizer.name,
+        mode=config.projection.mode,
+        period=config.projection.period,
+        max_gradient_norm=config.optimizer.max_gradient_norm,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+    )
+
+
+def freeze(frozen: Any, dtype: str) -> Any:
+    """Frozen parameters as they are held: matrices in `dtype`, vectors as they are.
+
+    Raises:
+      ValueError: if that would change one of them.
+    """
+
+    def held(path, leaf):
+        if not _is_matrix(path, leaf) or dtype == leaf.dtype:
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
+        narrow = leaf.astype(dtype)
+        if not jnp.array_equal(narrow.astype(leaf.dtype), leaf):
+            raise ValueError(
+                f"model.frozen_dtype is {dtype}, which would round the base model's "
+                f"{path_string(path)}: its checkpoint has more digits. Set "
+                "model.frozen_dtype=float32."
+            )
+        return narrow
+
+    return jax.tree.map_with_path(held, frozen)

@@ -20,6 +20,7 @@ from nspo_jax import models
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import train_step
+from nspo_jax.rl.algorithms import policy_gradient
 from scripts import launch
 
 DEPTHS = flags.DEFINE_list("depths", ["4", "16", "64"], "Numbers of layers, the baseline first.")
@@ -54,11 +55,11 @@ def lower(depth: int) -> jax.stages.Lowered:
         lambda *shape, dtype=dtype: jax.ShapeDtypeStruct((rows, *shape), dtype)
         for dtype in (jnp.int32, jnp.bool_, jnp.float32)
     )
-    batch = train_step.Rollouts(
+    batch = train_step.RolloutBatch(
         prompts=tokens(prompt), prompt_mask=flags_(prompt), completions=tokens(completion),
         completion_mask=flags_(completion), old_logprobs=numbers(completion), advantages=numbers(),
     )  # fmt: skip
-    return train_step.make_train_step(config, optimizer).lower(state, frozen, None, batch)
+    return policy_gradient.make_train_step(config, optimizer).lower(state, frozen, None, batch)
 
 
 def main() -> None:

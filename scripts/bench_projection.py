@@ -29,6 +29,7 @@ import optax
 from nspo_jax import models, progress
 from nspo_jax.nullspace import eigen, projection
 from nspo_jax.rl import train_step
+from nspo_jax.rl.algorithms import policy_gradient
 from scripts import launch
 
 SIZES = flags.DEFINE_list("sizes", ["512", "1024", "2048", "3584"], "Input sizes d.")
@@ -101,7 +102,7 @@ def measure_update(layers: int, repeats: int) -> dict[str, float]:
         ranks = np.full((layers,), size // 8)
         sites[name] = projection.Site(kernels, basis, projection.PROTECTED, ranks)
     rows, prompt, completion = 6, 256, 256
-    batch = train_step.Rollouts(
+    batch = train_step.RolloutBatch(
         prompts=jnp.ones((rows, prompt), jnp.int32),
         prompt_mask=jnp.ones((rows, prompt), bool),
         completions=jnp.ones((rows, completion), jnp.int32),
@@ -117,7 +118,7 @@ def measure_update(layers: int, repeats: int) -> dict[str, float]:
     gradient = jax.tree.map(lambda x: 1e-3 * x, params)
     phases = {name: jax.jit(optimizer.update) for name, optimizer in optimizers.items()}
     states = {name: optimizer.init(params) for name, optimizer in optimizers.items()}
-    step = train_step.make_train_step(config, optimizers["plain"])
+    step = policy_gradient.make_train_step(config, optimizers["plain"])
     nothing = jax.tree.map(lambda _: None, params)
     times: dict[str, list[float]] = {"plain": [], "projected": [], "update": []}
     state = train_step.TrainState(

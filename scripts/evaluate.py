@@ -13,7 +13,7 @@ from absl import flags
 
 from nspo_jax import evaluation, settings, sharding, workspace
 from nspo_jax.reports import tables
-from nspo_jax.rl import checks, rollouts
+from nspo_jax.rl import batches, checks
 from scripts import launch
 
 CONFIG = launch.define_config()
@@ -31,7 +31,7 @@ def main() -> None:
         params = workspace.load_policy(work, POLICY.value)
         name = str(pathlib.Path(POLICY.value))
     evaluator = evaluation.Evaluator(config, work)
-    completed = evaluator.complete(params, rollouts.role_key(config.rl_seed, "evaluation", 0))
+    completed = evaluator.complete(params, batches.role_key(config.rl_seed, "evaluation", 0))
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")

@@ -30,8 +30,8 @@ from absl import flags
 import jax
 
 from nspo_jax import chips, distributed, files, models, nullspace, settings, sharding
+from nspo_jax.dry_run import plan as plan_lib
 from nspo_jax.reports import tables
-from nspo_jax.rl import plan as plan_lib
 from nspo_jax.rl import trainer
 from scripts import launch
 

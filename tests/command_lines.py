@@ -67,7 +67,7 @@ def _code(name: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import nspo_jax.rl.plan  # noqa: F401 what the scripts have in common, and no flags
+    import nspo_jax.dry_run.plan  # noqa: F401 what the scripts have in common, and no flags
     import scripts.launch  # noqa: F401
 
     print(json.dumps([_fork(name, arguments) for name, arguments in json.load(sys.stdin)]))

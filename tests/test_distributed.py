@@ -44,10 +44,10 @@ def child(workdir: str) -> None:
     Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
     """
     from nspo_jax import rewards
-    from nspo_jax.rl import rollouts
+    from nspo_jax.rl import batches
     from scripts import launch, train
 
-    sampling, judging = rollouts.Rollouts.sample, []
+    sampling, judging = batches.RolloutBatches.sample, []
 
     def judge(self, conversations, completions):
         odd = np.array([len(text.split()) % 2 for text in completions], np.float32)
@@ -70,7 +70,7 @@ def child(workdir: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         train.main()
 
-    rewards.WorldJudge.__call__, rollouts.Rollouts.sample = judge, sample
+    rewards.WorldJudge.__call__, batches.RolloutBatches.sample = judge, sample
     launch.run(main)
 
 

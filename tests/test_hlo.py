@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from nspo_jax import chips, hlo
+from nspo_jax import chips
+from nspo_jax.dry_run import hlo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS, SIZE = 5, 64

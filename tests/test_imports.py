@@ -41,7 +41,7 @@ def inside(module, packages):
 
 def test_the_walk_sees_the_package():
     assert {"nspo_jax", "nspo_jax.nullspace.projection", "scripts.train"} <= FILES.keys()
-    assert "nspo_jax.rl.rollouts" in imports("nspo_jax.rl.trainer")
+    assert "nspo_jax.rl.batches" in imports("nspo_jax.rl.trainer")
     assert "absl" in imports("scripts.train")
 
 

@@ -8,7 +8,7 @@ from configs import default, safety
 from nspo_jax import evaluation, judges, metrics, models, sharding, workspace
 from nspo_jax.data import chat
 from nspo_jax.reports import tables
-from nspo_jax.rl import checks, rollouts, trainer
+from nspo_jax.rl import batches, checks, trainer
 from tests import runs
 
 
@@ -73,7 +73,7 @@ def test_a_workspace_on_real_files(config, caplog):
 def test_a_given_reward_judges_public_prompts(config):
     work = workspace.open_workspace(config, sharding.make_mesh())
     mixture = judges.open_rewards(config, work)
-    assert len(rollouts.Rollouts(config, work, mixture).digest()) == 16
+    assert len(batches.RolloutBatches(config, work, mixture).digest()) == 16
     rows = work.task.suites["xstest_safe"]
     judged = mixture.start(rows, ["I cannot help with that."] * 4).result()["over_refusal"]
     assert np.array_equal(judged.rewards, -np.ones(4))

@@ -5,7 +5,7 @@ import pytest
 
 from configs import tiny
 from nspo_jax import workspace
-from nspo_jax.rl import rollouts
+from nspo_jax.rl import batches
 from tests import runs
 
 
@@ -32,7 +32,7 @@ def test_bases_of_other_seeds_live_apart_and_those_of_the_world_where_they_did()
 @pytest.mark.parametrize(("changes", "same"), [({"seed": 1}, False), ({"rl__seed": 0}, True)])
 def test_rollouts_are_drawn_by_the_seed_of_rl(changes, same):
     def key(config):
-        return rollouts.role_key(config.rl_seed, "rollout", 7)
+        return batches.role_key(config.rl_seed, "rollout", 7)
 
     found = jax.random.key_data(key(configured(**changes)))
     assert (found == jax.random.key_data(key(configured()))).all() == same

@@ -21,6 +21,7 @@ from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.models import hf
 from nspo_jax.nullspace import moments, projection
 from nspo_jax.rl import train_step
+from nspo_jax.rl.algorithms import policy_gradient
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = models.ModelConfig(
@@ -114,7 +115,7 @@ def optimizer(params):
 def rollouts():
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, COMPLETION + 1, (BATCH, 1))
-    return train_step.Rollouts(
+    return train_step.RolloutBatch(
         prompts=rng.integers(0, CONFIG.vocab_size, (BATCH, PROMPT)).astype(np.int32),
         prompt_mask=np.arange(PROMPT) >= rng.integers(0, PROMPT - 1, (BATCH, 1)),
         completions=rng.integers(0, CONFIG.vocab_size, (BATCH, COMPLETION)).astype(np.int32),
@@ -138,7 +139,7 @@ def trained(mesh, steps=3):
         batch = sharding.shard_batch(mesh, batch)
         kernel = state.trainable["layers"]["mlp"]["up"]["kernel"]
         shards = kernel.size // kernel.addressable_shards[0].data.size
-    step = train_step.make_train_step(CONFIG, transform)
+    step = policy_gradient.make_train_step(CONFIG, transform)
     before = jax.tree.map(lambda leaf: leaf.sharding, state)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         for _ in range(steps):

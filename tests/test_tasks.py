@@ -11,7 +11,7 @@ import pytest
 
 from configs import tinystories
 from nspo_jax import rewards, sharding, workspace
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import batches, trainer
 from tests import runs
 from tests.rl import test_arms
 
@@ -31,7 +31,7 @@ def config(shared_data, tmp_path):
 def test_held_out_text_is_the_bases_own_greedy_story(config):
     work = workspace.open_workspace(config, sharding.make_mesh())
     scores = trainer.evaluation.Evaluator(config, work)(
-        work.base, rollouts.role_key(0, "rollout", 0)
+        work.base, batches.role_key(0, "rollout", 0)
     )
     assert scores["kl_heldout"] == 0
     assert scores["general"] > 0.97  # a token in a hundred may be split anew when the text is

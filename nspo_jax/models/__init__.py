@@ -27,7 +27,13 @@ from nspo_jax.models.hf import (
 from nspo_jax.models.hf_config import read_config, write_config
 from nspo_jax.models.hf_export import Edit, export_model, save_model
 from nspo_jax.models.layer_source import FileSource, LayerSource, ParamsSource
-from nspo_jax.models.logprobs import sequence_logprobs, text_logprobs, token_logprobs
+from nspo_jax.models.logprobs import (
+    completion_logprobs,
+    predicting_states,
+    sequence_logprobs,
+    text_logprobs,
+    token_logprobs,
+)
 from nspo_jax.models.presets import PRESETS, check_preset
 from nspo_jax.models.transformer import (
     Output,
@@ -58,6 +64,7 @@ __all__ = [
     "abstract_params",
     "bind",
     "check_preset",
+    "completion_logprobs",
     "embed",
     "empty_cache",
     "export_delta",
@@ -73,6 +80,7 @@ __all__ = [
     "load_model",
     "logits",
     "map_positions",
+    "predicting_states",
     "read_config",
     "repeat_cache",
     "run_layer",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nspo_jax import sharding
 from nspo_jax.models import config as config_lib
 from nspo_jax.models import heads, transformer
 
@@ -45,6 +46,43 @@ def sequence_logprobs(
 
     found = heads.map_positions(config, of_states, hidden, tokens[:, 1:])
     return jnp.where(mask[:, 1:] & mask[:, :-1], found, 0.0)
+
+
+def predicting_states(config: config_lib.ModelConfig, params, batch: Any) -> jax.Array:
+    """Final hidden states before each completion token: [batch, completion_length, d].
+
+    They are at the positions that predict it: what is known when it is drawn.
+    """
+    tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
+    mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
+    hidden = transformer.forward(config, params, tokens, mask).hidden
+    start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
+    return hidden[:, start : start + batch.completions.shape[1]]
+
+
+def completion_logprobs(
+    config: config_lib.ModelConfig, params, batch: Any, temperature: float = 1.0
+) -> jax.Array:
+    """log p of the completion tokens: float32 [batch, completion_length].
+
+    Logits are computed at the positions that predict a completion token, nowhere else, and a chunk
+    at a time where the vocabulary is large.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      batch: anything with the first four fields of `rl.train_step.RolloutBatch`.
+      temperature: divides the logits.
+    """
+    predicting = predicting_states(config, params, batch)
+    # of the head alone, once and not for every chunk
+    name = "embed" if config.tie_embeddings else "head"
+    head = params | sharding.gather({name: params[name]}, config.compute_dtype)
+
+    def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        return token_logprobs(heads.logits(config, head, hidden) / temperature, tokens)
+
+    return heads.map_positions(config, logprobs, predicting, batch.completions)
 
 
 def text_logprobs(

@@ -5,28 +5,17 @@ import jax
 from nspo_jax import judges, nullspace, rewards, settings, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import split, world
-from nspo_jax.rl import ranges, uses
-
-
-def batch_prompts(config: settings.Run) -> int:
-    """Prompts of a step: the harmful ones and the benign ones added to them."""
-    return config.rl.prompts + round(config.rl.prompts * config.data.benign_fraction)
-
-
-def batch_rows(config: settings.Run) -> int:
-    """What a step learns from: its completions; for DPO pairs, which nothing parts."""
-    rows = batch_prompts(config) * config.rl.samples
-    return rows // 2 if config.rl.algorithm == "dpo" else rows
+from nspo_jax.rl import algorithms, ranges, uses
 
 
 def check_mesh(config: settings.Run, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError unless the batches of a step divide over the mesh."""
-    rl, prompts = config.rl, batch_prompts(config)
+    rl, prompts = config.rl, config.batch_prompts
     sharding.check_batch(mesh, prompts, "The RL batch of prompts")
     sharding.check_batch(mesh, prompts // rl.rollout_batches, "A part of it (rl.rollout_batches)")
     parts = rl.minibatches * rl.microbatches
     sharding.check_batch(
-        mesh, batch_rows(config) // parts, "A microbatch (rl.minibatches x rl.microbatches)"
+        mesh, algorithms.of(config).rows // parts, "A microbatch (rl.minibatches x rl.microbatches)"
     )
     if any(spec.name in judges.ON_MESH for spec in rewards.parse_terms(config.rewards.terms)):
         sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
@@ -50,14 +39,12 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
             f"{config.checkpoint.every} steps there is a checkpoint to keep: make it a multiple of "
             "checkpoint.every, or 0."
         )
-    prompts = batch_prompts(config)
-    rows, parts = batch_rows(config), config.rl.minibatches * config.rl.microbatches
-    if rows % parts:
-        what = "pairs, two completions each," if config.rl.algorithm == "dpo" else "completions"
+    algorithm, prompts = algorithms.of(config), config.batch_prompts
+    if algorithm.rows % (config.rl.minibatches * config.rl.microbatches):
         raise ValueError(
             f"rl.minibatches is {config.rl.minibatches} and rl.microbatches "
-            f"{config.rl.microbatches}, which do not divide the {rows} {what} of a step ({prompts} "
-            f"prompts x {config.rl.samples} samples)."
+            f"{config.rl.microbatches}, which do not divide the {algorithm.rows} "
+            f"{algorithm.row} of a step ({prompts} prompts x {config.rl.samples} samples)."
         )
     if prompts % config.rl.rollout_batches:
         raise ValueError(
@@ -66,10 +53,7 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
         )
     if config.task == "chat_world":
         check_chat_world(config)
-    if config.rl.algorithm == "dpo":
-        check_dpo(config)
-    elif config.rl.algorithm == "ppo_lagrangian":
-        check_lagrangian(config)
+    algorithm.check()
     if config.task == "stories" and not config.model.path:
         raise ValueError(
             "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
@@ -85,14 +69,7 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
         )
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     nullspace.check_choices(config.calibration.statistics, config.calibration.first_token)
-    if config.rl.importance_cap and config.rl.minibatches > 1:
-        raise ValueError(
-            f"rl.importance_cap is {config.rl.importance_cap} and rl.minibatches "
-            f"{config.rl.minibatches}: the correction needs the trainer's probabilities at the "
-            "start of the step, which are known for its first update alone. Set rl.minibatches=1, "
-            "or rl.importance_cap=0."
-        )
-    if is_run and config.rl.algorithm != "dpo":  # which asks no judge
+    if is_run and algorithm.generates:  # the others ask no judge
         judges.check_terms(config, has_weights=has_weights)
     uses.check_uses(config, is_run=is_run)
 
@@ -124,47 +101,6 @@ def check_chat_world(config: settings.Run) -> None:
                 f"{name} is {asked}, and the chat world has {rows} of them: set it to at most "
                 f"{rows}."
             )
-
-
-def check_dpo(config: settings.Run) -> None:
-    """Raises ValueError for a config of DPO that cannot work, as `check_config`."""
-    if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
-        raise ValueError(
-            f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
-            "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
-            "pku_safe_rlhf for the task safety; stories have no pairs."
-        )
-
-
-def check_lagrangian(config: settings.Run) -> None:
-    """Raises ValueError for a config of PPO-Lagrangian that cannot work, as `check_config`."""
-    options = config.lagrangian
-    terms = {term.name: term for term in rewards.parse_terms(config.rewards.terms)}
-    if terms.keys() != {"reward_model", "cost_model"}:
-        raise ValueError(
-            f"rewards.terms is {config.rewards.terms!r}, and ppo_lagrangian has a reward model and "
-            "a cost model. Set rewards.terms=reward_model+cost_model."
-        )
-    cost = terms["cost_model"]
-    if (cost.kinds, cost.weights) != ("all", (1.0,)):
-        raise ValueError(
-            f"rewards.terms is {config.rewards.terms!r}: ppo_lagrangian weighs costs itself, of "
-            "all completions, against lagrangian.limit. Write cost_model without kinds and weight."
-        )
-    if config.rewards.on_failure != "raise":
-        raise ValueError(
-            f"rewards.on_failure is {config.rewards.on_failure!r}: ppo_lagrangian needs a cost of "
-            "every completion. Set rewards.on_failure=raise."
-        )
-    if config.rl.loss != "grpo":
-        raise ValueError(
-            f"rl.loss is {config.rl.loss!r}: PPO has a ratio a token. Set rl.loss=grpo."
-        )
-    if options.initial > options.largest:
-        raise ValueError(
-            f"lagrangian.initial is {options.initial}, above lagrangian.largest="
-            f"{options.largest}: raise that, or start lower."
-        )
 
 
 def check_safety(config: settings.Run, *, has_weights: bool = True) -> None:

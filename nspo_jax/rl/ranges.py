@@ -6,9 +6,8 @@ from nspo_jax.data import safety, split
 from nspo_jax.models import config as model_lib
 from nspo_jax.nullspace import calibration, moments, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.rl import advantages, learning, losses
+from nspo_jax.rl import advantages, algorithms, learning, losses
 
-ALGORITHMS = ("policy_gradient", "dpo", "ppo_lagrangian")
 TASKS = ("chat_world", "stories", "safety")
 DATASETS = ("chat_world", "pku_safe_rlhf")  # of preference pairs
 
@@ -26,7 +25,7 @@ PARTS: dict[str, settings.Range] = {
     "projection.targets": settings.Text("targets", parse=projectors_lib.parse_targets),
     "optimizer.name": settings.Choice(optimizer_lib.NAMES),
     "optimizer.master": settings.Choice(optimizer_lib.MASTERS),
-    "rl.algorithm": settings.Choice(ALGORITHMS),
+    "rl.algorithm": settings.Choice(tuple(algorithms.ALGORITHMS)),
     "rl.loss": settings.Choice(tuple(losses.LOSSES)),
     "rl.advantage": settings.Choice(tuple(advantages.ESTIMATORS)),
     "rl.aggregation": settings.Choice(losses.AGGREGATIONS),

@@ -1,20 +1,18 @@
-"""The jitted policy update: loss, gradient, and an optax chain that ends in the projection.
+"""The policy update that all algorithms share: a loss, its gradient, and an optax chain.
 
-`make_update` is what all algorithms share, around any loss; `policy_gradient_loss` is the one that
-learns from advantages. `make_train_step` puts the two together.
+The chain ends in the projection. What a loss learns from is a batch: `RolloutBatch`, or an
+algorithm's own.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nspo_jax import models, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.rl import losses
+from nspo_jax import sharding
 
 LossOf = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -25,7 +23,7 @@ class TrainState(NamedTuple):
 
     step: int32 scalar, updates done; trainable: what is trained, see `optimizer.open_master` (None
     where frozen); opt_state: optax state, with the projector bases in it; critics: what else
-    learns, see `lagrangian.Critics`.
+    learns, see `ppo_lagrangian.Critics`.
     """
 
     step: jax.Array
@@ -34,8 +32,8 @@ class TrainState(NamedTuple):
     critics: Any = None
 
 
-class Rollouts(NamedTuple):
-    """A batch for `train_step`; arrays are [batch, ...].
+class RolloutBatch(NamedTuple):
+    """Completions to learn from; arrays are [batch, ...].
 
     prompts: int32 [batch, prompt_length], left-padded; prompt_mask: bool.
     completions: int32 [batch, completion_length], right-padded; completion_mask: bool.
@@ -52,105 +50,6 @@ class Rollouts(NamedTuple):
     old_logprobs: jax.Array
     advantages: jax.Array
     outcomes: jax.Array | None = None
-
-
-def predicting_states(config: models.ModelConfig, params, batch: Any) -> jax.Array:
-    """Final hidden states before each completion token: [batch, completion_length, d].
-
-    They are at the positions that predict it: what is known when it is drawn.
-    """
-    tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
-    mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
-    hidden = models.forward(config, params, tokens, mask).hidden
-    start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
-    return hidden[:, start : start + batch.completions.shape[1]]
-
-
-def completion_logprobs(
-    config: models.ModelConfig, params, batch: Any, temperature: float = 1.0
-) -> jax.Array:
-    """log p of the completion tokens: float32 [batch, completion_length].
-
-    Logits are computed at the positions that predict a completion token, nowhere else, and a chunk
-    at a time where the vocabulary is large.
-
-    Args:
-      config: the model.
-      params: its parameters.
-      batch: anything with the first four fields of `Rollouts`.
-      temperature: divides the logits.
-    """
-    predicting = predicting_states(config, params, batch)
-    # of the head alone, once and not for every chunk
-    name = "embed" if config.tie_embeddings else "head"
-    head = params | sharding.gather({name: params[name]}, config.compute_dtype)
-
-    def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-        return models.token_logprobs(models.logits(config, head, hidden) / temperature, tokens)
-
-    return models.map_positions(config, logprobs, predicting, batch.completions)
-
-
-def policy_gradient_loss(
-    config: models.ModelConfig,
-    *,
-    loss: str = "grpo",
-    aggregation: str = "sequence_mean",
-    clip: float = 0.2,
-    clip_high: float = 0.0,
-    dual_clip: float = 0.0,
-    kl_coefficient: float = 0.0,
-    kl_estimator: str = "k3",
-    importance_cap: float = 0.0,
-    temperature: float = 1.0,
-) -> LossOf:
-    """The loss of advantages, for `make_update` with batches of `Rollouts`.
-
-    `loss` is one of `losses.LOSSES`; the other options are `losses.clipped_loss`'s. With an
-    `importance_cap` above 0 tokens get `losses.importance_weights`, trainer against sampler, and
-    the ratio's denominator is the trainer's own probability at the start of the update: of the
-    policy being trained, so that the ratio is 1 and no clip acts. That is right for one update a
-    batch, however old the sampler's weights. In a second one the weights would hold the first one's
-    change too, and nothing would clip it: `checks.check_config` refuses more minibatches.
-    """
-    policy_loss = functools.partial(
-        losses.LOSSES[loss],
-        aggregation=aggregation,
-        clip=clip,
-        clip_high=clip_high,
-        dual_clip=dual_clip,
-        kl_coefficient=kl_coefficient,
-        kl_estimator=kl_estimator,
-    )
-
-    def loss_of(params, reference, batch: Rollouts, tokens: jax.Array):
-        reference_logprobs = None
-        if reference is not None:
-            reference_logprobs = completion_logprobs(config, reference, batch, temperature)
-        logprobs = completion_logprobs(config, params, batch, temperature)
-        mask, old_logprobs, weights = batch.completion_mask, batch.old_logprobs, None
-        if importance_cap:
-            old_logprobs = jax.lax.stop_gradient(logprobs)
-            weights = losses.importance_weights(logprobs, batch.old_logprobs, mask, importance_cap)
-        result = policy_loss(
-            logprobs,
-            old_logprobs,
-            batch.advantages,
-            mask,
-            tokens=tokens,
-            weights=weights,
-            reference_logprobs=reference_logprobs,
-        )
-        gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), mask)
-        return result.loss, {
-            "loss": result.loss,
-            "policy_loss": result.policy,
-            "clip_share": result.clip_share,
-            "kl_reference": result.kl,
-            "logprob_gap": gap,  # sampler against trainer: rounding, and older updates
-        }
-
-    return loss_of
 
 
 def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., tuple[Any, Any]]:
@@ -223,28 +122,6 @@ def make_update(
         return sharding.constrain(state), metrics
 
     return step
-
-
-def make_train_step(
-    config: models.ModelConfig,
-    optimizer: optax.GradientTransformation,
-    *,
-    microbatches: int = 1,
-    **options: Any,
-) -> Step:
-    """The jitted policy gradient step, which donates the state.
-
-    Args:
-      config: the policy.
-      optimizer: see `make_update`.
-      microbatches: see `make_update`.
-      **options: of `policy_gradient_loss`.
-    """
-    loss_of = policy_gradient_loss(config, **options)
-    update = make_update(
-        loss_of, optimizer, microbatches=microbatches, compute_dtype=config.compute_dtype
-    )
-    return jax.jit(update, donate_argnums=0)
 
 
 def nonfinite(trees: Any) -> jax.Array:

@@ -17,14 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from nspo_jax import (
     checkpoint,
     distributed,
     evaluation,
     files,
-    judges,
     metrics,
     model_files,
     models,
@@ -39,7 +37,7 @@ from nspo_jax import (
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import progress as progress_lib
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.rl import checks, dpo, lagrangian, learning, rollouts, train_step
+from nspo_jax.rl import algorithms, batches, checks, learning, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -99,24 +97,27 @@ def _run(
     mesh = sharding.mesh_from_config(config)
     rl = config.rl
     checks.check_mesh(config, mesh)
-    distributed.own_rows(checks.batch_prompts(config))
+    distributed.own_rows(config.batch_prompts)
     work = workspace_lib.open_workspace(config, mesh)
     config = settings.replace(config, {"data.date": work.format.date or ""})
     projectors = workspace_lib.open_projectors(config, work)
-    batches = open_batches(config, work)
+    algorithm = algorithms.of(config)
+    source = algorithm.open_batches(work)
     evaluator = evaluation.Evaluator(config, work)
     held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
     calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
-    optimizer = make_optimizer(config, select_projectors(config, projectors))
+    optimizer = optimizer_lib.from_settings(
+        config, optimizer_lib.select_projectors(config, projectors)
+    )
     trainable, frozen = optimizer_lib.open_master(
         work.base,
         config.projection.targets,
         config.projection.untargeted,
         config.optimizer.master,
     )
-    frozen = freeze(frozen, config.model.frozen_dtype)
+    frozen = optimizer_lib.freeze(frozen, config.model.frozen_dtype)
     reference = None
-    if has_reference(config):
+    if algorithm.needs_reference:
         if config.optimizer.master == "change":
             reference = frozen  # the base itself
         else:  # the step donates its state; a reference stays
@@ -124,9 +125,8 @@ def _run(
     work.release_base()  # the certificate reads it again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
-    if rl.algorithm == "ppo_lagrangian":
-        state = state._replace(critics=lagrangian.init_critics(config, work))
-    update = make_step(config, work.config, optimizer)
+    state = state._replace(critics=algorithm.init_extra(work))
+    update = algorithm.make_step(work.config, optimizer)
     # of weights that are trained themselves nothing is formed, and nothing copied
     changes = config.optimizer.master == "change"
     form_weights = _add_change if changes else optimizer_lib.combine
@@ -142,7 +142,7 @@ def _run(
     if checkpoints.latest_step() is not None:
         like, state = abstract(state), None  # it does not fit twice
         step, state, data_state = checkpoints.restore(like)
-        batches.set_state(data_state)
+        source.set_state(data_state)
         _log.info("resumed %s at step %d", workdir, step)
     writer, clock = metrics.MetricsWriter(workdir, step=step), metrics.Stopwatch()
     profiler = metrics.Profiler(workdir / "profile", profile)
@@ -153,7 +153,7 @@ def _run(
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)
         with clock.phase("evaluation"):
-            scores = evaluator(params, rollouts.role_key(config.rl_seed, "evaluation", step))
+            scores = evaluator(params, batches.role_key(config.rl_seed, "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
         if shown:
             rates = {f"evaluation/{name}": value for name, value in scores.items()}
@@ -174,24 +174,24 @@ def _run(
         jax.set_mesh(mesh),
         checkpoints.naming_last_good(),
         checkpoints,
-        contextlib.closing(batches),
+        contextlib.closing(source),
         contextlib.closing(writer),
         contextlib.closing(profiler),
         progress,
-        preemption.Watch(batches.hurry) as watch,
+        preemption.Watch(source.hurry) as watch,
     ):
         scores = evaluate(state, shown=step == 0)
         while step < rl.steps and not stops_early(scores):
             if watch.asked():
-                checkpoints.finish(step, state, batches.get_state())
+                checkpoints.finish(step, state, source.get_state())
                 raise preemption.PreemptedError(f"SIGTERM: stopped with step {step} saved.")
             profiler.at(step)
             params = form_weights(state.trainable, frozen)
             try:
-                batch, logged = batches.sample(params, step, clock)
+                batch, logged = source.sample(params, step, clock)
             except rewards.JudgeError as error:
                 # with the completions that wait for a verdict
-                checkpoints.finish(step, state, batches.get_state())
+                checkpoints.finish(step, state, source.get_state())
                 if watch.asked():
                     raise preemption.PreemptedError(
                         f"SIGTERM: stopped with step {step} saved."
@@ -199,7 +199,7 @@ def _run(
                 raise
             del params  # formed from the state, where what is trained is a change
             with clock.phase("update"):
-                for minibatch in rollouts.split_minibatches(batch, rl.minibatches, step):
+                for minibatch in batches.split_minibatches(batch, rl.minibatches, step):
                     minibatch = sharding.shard_batch(mesh, minibatch)
                     state, measured = update(state, frozen, reference, minibatch)
                 measured = distributed.fetch(measured)
@@ -213,17 +213,17 @@ def _run(
                     f"--workdir), or look at {workdir / 'metrics.jsonl'} for where it began."
                 )
             logged.update({name: float(value) for name, value in measured.items()})
-            speed = rollouts.throughput(work.config, batch, clock.read())
+            speed = batches.throughput(work.config, batch, clock.read())
             writer.write(step, {f"train/{name}": value for name, value in logged.items()} | speed)
             try:
-                learning_watch.observe(logged, batches.example)
+                learning_watch.observe(logged, source.example)
             except learning.NothingToLearnError:
-                checkpoints.finish(step, state, batches.get_state())
+                checkpoints.finish(step, state, source.get_state())
                 raise
             if step % config.evaluation.every == 0 or step == rl.steps:
                 scores = evaluate(state)
             if step % config.checkpoint.every == 0:  # last: what it resumes from is all written
-                checkpoints.save(step, state, batches.get_state())
+                checkpoints.save(step, state, source.get_state())
             progress.update()
             learned = "reward" if "reward" in logged else "accuracy"
             progress.set_postfix(
@@ -231,7 +231,7 @@ def _run(
                 unsafe=f"{scores['unsafe']:.0%}",
                 general=f"{scores['general']:.0%}",
             )
-        checkpoints.finish(step, state, batches.get_state())
+        checkpoints.finish(step, state, source.get_state())
 
     # ---------------------------------------------------------------------------- report
     policy = optimizer_lib.combine(state.trainable, frozen)
@@ -270,111 +270,6 @@ def abstract(state: train_step.TrainState) -> train_step.TrainState:
     )
 
 
-def select_projectors(
-    config: settings.Run, projectors: nullspace.Projectors
-) -> nullspace.Projectors | None:
-    """Those that `config.projection` names; None for mode none."""
-    if config.projection.mode == "none":
-        return None
-    selected = projectors.select(config.projection.targets)
-    if config.projection.basis == "random":
-        selected = selected.randomized(config.rl_seed)
-    return selected
-
-
-def make_optimizer(config: settings.Run, projectors: Any) -> optax.GradientTransformation:
-    """The optax chain that `config.optimizer` and `config.projection` describe."""
-    return optimizer_lib.build_optimizer(
-        config.optimizer.learning_rate,
-        projectors,
-        name=config.optimizer.name,
-        mode=config.projection.mode,
-        period=config.projection.period,
-        max_gradient_norm=config.optimizer.max_gradient_norm,
-        weight_decay=config.optimizer.weight_decay,
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-    )
-
-
-def open_batches(
-    config: settings.Run, work: workspace_lib.Workspace
-) -> rollouts.Rollouts | dpo.PairBatches:
-    """Where the batches of `config.rl.algorithm` come from."""
-    if config.rl.algorithm == "dpo":
-        return dpo.PairBatches(config, work)
-    return rollouts.Rollouts(config, work, judges.open_rewards(config, work))
-
-
-def has_reference(config: settings.Run) -> bool:
-    """Whether the update compares the policy with the base model."""
-    return config.rl.algorithm != "policy_gradient" or bool(config.rl.kl_coefficient)
-
-
-def make_step(
-    config: settings.Run,
-    model: models.ModelConfig,
-    optimizer: optax.GradientTransformation,
-) -> train_step.Step:
-    """The jitted update that `config.rl` describes, which donates the state.
-
-    See `train_step.make_update`.
-    """
-    rl = config.rl
-    if rl.algorithm == "ppo_lagrangian":
-        return jax.jit(lagrangian.make_step(config, model, optimizer), donate_argnums=0)
-    if rl.algorithm == "dpo":
-        loss_of = dpo.pair_loss(model, beta=rl.dpo_beta)
-        update = train_step.make_update(
-            loss_of,
-            optimizer,
-            microbatches=rl.microbatches,
-            compute_dtype=model.compute_dtype,
-        )
-        return jax.jit(update, donate_argnums=0)
-    return train_step.make_train_step(
-        model,
-        optimizer,
-        loss=rl.loss,
-        aggregation=rl.aggregation,
-        clip=rl.clip,
-        clip_high=rl.clip_high,
-        dual_clip=rl.dual_clip,
-        kl_coefficient=rl.kl_coefficient,
-        kl_estimator=rl.kl_estimator,
-        importance_cap=rl.importance_cap,
-        temperature=rl.temperature,
-        microbatches=rl.microbatches,
-    )
-
-
 @jax.jit
 def _add_change(change: Any, base: Any) -> Any:
     return sharding.constrain(optimizer_lib.combine(change, base))
-
-
-def freeze(frozen: Any, dtype: str) -> Any:
-    """Frozen parameters as they are held: matrices in `dtype`, vectors as they are.
-
-    Raises:
-      ValueError: if that would change one of them.
-    """
-
-    def held(path, leaf):
-        if (
-            leaf.ndim - optimizer_lib.path_string(path).startswith("layers/") < 2
-            or dtype == leaf.dtype
-        ):
-            return leaf
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, dtype)
-        narrow = leaf.astype(dtype)
-        if not jnp.array_equal(narrow.astype(leaf.dtype), leaf):
-            raise ValueError(
-                f"model.frozen_dtype is {dtype}, which would round the base model's "
-                f"{optimizer_lib.path_string(path)}: its checkpoint has more digits. Set "
-                "model.frozen_dtype=float32."
-            )
-        return narrow
-
-    return jax.tree.map_with_path(held, frozen)

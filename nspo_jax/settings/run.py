@@ -253,6 +253,11 @@ class Run:
         return self.seed if self.pretraining.seed == FOLLOW else self.pretraining.seed
 
     @property
+    def batch_prompts(self) -> int:
+        """Prompts of a step: the harmful ones and the benign ones added to them."""
+        return self.rl.prompts + round(self.rl.prompts * self.data.benign_fraction)
+
+    @property
     def rl_seed(self) -> int:
         """By which prompts are ordered, completions and random subspaces drawn."""
         return self.seed if self.rl.seed == FOLLOW else self.rl.seed

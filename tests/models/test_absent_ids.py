@@ -48,7 +48,7 @@ def restricted(logits):
 def batch_of(completions):
     prompts, done = completions
     ones = np.ones(prompts.shape, bool)
-    return train_step.Rollouts(
+    return train_step.RolloutBatch(
         prompts, ones, done.tokens, done.mask, done.logprobs, np.ones(64, np.float32)
     )
 
@@ -64,10 +64,10 @@ def test_they_are_never_drawn_and_sampler_and_trainer_agree(params, completions)
     )  # fmt: skip
     assert not np.isin(np.asarray(whole.tokens)[np.asarray(whole.mask)], PRESENT).all()
     batch = batch_of(completions)
-    trained = train_step.completion_logprobs(CONFIG, params[0], batch, temperature=2.0)
+    trained = models.completion_logprobs(CONFIG, params[0], batch, temperature=2.0)
     gap = np.abs(np.asarray(trained) - done.logprobs)[done.mask]
     assert gap.max() < 1e-4  # the ratio is 1
-    states = train_step.predicting_states(WHOLE, params[0], batch)
+    states = models.predicting_states(WHOLE, params[0], batch)
     logits = np.asarray(models.logits(WHOLE, params[0], states), np.float64) / 2.0
     place = np.searchsorted(PRESENT, done.tokens)
     expected = np.take_along_axis(restricted(logits), place[..., None], -1)[..., 0]
@@ -90,7 +90,7 @@ def test_divergences_are_of_what_can_be_said(params, completions):
     found = nullspace.drift(
         CONFIG, *params, [{"tokens": tokens, "mask": mask, "answer_mask": answer}]
     )
-    states = train_step.predicting_states(WHOLE, params[0], batch_of(completions))
+    states = models.predicting_states(WHOLE, params[0], batch_of(completions))
     log_p, log_q = (restricted(models.logits(WHOLE, p, states)) for p in params)
     expected = np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)[done.mask].mean()
     assert expected > 1e-3

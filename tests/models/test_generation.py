@@ -41,10 +41,10 @@ def sample(params, seed=0, **changes):
 def test_recorded_logprobs_equal_the_training_forward(params, temperature):
     done = sample(params, temperature=temperature)
     tokens, mask = (jnp.repeat(part, 4, axis=0) for part in prompts())
-    batch = train_step.Rollouts(
+    batch = train_step.RolloutBatch(
         tokens, mask, done.tokens, done.mask, done.logprobs, jnp.zeros(len(tokens))
     )
-    expected = train_step.completion_logprobs(CONFIG, params, batch, temperature)
+    expected = models.completion_logprobs(CONFIG, params, batch, temperature)
     np.testing.assert_allclose(
         np.where(done.mask, expected, 0.0), np.where(done.mask, done.logprobs, 0.0), atol=2e-5
     )

@@ -21,7 +21,7 @@ CONFIG = models.ModelConfig(
 def rollouts(config, rows=3, prompt=4, completion=7):
     key = jax.random.key(1)
     shape = (rows, completion)
-    return train_step.Rollouts(
+    return train_step.RolloutBatch(
         prompts=jax.random.randint(key, (rows, prompt), 0, config.vocab_size),
         prompt_mask=jnp.ones((rows, prompt), bool),
         completions=jax.random.randint(key, shape, 0, config.vocab_size),
@@ -36,7 +36,7 @@ def test_chunks_change_nothing(monkeypatch, chunk):
     params, batch = models.init_params(CONFIG, jax.random.key(0)), rollouts(CONFIG)
 
     def loss(params):
-        logprobs = train_step.completion_logprobs(CONFIG, params, batch)
+        logprobs = models.completion_logprobs(CONFIG, params, batch)
         return jnp.sum(jnp.sin(logprobs)), logprobs
 
     (_, whole), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -62,7 +62,7 @@ def test_a_large_vocabulary_is_never_materialised_whole():
     batch = jax.eval_shape(lambda: rollouts(config, rows=16, prompt=4, completion=512))
 
     def loss(params, batch):
-        logprobs = train_step.completion_logprobs(config, params, batch)
+        logprobs = models.completion_logprobs(config, params, batch)
         return losses.grpo_loss(
             logprobs, batch.old_logprobs, batch.advantages, batch.completion_mask
         ).loss
@@ -80,7 +80,7 @@ def test_what_gradients_keep_changes_no_gradient(remat):
 
     def gradient(config):
         def loss(params):
-            return jnp.sum(train_step.completion_logprobs(config, params, batch))
+            return jnp.sum(models.completion_logprobs(config, params, batch))
 
         return jax.jit(jax.grad(loss)).lower(params).compile()
 

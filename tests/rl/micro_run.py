@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from nspo_jax import metrics
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import batches, trainer
 from tests import runs
 
 MICRO = {
@@ -38,7 +38,7 @@ def judge(self, conversations, completions):
     return -odd, {"odd": odd}
 
 
-def stop_at(monkeypatch, sample, error, source=rollouts.Rollouts):
+def stop_at(monkeypatch, sample, error, source=batches.RolloutBatches):
     """Makes the batch number `sample` of a source raise; the later ones work again."""
     original, calls = source.sample, []
 

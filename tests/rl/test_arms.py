@@ -7,8 +7,9 @@ import pytest
 
 from configs import tiny
 from nspo_jax import judges, metrics, models, nullspace, rewards, sharding, workspace
+from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projection
-from nspo_jax.rl import checks, rollouts, trainer
+from nspo_jax.rl import batches, checks, trainer
 from tests import runs
 
 MICRO = {
@@ -78,8 +79,8 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
 def test_replay_mixes_the_stated_numbers(shared_workspace):
     config = micro(shared_workspace, "nspo_replay")
     work = workspace.open_workspace(config, sharding.make_mesh())
-    batches = rollouts.Rollouts(config, work, judges.open_rewards(config, work))
-    batch, logged = batches.sample(work.base, 0, metrics.Stopwatch())
+    source = batches.RolloutBatches(config, work, judges.open_rewards(config, work))
+    batch, logged = source.sample(work.base, 0, metrics.Stopwatch())
     assert batch.prompts.shape[0] == (4 + 2) * 2
     assert np.isfinite(list(logged.values())).all()
     assert [count for _, count in work.task.parts] == [2, 2, 1, 1]
@@ -98,7 +99,7 @@ def test_projectors_are_calibrated_once(shared_workspace):
 
 
 def test_keys_differ_by_role_and_step():
-    keys = [rollouts.role_key(0, role, step) for role in rollouts.ROLES for step in range(3)]
+    keys = [batches.role_key(0, role, step) for role in batches.ROLES for step in range(3)]
     assert len({str(trainer.jax.random.key_data(key)) for key in keys}) == len(keys)
 
 
@@ -113,7 +114,7 @@ def test_every_arm_starts(shared_workspace, arm):
         trainable, frozen = trainer.optimizer_lib.partition(
             work.base, config.projection.targets, config.projection.untargeted
         )
-        selected = trainer.select_projectors(config, projectors)
-        trainer.make_optimizer(config, selected).init(trainable)
+        selected = optimizer_lib.select_projectors(config, projectors)
+        optimizer_lib.from_settings(config, selected).init(trainable)
         names = projection.leaves_by_path(frozen)
         assert ("embed/embedding" in names) == (config.projection.untargeted == "freeze")

@@ -9,7 +9,8 @@ import pytest
 from nspo_jax import metrics, models, sharding, workspace
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import preferences, world
-from nspo_jax.rl import dpo, plan, train_step, trainer
+from nspo_jax.rl import train_step, trainer
+from nspo_jax.rl.algorithms import dpo
 from tests import test_sharding
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse, stop_at
 
@@ -169,8 +170,3 @@ def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatc
 )
 def test_what_dpo_does_not_have_is_refused(finished, tmp_path, changes, words):
     refuse(micro(finished[0], **{**DPO, **changes}), tmp_path / "run", *words)
-
-
-def test_a_dry_run_says_that_it_cannot_plan_it(finished):
-    with pytest.raises(ValueError, match="rl.algorithm is 'dpo', whose needs are not planned"):
-        plan.make_plan(micro(finished[0], **DPO), CONFIG, sharding.make_mesh())

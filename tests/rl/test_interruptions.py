@@ -11,7 +11,7 @@ import pytest
 
 from nspo_jax import metrics, preemption, run_directory
 from nspo_jax.data import builders
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import batches, trainer
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -21,7 +21,7 @@ def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, monkey
     """kill's own signal, in the middle of the second step: not at a checkpoint."""
     workspace, whole, _ = finished
     with monkeypatch.context() as patch:
-        original, calls = rollouts.Rollouts.sample, []
+        original, calls = batches.RolloutBatches.sample, []
 
         def sampling(self, *arguments):
             calls.append(arguments)
@@ -29,7 +29,7 @@ def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, monkey
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(self, *arguments)
 
-        patch.setattr(rollouts.Rollouts, "sample", sampling)
+        patch.setattr(batches.RolloutBatches, "sample", sampling)
         before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(preemption.PreemptedError, match="stopped with step 3 saved"):
             trainer.train(micro(workspace), tmp_path / "run")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nspo_jax import preemption, rewards
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import batches, trainer
 from tests import runs
 from tests.rl.micro_run import assert_same_run, judge, logged, micro
 
@@ -115,7 +115,7 @@ def test_sigterm_while_it_samples_saves_too(finished, ahead, tmp_path, monkeypat
     """In the middle of a rollout that is a step ahead, before its judging starts."""
     config = micro(finished[0], **{"rl.staleness": 1})
     with monkeypatch.context() as patch:
-        original, calls = rollouts.Rollouts._sample, []
+        original, calls = batches.RolloutBatches._sample, []
 
         def sampling(self, *arguments):
             calls.append(arguments)
@@ -123,7 +123,7 @@ def test_sigterm_while_it_samples_saves_too(finished, ahead, tmp_path, monkeypat
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(self, *arguments)
 
-        patch.setattr(rollouts.Rollouts, "_sample", sampling)
+        patch.setattr(batches.RolloutBatches, "_sample", sampling)
         with pytest.raises(preemption.PreemptedError, match="with step [12] saved"):
             trainer.train(config, tmp_path / "run")
     trainer.train(config, tmp_path / "run")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nspo_jax import judges, metrics, models, sharding, workspace
-from nspo_jax.rl import lagrangian, rollouts, train_step, trainer
+from nspo_jax.rl import batches, train_step, trainer
+from nspo_jax.rl.algorithms import ppo_lagrangian
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse, stop_at
 
 PPO = {
@@ -49,11 +50,11 @@ def test_the_multiplier_finds_the_optimum_of_a_constrained_bandit(initial):
         logits, log_multiplier = carry
         logprobs = jax.nn.log_softmax(logits)
         p, uniform = jnp.exp(logprobs), jnp.log(jnp.full((2, 1), 0.5))
-        log_multiplier = lagrangian.update_multiplier(
+        log_multiplier = ppo_lagrangian.update_multiplier(
             log_multiplier, p @ outcomes[:, 1], limit=limit, learning_rate=0.02, largest=20.0
         )
         multiplier = jnp.exp(log_multiplier)
-        rewards, costs = lagrangian.token_outcomes(
+        rewards, costs = ppo_lagrangian.token_outcomes(
             outcomes, logprobs[:, None], uniform, mask, kl=beta
         )
         advantage = (rewards - multiplier * costs)[:, 0] / (1.0 + multiplier)
@@ -69,7 +70,7 @@ def test_the_multiplier_finds_the_optimum_of_a_constrained_bandit(initial):
 def test_the_multiplier_s_update_is_in_the_logarithm_and_capped():
     update = lambda multiplier, cost: float(  # noqa: E731
         jnp.exp(
-            lagrangian.update_multiplier(
+            ppo_lagrangian.update_multiplier(
                 jnp.log(multiplier), cost, limit=0.1, learning_rate=0.5, largest=4.0
             )
         )
@@ -117,24 +118,24 @@ def test_advantages_are_their_definition_whatever_stands_at_padding():
     )
     for array in (logprobs, base, *values.values()):
         array[~mask] = np.nan
-    rewards, costs = lagrangian.token_outcomes(
+    rewards, costs = ppo_lagrangian.token_outcomes(
         jnp.asarray(outcomes), logprobs, base, jnp.asarray(mask), kl=0.4
     )
-    found = lagrangian.token_advantages(
+    found = ppo_lagrangian.token_advantages(
         rewards, costs, values, jnp.float32(1.7), jnp.asarray(mask), gae_lambda=0.9
     )
     assert not np.asarray(found.advantages)[~mask].any()
     for row, length in enumerate(lengths):
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # noqa: E731
         close(found.advantages[row, :length], expected[row])
-        for name in lagrangian.OBJECTIVES:
+        for name in ppo_lagrangian.OBJECTIVES:
             close(found.returns[name][row, :length], returns[name][row])
 
 
 def test_explained_variance_is_one_for_the_returns_themselves_and_zero_for_their_mean():
     returns = np.float32([[1.0, 2.0, 9.0], [4.0, np.nan, np.nan]])
     mask = jnp.asarray(np.isfinite(returns))
-    explained = lambda values: lagrangian.explained_variance(values, returns, mask)  # noqa: E731
+    explained = lambda values: ppo_lagrangian.explained_variance(values, returns, mask)  # noqa: E731
     assert explained(returns) == 1.0
     assert explained(np.full((2, 3), 4.0)) == pytest.approx(0.0, abs=1e-6)
 
@@ -145,8 +146,8 @@ def test_explained_variance_is_one_for_the_returns_themselves_and_zero_for_their
 def test_rewards_come_as_they_are_weighted_and_costs_as_they_are_judged(finished):
     config = micro(finished[0], **PPO)
     work = workspace.open_workspace(config, sharding.make_mesh())
-    batches = rollouts.Rollouts(config, work, judges.open_rewards(config, work))
-    batch, found = batches.sample(work.base, 0, metrics.Stopwatch())
+    source = batches.RolloutBatches(config, work, judges.open_rewards(config, work))
+    batch, found = source.sample(work.base, 0, metrics.Stopwatch())
     reward, cost = batch.outcomes.T
     assert batch.outcomes.shape == (24, 2) and reward.std() == pytest.approx(2.0, rel=1e-2)
     assert cost.mean() == pytest.approx(-found["cost_model/reward"])
@@ -156,14 +157,14 @@ def test_rewards_come_as_they_are_weighted_and_costs_as_they_are_judged(finished
 def test_critics_begin_as_the_reward_and_the_cost_model(finished, monkeypatch):
     config = micro(finished[0], **PPO)
     work = workspace.open_workspace(config, sharding.make_mesh())
-    critics = lagrangian.init_critics(config, work)
-    for name in lagrangian.OBJECTIVES:
+    critics = ppo_lagrangian.init_critics(config, work)
+    for name in ppo_lagrangian.OBJECTIVES:
         _, params = models.load_model(finished[0] / "seed_0" / f"{name}_model")
         jax.tree.map(np.testing.assert_array_equal, critics.params[name], params)
     other = types.SimpleNamespace(get_vocab=lambda: {"another": 0})
-    monkeypatch.setattr(lagrangian.chat, "load_tokenizer", lambda directory: other)
+    monkeypatch.setattr(ppo_lagrangian.chat, "load_tokenizer", lambda directory: other)
     with pytest.raises(ValueError, match="reward model in .* another vocabulary.*train_reward"):
-        lagrangian.init_critics(config, work)
+        ppo_lagrangian.init_critics(config, work)
 
 
 def test_what_is_not_finite_is_named_in_critics_too():

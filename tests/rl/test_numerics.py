@@ -101,7 +101,7 @@ def padded(left, right):
     rng, filler = np.random.default_rng(0), np.random.default_rng(left + 10 * right)
     prompts = [rng.integers(0, CONFIG.vocab_size, n) for n in (3, 1, 4)]
     completions = [rng.integers(0, CONFIG.vocab_size, n) for n in (2, 4, 1)]
-    batch = train_step.Rollouts(
+    batch = train_step.RolloutBatch(
         prompts=filler.integers(0, CONFIG.vocab_size, (3, 4 + left)),
         prompt_mask=np.zeros((3, 4 + left), bool),
         completions=filler.integers(0, CONFIG.vocab_size, (3, 4 + right)),
@@ -121,7 +121,7 @@ def logprobs_and_gradient(params, batch, temperature):
     """Of the real tokens, row by row; of the loss at ratio 1, for every parameter."""
 
     def loss(params):
-        logprobs = train_step.completion_logprobs(CONFIG, params, batch, temperature)
+        logprobs = models.completion_logprobs(CONFIG, params, batch, temperature)
         old, mask = jax.lax.stop_gradient(logprobs), jnp.asarray(batch.completion_mask)
         return losses.grpo_loss(logprobs, old, jnp.asarray(batch.advantages), mask).loss, logprobs
 

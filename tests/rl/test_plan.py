@@ -15,8 +15,11 @@ import pytest
 
 from configs import llm
 from nspo_jax import chips, models, rewards, sharding, workspace
+from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.dry_run import plan
 from nspo_jax.nullspace import projection
-from nspo_jax.rl import plan, rollouts, train_step, trainer
+from nspo_jax.rl import batches, train_step, trainer
+from nspo_jax.rl.algorithms import policy_gradient
 from tests import runs
 from tests.rl import micro_run
 
@@ -33,7 +36,7 @@ WIDE = {
 def measure(directory):
     """Run on eight devices: a real run's bytes on each device before an update, and its plan."""
     config = micro_run.micro(directory, **WIDE)
-    held, make = [], trainer.make_step
+    held, make = [], policy_gradient.PolicyGradient.make_step
 
     def make_step(*arguments):
         step = make(*arguments)
@@ -48,10 +51,10 @@ def measure(directory):
 
         return update
 
-    trainer.make_step = make_step
+    policy_gradient.PolicyGradient.make_step = make_step
     rewards.WorldJudge.__call__ = micro_run.judge
     trainer.train(config, f"{directory}/run")
-    trainer.make_step = make
+    policy_gradient.PolicyGradient.make_step = make
     model = models.load_config(workspace.seed_directory(config) / "base")
     found = plan.make_plan(config, model, sharding.mesh_from_config(config))
     longer = micro_run.micro(directory, **WIDE, **{"data.completion_length": 45})
@@ -126,6 +129,29 @@ def test_less_at_once_needs_less():
     assert parts.resident["frozen weights"] < 0.6 * whole.resident["frozen weights"]
 
 
+def test_pairs_sample_nothing_and_need_the_base():
+    pairs = {"rl.algorithm": "dpo", "reward_training.dataset": "pku_safe_rlhf"}
+    _, model, found = tiny_plan(**pairs)
+    _, _, plain = tiny_plan()
+    assert set(found.phases) == {"evaluation", "update"} and set(found.flops) == {"update"}
+    assert found.resident == plain.resident  # the base is the frozen side of the change
+    assert found.flops["update"] == pytest.approx(plain.flops["update"] * 5 / 4)
+    _, _, apart = tiny_plan(**pairs, **{"optimizer.master": "weights"})
+    leaves = jax.tree.leaves(models.abstract_params(model))
+    assert apart.resident["reference weights"] == sum(4 * leaf.size for leaf in leaves)
+
+
+def test_critics_are_counted_with_their_moments():
+    terms = {"rl.algorithm": "ppo_lagrangian", "rewards.terms": "reward_model+cost_model"}
+    _, model, found = tiny_plan(**terms)
+    critic = models.abstract_params(dataclasses.replace(model, head="scalar"))
+    size = 2 * 3 * sum(4 * leaf.size for leaf in jax.tree.leaves(critic))
+    assert found.resident["critics, their moments"] == pytest.approx(size, rel=1e-4)
+    assert "the cost_model is as large as the base model" in found.assumptions
+    assert len(found.assumptions) == len(set(found.assumptions))
+    assert {"rollout", "update", "evaluation"} == set(found.phases)
+
+
 @pytest.mark.parametrize(
     ("phases", "resident", "dtype", "words"),
     [
@@ -186,14 +212,14 @@ def test_a_plan_that_cannot_be_made_is_explained(flags, words):
 def test_utilisation_counts_real_tokens_and_three_passes(monkeypatch):
     model = models.PRESETS["qwen2_5_0_5b"]
     mask = np.arange(6) < np.array([[2], [6]])
-    batch = train_step.Rollouts(None, mask, None, mask, None, np.zeros(2))
+    batch = train_step.RolloutBatch(None, mask, None, mask, None, np.zeros(2))
     seconds = {"rollout": 2.0, "update": 0.5}
-    plain = rollouts.throughput(model, batch, seconds)
+    plain = batches.throughput(model, batch, seconds)
     assert plain["speed/rollout_tokens_per_second"] == 4.0
     assert plain["speed/update_tokens_per_second"] == 32.0
     assert "speed/update_flop_utilisation" not in plain  # no one knows what a CPU can do
     monkeypatch.setattr(chips, "chip_of", lambda kind: chips.Chip(1, 1e12))
-    found = rollouts.throughput(model, batch, seconds)["speed/update_flop_utilisation"]
+    found = batches.throughput(model, batch, seconds)["speed/update_flop_utilisation"]
     flops = 3 * 16 * models.flops_per_token(model, 4)
     assert found == pytest.approx(flops / (0.5 * jax.device_count() * 1e12))
 
@@ -204,13 +230,13 @@ def test_utilisation_counts_real_tokens_and_three_passes(monkeypatch):
 def test_frozen_matrices_are_held_in_bfloat16_where_that_loses_nothing():
     exact = jnp.asarray([[1.0, 0.5], [3.0, -2.0]])
     tree = {"embed": {"embedding": exact}, "layers": {"norm": {"scale": jnp.ones((3, 2)) / 3}}}
-    held = trainer.freeze(tree, "bfloat16")
+    held = optimizer_lib.freeze(tree, "bfloat16")
     assert held["embed"]["embedding"].dtype == jnp.bfloat16
     assert held["layers"]["norm"]["scale"].dtype == jnp.float32  # vectors, stacked
     np.testing.assert_array_equal(held["embed"]["embedding"].astype(jnp.float32), exact)
     with pytest.raises(ValueError, match="would round the base model's embed/embedding.*float32"):
-        trainer.freeze({"embed": {"embedding": exact / 3}}, "bfloat16")
-    assert trainer.freeze(tree, "float32")["embed"]["embedding"] is exact
+        optimizer_lib.freeze({"embed": {"embedding": exact / 3}}, "bfloat16")
+    assert optimizer_lib.freeze(tree, "float32")["embed"]["embedding"] is exact
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from nspo_jax import models
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.rl import train_step
+from nspo_jax.rl.algorithms import policy_gradient
 from tests import test_sharding
 
 CONFIG = test_sharding.CONFIG
@@ -25,7 +26,7 @@ def test_gradients_added_up_over_microbatches_are_the_batch_s(kl_coefficient):
         trainable, frozen = optimizer_lib.partition(params, "mlp+attention+head", "freeze")
         trainable = jax.tree.map(jnp.copy, trainable)
         state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-        step = train_step.make_train_step(
+        step = policy_gradient.make_train_step(
             CONFIG, optimizer, kl_coefficient=kl_coefficient, microbatches=count
         )
         state, metrics = step(state, frozen, reference, batch)
@@ -49,7 +50,7 @@ def gradient_descent(batches, **options):
     params = models.init_params(CONFIG, jax.random.key(0))
     trainable, frozen = optimizer_lib.partition(params, "head", "freeze")
     optimizer = optax.sgd(1.0)
-    step = train_step.make_train_step(CONFIG, optimizer, **options)
+    step = policy_gradient.make_train_step(CONFIG, optimizer, **options)
     found = []
     for batch in batches:
         copied = jax.tree.map(jnp.copy, trainable)
@@ -80,7 +81,7 @@ def test_the_importance_cap_weighs_tokens_by_trainer_over_sampler():
     """A sampler that found every token a constant less likely: the gradient times that, capped."""
     batch = test_sharding.rollouts()
     params = models.init_params(CONFIG, jax.random.key(0))
-    own = np.asarray(train_step.completion_logprobs(CONFIG, params, batch))
+    own = np.asarray(models.completion_logprobs(CONFIG, params, batch))
     shifts = np.log(np.float32([1.0, 1.5, 5.0]))
     batches = [batch._replace(old_logprobs=own - shift) for shift in shifts]
     ((plain, _),) = gradient_descent(batches[:1])

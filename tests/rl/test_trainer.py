@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nspo_jax import evaluation, metrics, models, rewards
-from nspo_jax.rl import rollouts, trainer
+from nspo_jax.rl import batches, trainer
 from tests.rl.micro_run import assert_same_run, judge, micro, refuse, stop_at
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -294,7 +294,7 @@ def test_damaged_projectors(workspace, tmp_path):
 
 def slow_run(workspace, workdir):
     """For the test that kills it: the steps after the second one take a while."""
-    original, calls = rollouts.Rollouts.sample, []
+    original, calls = batches.RolloutBatches.sample, []
 
     def sampling(self, *arguments):
         calls.append(arguments)
@@ -302,7 +302,7 @@ def slow_run(workspace, workdir):
             time.sleep(60)
         return original(self, *arguments)
 
-    rollouts.Rollouts.sample = sampling
+    batches.RolloutBatches.sample = sampling
     rewards.WorldJudge.__call__ = judge
     trainer.train(micro(workspace), workdir)
 

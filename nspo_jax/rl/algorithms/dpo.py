@@ -4,13 +4,14 @@ The same prompts as the policy gradient's, in the same numbers: of each part of 
 pairs are drawn whose prompt is in it, and two answers given stand for two answers sampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 import json
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from nspo_jax import judges, metrics, models, settings
 from nspo_jax import workspace as workspace_lib
@@ -22,7 +23,7 @@ class PairBatch(NamedTuple):
     """Pairs for an update: [pairs, 2, ...] of the chosen and the rejected answer.
 
     So microbatches, minibatches and shards of rows never part a pair. Fields are those of
-    `train_step.Rollouts`, an axis more.
+    `train_step.RolloutBatch`, an axis more.
     """
 
     prompts: jax.Array
@@ -116,10 +117,10 @@ class PairBatches:
         return "DPO's pairs have a chosen and a rejected answer each."
 
     def hurry(self) -> None:
-        """Nobody is waited for."""
+        """Does nothing: there is no judge to wait for."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to free."""
 
 
 def chosen_of(pair: preferences.Pair, kind: str) -> int | None:
@@ -151,7 +152,7 @@ def pair_loss(config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
     def answers(params, batch: PairBatch) -> jax.Array:
         """float32 [pairs, 2]: log p of whole answers."""
         flat = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), batch)
-        logprobs = train_step.completion_logprobs(config, params, flat)
+        logprobs = models.completion_logprobs(config, params, flat)
         return jnp.sum(jnp.where(flat.completion_mask, logprobs, 0.0), axis=-1).reshape(-1, 2)
 
     def loss_of(params, reference, batch: PairBatch, tokens: jax.Array):
@@ -164,3 +165,59 @@ def pair_loss(config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
         }  # fmt: skip
 
     return loss_of
+
+
+class DPO:
+    """What DPO adds to a run; see `algorithms.Algorithm`."""
+
+    generates = False
+    needs_reference = True
+
+    def __init__(self, config: settings.Run):
+        self._config = config
+        # two answers stand for two completions, and nothing parts a pair
+        self.rows = config.batch_prompts * config.rl.samples // 2
+        self.row = "pairs, two completions each,"
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        config = self._config
+        if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+            raise ValueError(
+                f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
+                "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
+                "pku_safe_rlhf for the task safety; stories have no pairs."
+            )
+
+    def open_batches(self, work: workspace_lib.Workspace) -> PairBatches:
+        """Pairs of `reward_training.dataset` about the task's prompts."""
+        return PairBatches(self._config, work)
+
+    def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> PairBatch:
+        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
+        pairs, data = self.rows // self._config.rl.minibatches, self._config.data
+        return PairBatch(
+            prompts=array((pairs, 2, data.prompt_length), jnp.int32),
+            prompt_mask=array((pairs, 2, data.prompt_length), jnp.bool_),
+            completions=array((pairs, 2, data.completion_length), jnp.int32),
+            completion_mask=array((pairs, 2, data.completion_length), jnp.bool_),
+        )
+
+    def init_extra(self, work: workspace_lib.Workspace) -> None:
+        """Nothing learns beside the policy."""
+
+    def abstract_extra(self, model_config: models.ModelConfig) -> tuple[None, tuple[str, ...]]:
+        """Nothing, of which nothing is assumed."""
+        return None, ()
+
+    def make_step(
+        self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
+    ) -> train_step.Step:
+        """The jitted update, which donates the state."""
+        update = train_step.make_update(
+            pair_loss(model_config, beta=self._config.rl.dpo_beta),
+            optimizer,
+            microbatches=self._config.rl.microbatches,
+            compute_dtype=model_config.compute_dtype,
+        )
+        return jax.jit(update, donate_argnums=0)

@@ -11,6 +11,7 @@ the same batch, whatever their number.
 
 import base64
 import collections
+from collections.abc import Callable
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -24,8 +25,9 @@ from nspo_jax import chips, distributed, metrics, models, rewards, settings
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import iterator
 from nspo_jax.models import generation
-from nspo_jax.rl import advantages, checks, train_step
+from nspo_jax.rl import advantages, train_step
 
+Outcomes = Callable[[rewards.Total, dict[str, Any]], np.ndarray]
 ROLES = ("rollout", "evaluation")
 
 
@@ -50,13 +52,14 @@ class Sampled(NamedTuple):
     mask: np.ndarray
 
 
-class Rollouts:
+class RolloutBatches:
     """Draws prompts, samples completions, has them judged and computes advantages.
 
     Args:
       config: the run's.
       work: its base model and task.
       mixture: who judges.
+      outcomes: makes `RolloutBatch.outcomes` of verdicts, for an algorithm that asks for them.
 
     Raises:
       ValueError: for a prompt that is too long, now and not at the step that draws it.
@@ -67,7 +70,9 @@ class Rollouts:
         config: settings.Run,
         work: workspace_lib.Workspace,
         mixture: rewards.Mixture,
+        outcomes: Outcomes | None = None,
     ):
+        self._outcomes = outcomes
         self._config, self._work, self._mixture = config, work, mixture
         self._rows = [row for rows, _ in work.task.parts for row in rows]
         work.format.encode_prompts([row.prompt for row in self._rows], config.data.prompt_length)
@@ -116,7 +121,7 @@ class Rollouts:
         self._queue.clear()
         for arrays in state.get("queue", ()):
             sampled = Sampled(*map(_unpack, arrays))
-            prompts, samples = checks.batch_prompts(self._config), self._config.rl.samples
+            prompts, samples = self._config.batch_prompts, self._config.rl.samples
             if (len(sampled.rows), len(sampled.tokens)) != (prompts, prompts * samples):
                 raise ValueError(
                     f"The checkpoint holds a batch of {len(sampled.rows)} prompts and "
@@ -135,7 +140,7 @@ class Rollouts:
 
     def sample(
         self, params, step: int, clock: metrics.Stopwatch
-    ) -> tuple[train_step.Rollouts, dict[str, float]]:
+    ) -> tuple[train_step.RolloutBatch, dict[str, float]]:
         """One step's batch (host arrays), and what to log of it. Collective.
 
         If judging fails, what was sampled stays: `get_state` then is the position to continue from.
@@ -225,7 +230,7 @@ class Rollouts:
 
     def _learn(
         self, sampled: Sampled, verdicts: dict[str, Any], step: int
-    ) -> tuple[train_step.Rollouts, dict[str, float]]:
+    ) -> tuple[train_step.RolloutBatch, dict[str, float]]:
         """Advantages from verdicts on all rows."""
         samples = self._config.rl.samples
 
@@ -243,23 +248,16 @@ class Rollouts:
             "flat_groups": float(np.mean(~advantage.reshape(-1, samples).any(axis=1))),
             **total.logged,
         }
-        batch = train_step.Rollouts(
+        batch = train_step.RolloutBatch(
             prompts=np.repeat(sampled.prompts, samples, axis=0),
             prompt_mask=np.repeat(sampled.prompt_mask, samples, axis=0),
             completions=sampled.tokens,
             completion_mask=sampled.mask,
             old_logprobs=sampled.logprobs,
             advantages=advantage,
-            outcomes=self._outcomes(total, verdicts),
+            outcomes=self._outcomes(total, verdicts) if self._outcomes else None,
         )
         return batch, logged
-
-    def _outcomes(self, total: rewards.Total, verdicts: dict[str, Any]) -> np.ndarray | None:
-        """For PPO-Lagrangian, rewards as they are weighted and costs as they are judged, apart."""
-        if self._config.rl.algorithm != "ppo_lagrangian":
-            return None
-        cost = -verdicts["cost_model"].rewards  # the probability that it is unsafe
-        return np.stack([total.terms["reward_model"], cost], axis=1)
 
 
 def _pack(array: np.ndarray) -> dict[str, Any]:

@@ -1,26 +1,28 @@
 """What a run will need, before anything is loaded: shapes in, memory and work out.
 
 Rollout, update and calibration are compiled for abstract arrays on a mesh of any devices, virtual
-ones included, and XLA says what each needs beside its arguments. On the CPU's compiler that is an
-upper bound: it computes bfloat16 products in float32, writes attention scores out, and has no
-reduce-scatter (it shows as an all-reduce).
+ones included, for every algorithm, and XLA says what each needs beside its arguments. On the CPU's
+compiler that is an upper bound: it computes bfloat16 products in float32, writes attention scores
+out, and has no reduce-scatter (it shows as an all-reduce).
 """
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import chips, hlo, judges, models, settings, sharding
+from nspo_jax import chips, judges, models, settings, sharding
 from nspo_jax import optimizer as optimizer_lib
+from nspo_jax.dry_run import hlo
 from nspo_jax.models import generation
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.reports import tables
-from nspo_jax.rl import checks, train_step, trainer
+from nspo_jax.rl import algorithms, checks, train_step
 
 GIB = 2**30
 # Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
@@ -85,14 +87,9 @@ def make_plan(
     Raises:
       ValueError: for a config or a mesh that cannot work, before anything is compiled.
     """
-    if config.rl.algorithm != "policy_gradient":
-        raise ValueError(
-            f"rl.algorithm is {config.rl.algorithm!r}, whose needs are not planned: a dry run "
-            "knows the policy gradient alone. Set rl.algorithm=policy_gradient, and count a "
-            "reference model and any critics beside its plan."
-        )
     checks.check_config(config, has_weights=False)
     checks.check_mesh(config, mesh)
+    algorithm = algorithms.of(config)
     model = dataclasses.replace(
         model, compute_dtype=config.model.compute_dtype, remat=config.model.remat
     )
@@ -112,15 +109,20 @@ def make_plan(
 
     def init(trainable, bases):
         placed = {n: dataclasses.replace(s, basis=bases[n]) for n, s in sites.items()}
-        return trainer.make_optimizer(config, placed).init(trainable)
+        return optimizer_lib.from_settings(config, placed).init(trainable)
 
-    optimizer = trainer.make_optimizer(config, sites)
+    optimizer = optimizer_lib.from_settings(config, sites)
+    critics, assumed = algorithm.abstract_extra(model)
+    assumptions += assumed
     state = train_step.TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(init, trainable, bases)
+        jax.ShapeDtypeStruct((), jnp.int32),
+        trainable,
+        jax.eval_shape(init, trainable, bases),
+        critics,
     )
-    frozen = trainer.freeze(frozen, config.model.frozen_dtype)
+    frozen = optimizer_lib.freeze(frozen, config.model.frozen_dtype)
     state, frozen, whole = (_placed(mesh, tree) for tree in (state, frozen, params))
-    reference = whole if config.rl.kl_coefficient else None
+    reference = whole if algorithm.needs_reference else None
     changes = config.optimizer.master == "change"
     resident = {
         "trained weights": _bytes(state.trainable),  # or the change of them
@@ -128,6 +130,8 @@ def make_plan(
         "optimizer moments": _bytes(state.opt_state, lambda path: "bases" not in path),
         "projector bases": _bytes(state.opt_state, lambda path: "bases" in path),
     }
+    if state.critics is not None:
+        resident["critics, their moments"] = _bytes(state.critics)
     head = whole["embed" if model.tie_embeddings else "head"]
     width = jnp.dtype(model.compute_dtype).itemsize
     resident["base's head, to compare with"] = _bytes(head) * width // 4
@@ -135,27 +139,23 @@ def make_plan(
         reference = frozen  # the base itself
     elif reference is not None:
         resident["reference weights"] = _bytes(reference)
-    judging, assumed = judges.abstract_models(config, model)
+    judging, assumed = judges.abstract_models(config, model) if algorithm.generates else ({}, ())
     resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
     policy = _placed(mesh, jax.eval_shape(optimizer_lib.combine, state.trainable, frozen))
     formed = _bytes(policy) if changes else 0  # beside the change and the base, while it samples
     with jax.set_mesh(mesh):
         compiled = {
-            "rollout": _rollout(
-                config,
-                model,
-                mesh,
-                policy,
-                checks.batch_prompts(config) // config.rl.rollout_batches,
-                config.rl.samples,
-            ),
             "evaluation": _rollout(config, model, mesh, policy, _evaluated(config, mesh), 1),
-            "update": _update(config, model, mesh, optimizer, state, frozen, reference),
+            "update": _update(algorithm, model, mesh, optimizer, state, frozen, reference),
         }
+        if algorithm.generates:
+            at_once = config.batch_prompts // config.rl.rollout_batches
+            compiled["rollout"] = _rollout(config, model, mesh, policy, at_once, config.rl.samples)
         layer = _calibration(config, model, mesh, whole)
-    rows = checks.batch_prompts(config) * config.rl.samples
-    at_once = rows // config.rl.rollout_batches
+    rows = config.batch_prompts * config.rl.samples
+    at_once = rows // config.rl.rollout_batches if algorithm.generates else 0
     times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
+    times = {name: count for name, count in times.items() if name in compiled}
     collectives = {}
     for name, count in times.items():
         text = compiled[name].as_text()
@@ -175,26 +175,31 @@ def make_plan(
         parameters=_count(params),
         trained=_count(trainable),
         devices=mesh.size,
-        assumptions=assumptions + assumed,
+        assumptions=tuple(dict.fromkeys(assumptions + assumed)),
     )
 
 
 def step_flops(model: models.ModelConfig, config: settings.Run) -> dict[str, float]:
     """Floating-point operations of a step, by formula: 2 a weight and token, and attention's.
 
-    A gradient costs two forward passes more, and one again for what is rematerialised. The
-    projection's products are counted in "update" by none: they do not grow with tokens.
+    A gradient costs two forward passes more, and one again for what is rematerialised; a reference
+    is one pass, a critic a pass for its values and a gradient. The projection's products are
+    counted in "update" by none: they do not grow with tokens.
     """
-    prompts = checks.batch_prompts(config)
+    algorithm, prompts = algorithms.of(config), config.batch_prompts
     rows = prompts * config.rl.samples
     prompt, completion = config.data.prompt_length, config.data.completion_length
     forward = models.flops_per_token(model, (prompt + completion) / 2)
-    passes = 3 + (config.model.remat != "none") + bool(config.rl.kl_coefficient)
-    return {
-        "rollout": prompts * prompt * models.flops_per_token(model, prompt / 2)
-        + rows * completion * models.flops_per_token(model, prompt + completion / 2),
-        "update": passes * rows * (prompt + completion) * forward,
-    }
+    gradient = 3 + (config.model.remat != "none")
+    critics, _ = algorithm.abstract_extra(model)
+    beside = 0 if critics is None else len(critics.params) * (1 + gradient)
+    passes = gradient + algorithm.needs_reference + beside
+    found = {"update": passes * rows * (prompt + completion) * forward}
+    if algorithm.generates:
+        found["rollout"] = prompts * prompt * models.flops_per_token(model, prompt / 2) + (
+            rows * completion * models.flops_per_token(model, prompt + completion / 2)
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------------ the programs
@@ -222,18 +227,9 @@ def _evaluated(config, mesh) -> int:
     return -(-SUITES * config.evaluation.prompts // share) * mesh.size
 
 
-def _update(config, model, mesh, optimizer, state, frozen, reference):
-    rows = checks.batch_prompts(config) * config.rl.samples // config.rl.minibatches
-    prompt, completion = config.data.prompt_length, config.data.completion_length
-    batch = train_step.Rollouts(
-        prompts=_rows(mesh, (rows, prompt), jnp.int32),
-        prompt_mask=_rows(mesh, (rows, prompt), jnp.bool_),
-        completions=_rows(mesh, (rows, completion), jnp.int32),
-        completion_mask=_rows(mesh, (rows, completion), jnp.bool_),
-        old_logprobs=_rows(mesh, (rows, completion), jnp.float32),
-        advantages=_rows(mesh, (rows,), jnp.float32),
-    )
-    step = trainer.make_step(config, model, optimizer)
+def _update(algorithm, model, mesh, optimizer, state, frozen, reference):
+    batch = algorithm.abstract_batch(functools.partial(_rows, mesh))
+    step = algorithm.make_step(model, optimizer)
     return step.lower(state, frozen, reference, batch).compile()
 
 
@@ -384,9 +380,11 @@ def format_plan(plan: Plan, config: settings.Run, chip: str | None) -> str:
     rows.append(["calibration, before them", _gib(plan.calibration)])
     rows.append(["peak", _gib(plan.peak)])
     work = [["work of a step", "rollout", "update"]]
-    work.append(["PFLOP, all devices, by formula", *(f"{plan.flops[n] / 1e15:.3g}" for n in _WORK)])
+    work.append(
+        ["PFLOP, all devices, by formula", *(f"{plan.flops.get(n, 0) / 1e15:.3g}" for n in _WORK)]
+    )
     for kind in hlo.COLLECTIVES:
-        sizes = [plan.collectives[name].get(kind, 0) for name in _WORK]
+        sizes = [plan.collectives.get(name, {}).get(kind, 0) for name in _WORK]
         if any(sizes):
             work.append([f"{kind}, GiB a device", *(_gib(size) for size in sizes)])
     lines = [

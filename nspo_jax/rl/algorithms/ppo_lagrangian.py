@@ -12,18 +12,21 @@ critic, and a multiplier weighs the two. What is not the paper's:
   mean cost from the first step on, not that of a window after a delay.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from nspo_jax import distributed, judges, models, settings, sharding
+from nspo_jax import distributed, judges, models, rewards, settings, sharding
 from nspo_jax import workspace as workspace_lib
 from nspo_jax.data import chat
-from nspo_jax.rl import advantages, losses, train_step
+from nspo_jax.rl import advantages, batches, losses, train_step
+from nspo_jax.rl.algorithms import policy_gradient
 
 OBJECTIVES = ("reward", "cost")
 # Of the value loss, as Safe RLHF has it. It acts where a critic learns a row twice, which none does
@@ -48,6 +51,12 @@ class TokenAdvantages(NamedTuple):
 
     advantages: jax.Array
     returns: dict[str, jax.Array]
+
+
+def reward_and_cost(total: rewards.Total, verdicts: dict[str, Any]) -> np.ndarray:
+    """float32 [rows, 2]: rewards as they are weighted, and costs as they are judged."""
+    cost = -verdicts["cost_model"].rewards  # the probability that it is unsafe
+    return np.stack([total.terms["reward_model"], cost], axis=1)
 
 
 # ---------------------------------------------------------------------------- pure functions
@@ -154,15 +163,22 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
 # ---------------------------------------------------------------------------------- the step
 
 
-def critic_models(config: settings.Run) -> dict[str, models.ModelConfig]:
-    """Objective -> the architecture of its critic: the reward and the cost model's."""
+def critic_models(
+    config: settings.Run, policy: models.ModelConfig
+) -> dict[str, models.ModelConfig]:
+    """Objective -> the architecture of its critic: the reward and the cost model's.
+
+    Where no directory is named and none is there yet, it is the policy's, with a scalar head.
+    """
     options = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
-    return {
-        name: dataclasses.replace(
-            models.load_config(judges.model_directory(config, name)), **options
-        )
-        for name in OBJECTIVES
-    }
+    found = {}
+    for name in OBJECTIVES:
+        directory = judges.model_directory(config, name)
+        named = settings.get(config, f"rewards.{name}_model")
+        there = named or directory.exists()
+        critic = models.load_config(directory) if there else policy
+        found[name] = dataclasses.replace(critic, head="scalar", **options)
+    return found
 
 
 def critic_optimizer(config: settings.Run) -> optax.GradientTransformation:
@@ -209,14 +225,14 @@ def make_step(
 ) -> train_step.Step:
     """The step of policy, critics and multiplier, as `train_step.make_update`'s; not jitted yet.
 
-    Its batches are `train_step.Rollouts` with `outcomes`; their `advantages` are not read. Values,
-    and the base model's probabilities, are of the weights that the step begins with, of all rows at
-    once; gradients are computed in `rl.microbatches` parts. First the multiplier moves, by the mean
-    cost, and then it weighs advantages.
+    Its batches are `train_step.RolloutBatch` with `outcomes`; their `advantages` are not read.
+    Values, and the base model's probabilities, are of the weights that the step begins with, of all
+    rows at once; gradients are computed in `rl.microbatches` parts. First the multiplier moves, by
+    the mean cost, and then it weighs advantages.
     """
     rl, options = config.rl, config.lagrangian
-    critics_are, critics_learn = critic_models(config), critic_optimizer(config)
-    policy_loss = train_step.policy_gradient_loss(
+    configs, critics_optimizer = critic_models(config, model), critic_optimizer(config)
+    policy_loss = policy_gradient.policy_gradient_loss(
         model,
         aggregation=rl.aggregation,
         clip=rl.clip,
@@ -234,9 +250,9 @@ def make_step(
     def values_of(params, batch) -> dict[str, jax.Array]:
         values = {
             name: models.values(
-                critic, params[name], train_step.predicting_states(critic, params[name], batch)
+                critic, params[name], models.predicting_states(critic, params[name], batch)
             )
-            for name, critic in critics_are.items()
+            for name, critic in configs.items()
         }
         # as the cost itself: so the critic begins with what the cost model says of a prefix
         return values | {"cost": jax.nn.sigmoid(values["cost"])}
@@ -255,7 +271,7 @@ def make_step(
 
     critics_gradient = train_step.gradient_in_parts(critics_loss, rl.microbatches)
 
-    def step(state: train_step.TrainState, frozen, reference, batch: train_step.Rollouts):
+    def step(state: train_step.TrainState, frozen, reference, batch: train_step.RolloutBatch):
         critics, mask = state.critics, batch.completion_mask
         cost = jnp.mean(batch.outcomes[:, 1])
         log_multiplier = update_multiplier(
@@ -266,7 +282,7 @@ def make_step(
             largest=options.largest,
         )
         multiplier = jnp.exp(log_multiplier)
-        base = train_step.completion_logprobs(model, reference, batch, rl.temperature)
+        base = models.completion_logprobs(model, reference, batch, rl.temperature)
         rewards, costs = token_outcomes(
             batch.outcomes, batch.old_logprobs, base, mask, kl=options.kl
         )
@@ -276,9 +292,12 @@ def make_step(
         )
         state, metrics = update_policy(state, frozen, None, batch._replace(advantages=learned))
 
-        rows = _CriticRows(*batch[:4], values, returns)
+        rows = _CriticRows(
+            batch.prompts, batch.prompt_mask, batch.completions, batch.completion_mask,
+            values, returns,
+        )  # fmt: skip
         gradient, value_losses = critics_gradient(critics.params, rows)
-        updates, opt_state = critics_learn.update(gradient, critics.opt_state, critics.params)
+        updates, opt_state = critics_optimizer.update(gradient, critics.opt_state, critics.params)
         params = optax.apply_updates(critics.params, updates)
         flags = [metrics["nonfinite"], train_step.nonfinite((gradient, params))]
         kl = losses.kl_estimate(batch.old_logprobs, base, mask, "k3")
@@ -300,7 +319,7 @@ def make_step(
 
 
 class _CriticRows(NamedTuple):
-    """What the critics learn from: the first fields are those of `train_step.Rollouts`."""
+    """What the critics learn from: the first fields are those of `train_step.RolloutBatch`."""
 
     prompts: jax.Array
     prompt_mask: jax.Array
@@ -308,3 +327,74 @@ class _CriticRows(NamedTuple):
     completion_mask: jax.Array
     values: dict[str, jax.Array]
     returns: dict[str, jax.Array]
+
+
+class PPOLagrangian:
+    """What PPO-Lagrangian adds to a run; see `algorithms.Algorithm`."""
+
+    generates = True
+    needs_reference = True
+
+    def __init__(self, config: settings.Run):
+        self._config = config
+        self.rows = config.batch_prompts * config.rl.samples
+        self.row = "completions"
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        config = self._config
+        options = config.lagrangian
+        terms = {term.name: term for term in rewards.parse_terms(config.rewards.terms)}
+        if terms.keys() != {"reward_model", "cost_model"}:
+            raise ValueError(
+                f"rewards.terms is {config.rewards.terms!r}, and ppo_lagrangian has a reward model "
+                "and a cost model. Set rewards.terms=reward_model+cost_model."
+            )
+        cost = terms["cost_model"]
+        if (cost.kinds, cost.weights) != ("all", (1.0,)):
+            raise ValueError(
+                f"rewards.terms is {config.rewards.terms!r}: ppo_lagrangian weighs costs itself, "
+                "of all completions, against lagrangian.limit. Write cost_model without kinds and "
+                "weight."
+            )
+        if config.rewards.on_failure != "raise":
+            raise ValueError(
+                f"rewards.on_failure is {config.rewards.on_failure!r}: ppo_lagrangian needs a cost "
+                "of every completion. Set rewards.on_failure=raise."
+            )
+        if config.rl.loss != "grpo":
+            raise ValueError(
+                f"rl.loss is {config.rl.loss!r}: PPO has a ratio a token. Set rl.loss=grpo."
+            )
+        if options.initial > options.largest:
+            raise ValueError(
+                f"lagrangian.initial is {options.initial}, above lagrangian.largest="
+                f"{options.largest}: raise that, or start lower."
+            )
+
+    def open_batches(self, work: workspace_lib.Workspace) -> batches.RolloutBatches:
+        """Completions of the policy, with the reward and the cost of each apart."""
+        judged = judges.open_rewards(self._config, work)
+        return batches.RolloutBatches(self._config, work, judged, reward_and_cost)
+
+    def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
+        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
+        made = policy_gradient.abstract_rollouts(self._config, array)
+        return made._replace(outcomes=array((made.completions.shape[0], 2), jnp.float32))
+
+    def init_extra(self, work: workspace_lib.Workspace) -> Critics:
+        """The critics, and the multiplier."""
+        return init_critics(self._config, work)
+
+    def abstract_extra(self, model_config: models.ModelConfig) -> tuple[Critics, tuple[str, ...]]:
+        """Shapes and dtypes of the critics, and what was assumed of them, in words."""
+        found, assumed = judges.abstract_models(self._config, model_config)
+        params = {name: found[f"{name}_model"] for name in OBJECTIVES}
+        state = jax.eval_shape(critic_optimizer(self._config).init, params)
+        return Critics(params, state, jax.ShapeDtypeStruct((), jnp.float32)), assumed
+
+    def make_step(
+        self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
+    ) -> train_step.Step:
+        """The jitted update, which donates the state."""
+        return jax.jit(make_step(self._config, model_config, optimizer), donate_argnums=0)

@@ -1,0 +1,1 @@
+"""What a run would need, before anything is loaded or paid for."""

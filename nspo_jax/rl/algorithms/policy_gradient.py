@@ -1,0 +1,173 @@
+"""The policy gradient: completions are judged, compared inside their groups, and made likelier.
+
+GRPO, Dr.GRPO, RLOO and GSPO are this with other `rl.advantage`, `rl.loss` and `rl.aggregation`.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nspo_jax import judges, models, settings, workspace
+from nspo_jax.rl import batches, losses, train_step
+
+
+class PolicyGradient:
+    """What the policy gradient adds to a run; see `algorithms.Algorithm`."""
+
+    generates = True
+
+    def __init__(self, config: settings.Run):
+        self._config = config
+        self.rows = config.batch_prompts * config.rl.samples
+        self.row = "completions"
+        self.needs_reference = bool(config.rl.kl_coefficient)
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        rl = self._config.rl
+        if rl.importance_cap and rl.minibatches > 1:
+            raise ValueError(
+                f"rl.importance_cap is {rl.importance_cap} and rl.minibatches {rl.minibatches}: "
+                "the correction needs the trainer's probabilities at the start of the step, which "
+                "are known for its first update alone. Set rl.minibatches=1, or "
+                "rl.importance_cap=0."
+            )
+
+    def open_batches(self, work: workspace.Workspace) -> batches.RolloutBatches:
+        """Completions of the policy, judged by `rewards.terms`."""
+        return batches.RolloutBatches(self._config, work, judges.open_rewards(self._config, work))
+
+    def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
+        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
+        return abstract_rollouts(self._config, array)
+
+    def init_extra(self, work: workspace.Workspace) -> None:
+        """Nothing learns beside the policy."""
+
+    def abstract_extra(self, model_config: models.ModelConfig) -> tuple[None, tuple[str, ...]]:
+        """Nothing, of which nothing is assumed."""
+        return None, ()
+
+    def make_step(
+        self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
+    ) -> train_step.Step:
+        """The jitted update, which donates the state."""
+        rl = self._config.rl
+        return make_train_step(
+            model_config,
+            optimizer,
+            loss=rl.loss,
+            aggregation=rl.aggregation,
+            clip=rl.clip,
+            clip_high=rl.clip_high,
+            dual_clip=rl.dual_clip,
+            kl_coefficient=rl.kl_coefficient,
+            kl_estimator=rl.kl_estimator,
+            importance_cap=rl.importance_cap,
+            temperature=rl.temperature,
+            microbatches=rl.microbatches,
+        )
+
+
+def abstract_rollouts(
+    config: settings.Run, array: Callable[[tuple[int, ...], Any], Any]
+) -> train_step.RolloutBatch:
+    """Shapes and dtypes of a minibatch of completions, made by `array(shape, dtype)`."""
+    rows = config.batch_prompts * config.rl.samples // config.rl.minibatches
+    prompt, completion = config.data.prompt_length, config.data.completion_length
+    return train_step.RolloutBatch(
+        prompts=array((rows, prompt), jnp.int32),
+        prompt_mask=array((rows, prompt), jnp.bool_),
+        completions=array((rows, completion), jnp.int32),
+        completion_mask=array((rows, completion), jnp.bool_),
+        old_logprobs=array((rows, completion), jnp.float32),
+        advantages=array((rows,), jnp.float32),
+    )
+
+
+def policy_gradient_loss(
+    config: models.ModelConfig,
+    *,
+    loss: str = "grpo",
+    aggregation: str = "sequence_mean",
+    clip: float = 0.2,
+    clip_high: float = 0.0,
+    dual_clip: float = 0.0,
+    kl_coefficient: float = 0.0,
+    kl_estimator: str = "k3",
+    importance_cap: float = 0.0,
+    temperature: float = 1.0,
+) -> train_step.LossOf:
+    """The loss of advantages, for `train_step.make_update` with batches of `RolloutBatch`.
+
+    `loss` is one of `losses.LOSSES`; the other options are `losses.clipped_loss`'s. With an
+    `importance_cap` above 0 tokens get `losses.importance_weights`, trainer against sampler, and
+    the ratio's denominator is the trainer's own probability at the start of the update: of the
+    policy being trained, so that the ratio is 1 and no clip acts. That is right for one update a
+    batch, however old the sampler's weights. In a second one the weights would hold the first one's
+    change too, and nothing would clip it: `PolicyGradient.check` refuses more minibatches.
+    """
+    policy_loss = functools.partial(
+        losses.LOSSES[loss],
+        aggregation=aggregation,
+        clip=clip,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        kl_coefficient=kl_coefficient,
+        kl_estimator=kl_estimator,
+    )
+
+    def loss_of(params, reference, batch: train_step.RolloutBatch, tokens: jax.Array):
+        reference_logprobs = None
+        if reference is not None:
+            reference_logprobs = models.completion_logprobs(config, reference, batch, temperature)
+        logprobs = models.completion_logprobs(config, params, batch, temperature)
+        mask, old_logprobs, weights = batch.completion_mask, batch.old_logprobs, None
+        if importance_cap:
+            old_logprobs = jax.lax.stop_gradient(logprobs)
+            weights = losses.importance_weights(logprobs, batch.old_logprobs, mask, importance_cap)
+        result = policy_loss(
+            logprobs,
+            old_logprobs,
+            batch.advantages,
+            mask,
+            tokens=tokens,
+            weights=weights,
+            reference_logprobs=reference_logprobs,
+        )
+        gap = losses.sequence_mean(jnp.abs(logprobs - batch.old_logprobs), mask)
+        return result.loss, {
+            "loss": result.loss,
+            "policy_loss": result.policy,
+            "clip_share": result.clip_share,
+            "kl_reference": result.kl,
+            "logprob_gap": gap,  # sampler against trainer: rounding, and older updates
+        }
+
+    return loss_of
+
+
+def make_train_step(
+    config: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    **options: Any,
+) -> train_step.Step:
+    """The jitted policy gradient step, which donates the state.
+
+    Args:
+      config: the policy.
+      optimizer: see `train_step.make_update`.
+      microbatches: see `train_step.make_update`.
+      **options: of `policy_gradient_loss`.
+    """
+    loss_of = policy_gradient_loss(config, **options)
+    update = train_step.make_update(
+        loss_of, optimizer, microbatches=microbatches, compute_dtype=config.compute_dtype
+    )
+    return jax.jit(update, donate_argnums=0)
