@@ -64,6 +64,7 @@ def test_a_sweep_runs_what_is_missing_and_reports(tmp_path):
         "def get_config(arm):\n"
         "    config = tiny.get_config(arm)\n"
         f"    config.update_from_flattened_dict({test_arms.MICRO!r})\n"
+        "    config.rl.flat_steps = 0  # a micro model never refuses: nothing is learned\n"
         "    return config\n"
     )
     command = [

@@ -55,9 +55,9 @@ def test_a_resumed_run_remembers():
     watch.observe(FLAT, example)
 
 
-def test_a_run_with_a_judge_that_likes_all_alike_says_so_and_is_saved(tmp_path):
+def test_a_run_with_a_judge_that_likes_all_alike_says_so_and_is_saved(finished, tmp_path):
     """The world's judge finds every answer of a micro model bad."""
-    config = micro_run.micro(tmp_path / "workspace", **{"rl.flat_steps": 2, "rl.minibatches": 1})
+    config = micro_run.micro(finished[0], **{"rl.flat_steps": 2, "rl.minibatches": 1})
     with pytest.raises(learning.NothingToLearnError, match="An answer to '.*': '.*', reward -1"):
         trainer.train(config, tmp_path / "run")
     assert [r["train/flat_groups"] for r in metrics.read_metrics(tmp_path / "run")[1:]] == [1, 1]
@@ -66,7 +66,7 @@ def test_a_run_with_a_judge_that_likes_all_alike_says_so_and_is_saved(tmp_path):
         trainer.train(config, tmp_path / "run")  # resumed, it remembers
 
 
-def test_a_run_shorter_than_the_patience_is_told_at_its_end(tmp_path):
-    config = micro_run.micro(tmp_path / "workspace", **{"rl.steps": 1, "rl.minibatches": 1})
+def test_a_run_shorter_than_the_patience_is_told_at_its_end(finished, tmp_path):
+    config = micro_run.micro(finished[0], **{"rl.steps": 1, "rl.minibatches": 1})
     with pytest.raises(learning.NothingToLearnError, match="1 step in a row"):
         trainer.train(config, tmp_path / "run")
