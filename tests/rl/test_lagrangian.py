@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nspo_jax import judges, metrics, models, sharding, workspace
-from nspo_jax.rl import batches, train_step, trainer
+from nspo_jax import metrics, models, sharding, workspace
+from nspo_jax.rl import train_step, trainer
 from nspo_jax.rl.algorithms import ppo_lagrangian
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse, stop_at
 
@@ -146,7 +146,7 @@ def test_explained_variance_is_one_for_the_returns_themselves_and_zero_for_their
 def test_rewards_come_as_they_are_weighted_and_costs_as_they_are_judged(finished):
     config = micro(finished[0], **PPO)
     work = workspace.open_workspace(config, sharding.make_mesh())
-    source = batches.RolloutBatches(config, work, judges.open_rewards(config, work))
+    source = ppo_lagrangian.PPOLagrangian(config).open_batches(work)
     batch, found = source.sample(work.base, 0, metrics.Stopwatch())
     reward, cost = batch.outcomes.T
     assert batch.outcomes.shape == (24, 2) and reward.std() == pytest.approx(2.0, rel=1e-2)
