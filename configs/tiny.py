@@ -4,7 +4,7 @@
 
 About 20 seconds on two CPU cores once the base model exists (its pretraining takes two minutes).
 An arm's name may end in `_replay`: benign prompts in the RL batch and wrappers around half of the
-harmful ones, for any arm. ARMS says what each arm is; the README has the table of results.
+harmful ones, for any arm. ARMS says what each arm is; docs/results.md has the table of results.
 """
 
 import ml_collections
@@ -26,7 +26,7 @@ ARMS: dict[str, dict] = {
     "base": {"rl.steps": 0},
     # every linear site projected, head included; embedding and norms frozen
     "nspo": {},
-    # the same by Adam: with momentum, as the README's table had it before, and without
+    # the same by Adam: with momentum, as docs/adam_tables.md has it, and without
     "nspo_adam": ADAM,
     "nspo_rmsprop": {**ADAM, "optimizer.b1": 0.0},
     # the same constraint, Adam in null-space coordinates (SGD there is nspo itself): nothing of a

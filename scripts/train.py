@@ -5,7 +5,7 @@
     python -m scripts.train --config=configs/tiny.py:nspo --workdir=runs/tiny/nspo_mlp \
         --config.projection.targets=mlp --config.calibration.rank_rule='energy(0.03)'
 
-Two processes on this machine, one command each, at the same time (README: More than one process):
+Two processes on this machine, one command each, at the same time (docs/scaling.md):
 
     python -m scripts.train --config=configs/tiny.py:nspo --workdir=runs/tiny/two \
         --coordinator=localhost:9876 --processes=2 --process=0

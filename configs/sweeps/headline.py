@@ -1,4 +1,4 @@
-"""The README's table: NSPO and what it is compared with, ten worlds with a base model each.
+"""The first table of docs/results.md: NSPO and other arms, ten worlds with a base model each.
 
 python -m scripts.sweep --config=configs/sweeps/headline.py --workdir=runs/headline
 """

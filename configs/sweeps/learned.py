@@ -1,4 +1,4 @@
-"""Learned judges in place of the world's own, three seeds: the README's table.
+"""Learned judges in place of the world's own, three seeds.
 
 python -m scripts.sweep --config=configs/sweeps/learned.py --workdir=runs/learned
 """

@@ -1,4 +1,4 @@
-"""Every arm on the chat world, three seeds, harmful-only and with replay: the README's table.
+"""Every arm on the chat world, three seeds, harmful-only and with replay.
 
 python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
 """

@@ -1,4 +1,4 @@
-"""GRPO and NSPO on a real pretrained story model, three seeds: the README's second table.
+"""GRPO and NSPO on a real pretrained story model, three seeds: docs/results.md has the table.
 
     python -m scripts.sweep --config=configs/sweeps/tinystories.py --workdir=runs/tinystories \
         --config.model_path=PATH

@@ -36,8 +36,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 def certify(
     config: models.ModelConfig,
-    base,
-    policy,
+    base: Any,
+    policy: Any,
     projectors: projectors_lib.Projectors,
     calibration: Iterable[Batch],
     held_out: Iterable[Batch],

@@ -1,0 +1,193 @@
+"""README.md and docs/ say what is there: links, files, commands, fields, names and snippets."""
+
+import importlib
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from configs import default
+import nspo_jax
+from nspo_jax import run_directory
+from nspo_jax.rl import ranges
+from scripts import document_config
+from tests import command_lines
+from tests.command_lines import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+DEFAULTS = run_directory.flatten(default.get_config())
+# of a sweep's config: configs/sweeps/tiny_arms.py
+SWEEP_FIELDS = {"config", "arms", "model_path", "seeds", "grid"}
+ROOT_FILES = {"CONTRIBUTING.md", "CITATION.cff", "LICENSE"}  # which need not be there yet
+# paths under these folders that a page names in running text must exist
+FOLDERS = "nspo_jax|configs|scripts|docs|tests|examples"
+
+
+def blocks(page: pathlib.Path, language: str) -> list[str]:
+    """The fenced code blocks of a language, those inside lists included, without their indent."""
+    pattern = rf"^( *)```{language}\n(.*?)^\1```"
+    found = re.finditer(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{match[1]}", "", match[2], flags=re.MULTILINE) for match in found]
+
+
+def prose(page: pathlib.Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: pathlib.Path) -> list[tuple[str, list[str]]]:
+    """(script, arguments) of each `python -m scripts.NAME ...`, in blocks and in running text."""
+    lines = [
+        line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()
+    ]
+    lines += [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", prose(page))]
+    found = []
+    for line in lines:
+        if match := re.search(r'("?)python -m scripts\.(\w+)(.*)', line):
+            quote, name, rest = match.groups()
+            rest = (
+                rest.partition('"')[0] if quote else rest
+            )  # COMMAND="python -m scripts.train ..."
+            found.append((name, shlex.split(rest, comments=True)))
+    return found
+
+
+COMMANDS = [(page.name, *command) for page in PAGES for command in commands(page)]
+
+
+@pytest.fixture(scope="module")
+def flags_of():
+    """Script -> the names of its flags, as its --help lists them."""
+    names = sorted({name for _, name, _ in COMMANDS})
+    answers = command_lines.run([(name, ["--help"]) for name in names])
+    assert all(answer.code == 0 for answer in answers)
+    return {
+        name: set(re.findall(r"^  (?:-\w,)?--(?:\[no\])?(\w+)", answer.out, re.MULTILINE))
+        for name, answer in zip(names, answers, strict=True)
+    }
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """What a link may name behind "#": headings as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-") for line in headings}
+
+
+@EVERY_PAGE
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists() or (page.parent == ROOT and name in ROOT_FILES), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@EVERY_PAGE
+def test_every_file_of_the_repository_that_is_named_exists(page):
+    text = page.read_text()
+    if page.name == "extending.md":  # whose examples are files to be written
+        text = re.sub(r"`[\w/]*\b(echo|riddles|ipo)\.py`", "", text)
+    text = text.replace("nspo_jax/run.log", "")  # on a pod's worker
+    named = re.findall(rf"(?<![\w/.])(?:{FOLDERS})/[\w/]+(?:\.\w+)?", text)
+    assert [n for n in named if not (ROOT / n).exists() and "NAME" not in n] == []
+
+
+@EVERY_PAGE
+def test_every_name_of_the_package_exists(page):
+    for name in set(re.findall(r"(?<![\w/.])nspo_jax(?:\.\w+)+", page.read_text())):
+        parts = name.split(".")
+        if parts[-1] in ("py", "egg"):
+            continue
+        found, path = nspo_jax, parts[0]
+        for part in parts[1:]:
+            path += f".{part}"
+            if not hasattr(found, part):
+                importlib.import_module(path)
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize(("page", "name", "arguments"), COMMANDS)
+def test_every_command_names_what_the_script_knows(flags_of, page, name, arguments):
+    assert (ROOT / "scripts" / f"{name}.py").exists()
+    known_fields = SWEEP_FIELDS if name == "sweep" else ranges.FIELDS
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        flag, _, value = argument[2:].partition("=")
+        flag, _, field = flag.partition(".")
+        assert flag in flags_of[name] or flag.removeprefix("no") in flags_of[name], argument
+        if field:
+            assert field in known_fields, argument
+            if name != "sweep" and (kind := type(DEFAULTS[field])) is not bool:
+                assert ranges.FIELDS[field].holds(kind(value)), argument
+        elif flag == "config" and "NAME" not in value:
+            assert (ROOT / value.partition(":")[0]).is_file(), value
+
+
+@EVERY_PAGE
+def test_every_field_that_is_named_exists(page):
+    sections = sorted({name.partition(".")[0] for name in ranges.FIELDS if "." in name})
+    spans = re.findall(r"`(?:config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`", prose(page))
+    named = {span for span in spans if span.partition(".")[0] in sections}
+    known = {name.rpartition(".")[0] for name in ranges.FIELDS} | set(ranges.FIELDS)
+    modules = {f"{path.parent.name}.{path.stem}" for path in (ROOT / "nspo_jax").rglob("*.py")}
+    unknown = {n for n in named - known if ".".join(n.split(".")[:2]) not in modules}
+    assert not {name for name in unknown if not name.endswith(".py")}
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) > 40
+    readme = {name for page, name, _ in COMMANDS if page == "README.md"}
+    assert {"train", "calibrate", "evaluate", "certify", "sweep", "export_hf"} <= readme
+
+
+def test_the_snippets_of_the_readme_compile_and_name_what_is_public():
+    snippets = blocks(ROOT / "README.md", "python")
+    assert snippets
+    for snippet in snippets:
+        compile(snippet, "README.md", "exec")
+        assert set(re.findall(r"nspo_jax\.(\w+)", snippet)) <= set(nspo_jax.__all__)
+
+
+def test_the_readme_is_a_front_door():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200 and len(text.split()) < 1500
+
+
+def test_the_table_of_fields_is_up_to_date():
+    page = document_config.PAGE.read_text()
+    behind = "run python -m scripts.document_config"
+    assert document_config.insert(page) == page, behind
+    assert not [name for name in ranges.FIELDS if f"| `{name}` |" not in page]
+
+
+def test_a_comment_of_a_field_is_read_whole():
+    source = (
+        'config.a = D()  # a section\n'
+        'config.a.b = (\n    "x"  # one\n)\n'
+        'config.a.c = 1  # begins,\n    #   goes on\n'
+        '# about what follows\n'
+        'config.a.d = 2\n'
+    )  # fmt: skip
+    assert document_config.read_comments(source) == {
+        "a": "a section", "a.b": "one", "a.c": "begins, goes on", "a.d": "",
+    }  # fmt: skip
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"^::: nspo_jax\.(\w+)$", page, re.MULTILINE)) == sorted(
+        nspo_jax.__all__
+    )
+
+
+def test_every_page_is_in_the_site_and_in_its_index():
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES[1:]}
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert {page for page in pages if page not in nav} == set()
+    assert {page for page in pages - {"index.md"} if f"({page})" not in index} == set()
