@@ -15,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from nspo_jax import distributed, settings
+from nspo_jax import distributed
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # rows of batches and activations lie over them
@@ -70,8 +70,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding
     )
 
 
-def mesh_from_config(config: settings.Run) -> jax.sharding.Mesh:
-    """The mesh of `config.mesh`; errors as `make_mesh`."""
+def mesh_from_config(config: Any) -> jax.sharding.Mesh:
+    """The mesh of a run's settings, `config.mesh`; errors as `make_mesh`."""
     return make_mesh(**{axis: getattr(config.mesh, axis) for axis in AXES})
 
 

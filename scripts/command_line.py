@@ -103,8 +103,8 @@ def _unknown_field(chain: list[BaseException], config_kind: str) -> str:
     hint = hint.strip("\"'").split("\\n")[-1].split("\n")[-1]
     field = str(chain[-1]).strip("\"'").partition("Attempting to lookup: ")[2] or str(chain[-1])
     words = f"The config has no field {field}. {hint}".rstrip()
-    listed = "configs/sweeps/tiny_arms.py" if config_kind == "sweep" else "configs/default.py"
-    return f"{words} {listed} lists every field with a comment."
+    listed = "configs/sweeps/tiny_arms.py" if config_kind == "sweep" else "docs/configuration.md"
+    return f"{words} {listed} lists every field."
 
 
 def _of_one_flag(line: str) -> str:

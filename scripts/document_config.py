@@ -2,25 +2,21 @@
 
     python -m scripts.document_config
 
-Names, defaults and comments come from configs/default.py, ranges from `nspo_jax.rl.ranges.FIELDS`.
+They come from `nspo_jax.settings`, and the names of parts of the library from `nspo_jax.rl.ranges`.
 tests/test_docs.py says when the page is behind.
 """
 
-import io
 import itertools
 import pathlib
 import re
-import tokenize
 
-from configs import default
-from nspo_jax import run_directory
+from nspo_jax import settings
 from nspo_jax.rl import ranges
 from scripts import launch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 START, END = "<!-- fields: python -m scripts.document_config -->", "<!-- end of fields -->"
-_NAME = re.compile(r"\s*config\.([\w.]+) = ")
 
 
 def main() -> None:
@@ -37,54 +33,29 @@ def insert(page: str) -> str:
 
 
 def render() -> str:
-    """Returns Markdown: a table for each section of the config, in the order of the file."""
-    config = default.get_config()
-    ranges.check_fields(config)  # each field has a range, and each range a field
-    values = run_directory.flatten(config)
-    comments = read_comments((ROOT / "configs" / "default.py").read_text())
-    names = [name for name in comments if name in values]
+    """Returns Markdown: a table for each group of settings, in the order of their declaration."""
+    values = settings.flatten(settings.Run())
     parts = []
-    for section, fields in itertools.groupby(names, lambda name: name.rpartition(".")[0]):
-        title = f"### {section or 'The run'}"
-        note = comments.get(section, "")
+    for group, fields in itertools.groupby(values, lambda name: name.rpartition(".")[0]):
         rows = [
             f"| `{name}` | {_value(values[name])} | {_cell(_range(ranges.FIELDS[name]))} "
-            f"| {_cell(comments[name])} |"
+            f"| {_cell(settings.WHAT[name])} |"
             for name in fields
         ]
-        head = ["| field | default | values | comment |", "|---|---|---|---|"]
-        parts.append("\n".join([title, "", *([_cell(note), ""] if note else []), *head, *rows, ""]))
+        head = ["| field | default | values | what it does |", "|---|---|---|---|"]
+        note = settings.NOTES[group]
+        parts.append("\n".join([f"### {group or 'The run'}", "", note, "", *head, *rows, ""]))
     return "\n".join(parts)
-
-
-def read_comments(source: str) -> dict[str, str]:
-    """Returns the comment of each `config.NAME = ...`, sections included, in the file's order.
-
-    A comment begins on the lines of the assignment, and goes on in lines that hold `#   more`.
-    """
-    comments, name = {}, ""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.NAME and (match := _NAME.match(lines[token.start[0] - 1])):
-            name = match[1]
-            comments.setdefault(name, "")
-        elif token.type == tokenize.COMMENT and name:
-            is_alone = lines[token.start[0] - 1].lstrip().startswith("#")
-            if not is_alone or token.string.startswith("#   "):
-                comments[name] = f"{comments[name]} {token.string[1:].strip()}".strip()
-            else:
-                name = ""  # a line about what follows
-    return comments
 
 
 def _value(value: object) -> str:
     return f"`{value!r}`" if isinstance(value, str) else f"`{value}`"
 
 
-def _range(known: ranges.Range) -> str:
-    if isinstance(known, ranges.Choice):
+def _range(known: settings.Range) -> str:
+    if isinstance(known, settings.Choice):
         return ", ".join(f"`{value}`" if value != "" else "`''`" for value in known.values)
-    if isinstance(known, ranges.Text):
+    if isinstance(known, settings.Text):
         return known.what if known.empty else f"{known.what}; not empty"
     kind = "whole number" if known.kind is int else "number"
     low = f"{'above' if known.above else 'from'} {known.least:g}"

@@ -16,10 +16,10 @@ Before paying for it: what it needs of each device, without an accelerator and w
     python -m scripts.train --config=configs/llm.py:qwen2_5_7b,h100x8 --dry_run --chip=h100
     python -m scripts.train --config=configs/llm.py:qwen2_5_7b --dry_run --config.mesh.fsdp=16
 
-configs/default.py explains every field; `--config.FIELD=VALUE` sets one. The same command continues
-an interrupted run; SIGTERM saves first. --profile=10:12 traces the steps 10 and 11. The workdir
-ends up with metrics.jsonl, tensorboard/, certificate.json, summary.json, checkpoints/, policy/ (a
-Hugging Face directory) and profile/, if it was asked for.
+docs/configuration.md explains every field; `--config.FIELD=VALUE` sets one. The same command
+continues an interrupted run; SIGTERM saves first. --profile=10:12 traces the steps 10 and 11. The
+workdir ends up with metrics.jsonl, tensorboard/, certificate.json, summary.json, checkpoints/,
+policy/ (a Hugging Face directory) and profile/, if it was asked for.
 """
 
 import math

@@ -9,7 +9,6 @@ import pytest
 
 from configs import default
 import nspo_jax
-from nspo_jax import run_directory
 from nspo_jax.rl import ranges
 from scripts import document_config
 from tests import command_lines
@@ -17,10 +16,9 @@ from tests.command_lines import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-DEFAULTS = run_directory.flatten(default.get_config())
+DEFAULTS = settings.flatten(settings.from_config(default.get_config()))
 # of a sweep's config: configs/sweeps/tiny_arms.py
 SWEEP_FIELDS = {"config", "arms", "model_path", "seeds", "grid"}
-ROOT_FILES = {"CONTRIBUTING.md", "CITATION.cff", "LICENSE"}  # which need not be there yet
 # paths under these folders that a page names in running text must exist
 FOLDERS = "nspo_jax|configs|scripts|docs|tests|examples"
 
@@ -82,7 +80,7 @@ def test_every_link_leads_somewhere(page):
             continue
         name, _, anchor = target.partition("#")
         path = (page.parent / name).resolve() if name else page
-        assert path.exists() or (page.parent == ROOT and name in ROOT_FILES), target
+        assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
 
 
@@ -163,19 +161,6 @@ def test_the_table_of_fields_is_up_to_date():
     behind = "run python -m scripts.document_config"
     assert document_config.insert(page) == page, behind
     assert not [name for name in ranges.FIELDS if f"| `{name}` |" not in page]
-
-
-def test_a_comment_of_a_field_is_read_whole():
-    source = (
-        'config.a = D()  # a section\n'
-        'config.a.b = (\n    "x"  # one\n)\n'
-        'config.a.c = 1  # begins,\n    #   goes on\n'
-        '# about what follows\n'
-        'config.a.d = 2\n'
-    )  # fmt: skip
-    assert document_config.read_comments(source) == {
-        "a": "a section", "a.b": "one", "a.c": "begins, goes on", "a.d": "",
-    }  # fmt: skip
 
 
 def test_every_public_name_is_in_the_reference():

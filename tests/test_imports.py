@@ -55,14 +55,14 @@ def test_the_projection_stands_alone():
 @pytest.mark.parametrize(
     ("layer", "allowed"),
     [
-        ("models", {"models", "model_files", "sharding", "settings"}),
+        ("models", {"models", "model_files", "sharding"}),
         ("data", {"data", "model_files"}),
         ("nullspace", {"nullspace", "models", "sharding", "version"}),
         ("rewards", {"rewards", "data", "models", "model_files", "sharding"}),
         ("model_files", set()),
         ("rl.losses", set()),
         ("rl.advantages", set()),
-        ("sharding", {"settings"}),
+        ("sharding", set()),
         ("run_directory", {"settings"}),
         ("reports", {"reports", "nullspace", "metrics"}),
         ("settings", {"settings"}),

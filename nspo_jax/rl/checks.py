@@ -25,7 +25,7 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
     """Raises ValueError for what cannot work or would be ignored, before anything expensive starts.
 
     Args:
-      config: see configs/default.py.
+      config: the run's settings.
       has_weights: a model is loaded; without, a preset alone will do.
       is_run: a policy is trained; without, its judges need not be there yet.
 

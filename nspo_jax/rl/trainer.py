@@ -58,7 +58,7 @@ def train(
     Every process calls it with the same arguments, and gets the same summary; process 0 writes.
 
     Args:
-      config: see configs/default.py.
+      config: the run's settings.
       workdir: where the run lives, on a file system that all processes see.
       allow_config_change: continue a run of another config with this one.
       profile: trace the steps from the first number up to the second into profile/.

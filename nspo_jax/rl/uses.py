@@ -1,7 +1,7 @@
 """Fields that only some runs read: set where nothing reads them, they are refused.
 
 A field that is ignored is a mistake that nobody sees: a run on one's own prompts, say, that trains
-on the chat world's. A field counts as set where it differs from its value in configs/default.py.
+on the chat world's. A field counts as set where it differs from its default.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ class Use:
     Attributes:
       when: what a config must say for that, in words.
       holds: whether a config says so.
-      fields: name -> its value in configs/default.py.
+      fields: name -> its default.
       instead: what does the work of these fields elsewhere, as a sentence; "": nothing does.
     """
 

@@ -18,6 +18,7 @@ from nspo_jax.settings.run import RL, Rewards, Run
 
 __all__ = [
     "FIELDS",
+    "NOTES",
     "RL",
     "WHAT",
     "Choice",
@@ -49,7 +50,17 @@ def _described(made: type, prefix: str = "") -> dict[str, dataclasses.Field]:
     return found
 
 
+def _notes(made: type, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> what a group is about, of a group and of those in it."""
+    found = {prefix.rstrip("."): (made.__doc__ or "").strip()}
+    for field in dataclasses.fields(made):
+        if not field.metadata:
+            found |= _notes(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore
+    return found
+
+
 _FIELDS = _described(Run)
+NOTES: dict[str, str] = _notes(Run)
 FIELDS: dict[str, Range] = {name: field.metadata["range"] for name, field in _FIELDS.items()}
 WHAT: dict[str, str] = {name: field.metadata["what"] for name, field in _FIELDS.items()}
 
