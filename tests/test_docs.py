@@ -9,6 +9,7 @@ import pytest
 
 from configs import default
 import nspo_jax
+from nspo_jax import settings
 from nspo_jax.rl import ranges
 from scripts import document_config
 from tests import command_lines
