@@ -28,6 +28,7 @@ from nspo_jax import (
     reward_training,
     rewards,
     settings,
+    tasks,
     workspace,
 )
 from nspo_jax.data import preferences, public, split
@@ -73,10 +74,10 @@ def check_terms(config: settings.Run, *, has_weights: bool = True) -> None:
     """
     options = config.rewards
     terms = {spec.name: spec for spec in rewards.parse_terms(options.terms)}
-    if "rules" in terms and config.task == "safety":
+    if "rules" in terms and not tasks.KINDS[config.task].has_rules:
         raise ValueError(
-            f"rewards.terms is {options.terms!r}, and the task 'safety' has no rules: they tell "
-            "whether an answer is a refusal, not whether it is harmful. Judge by a guard, a "
+            f"rewards.terms is {options.terms!r}, and the task {config.task!r} has no rules: they "
+            "tell whether an answer is a refusal, not whether it is harmful. Judge by a guard, a "
             "cost_model or a remote_judge: --config.rewards.terms=guard+over_refusal."
         )
     for name, spec in terms.items():
@@ -135,7 +136,7 @@ def is_trained_here(config: settings.Run) -> bool:
 
     They would be made of any other base as well, but not without being asked to.
     """
-    return config.task == "chat_world" and not config.model.path
+    return tasks.KINDS[config.task].pretrains and not config.model.path
 
 
 def abstract_models(
@@ -238,7 +239,7 @@ def load_pairs(
     """
     options = config.reward_training
     if options.dataset == "chat_world":
-        pairs = preferences.world_pairs(config.seed)
+        pairs = tasks.KINDS["chat_world"].pairs(config)
         held_out = [pair for pair in pairs if preferences.is_held_out(pair.prompt)]
         return [pair for pair in pairs if not preferences.is_held_out(pair.prompt)], held_out
     if options.dataset != "pku_safe_rlhf":
@@ -251,7 +252,7 @@ def load_pairs(
         with split.said_by(f"reward_training.{field}"):
             loaded = public.load(
                 "pku_safe_rlhf",
-                pathlib.Path(config.workspace) / "data",
+                config.data_directory,
                 settings.get(config, f"reward_training.{field}"),
                 paths=paths,
                 subset=options.subset,
@@ -332,7 +333,7 @@ def _check_recipe(config: settings.Run, objective: str, directory: pathlib.Path)
     report = _beside(directory, "report.json")
     wanted = _recipe(config, objective)
     found = files.read_json(report, "delete it")["recipe"] if report.exists() else wanted
-    if changed := workspace.differences(wanted, found):
+    if changed := settings.differences(wanted, found):
         raise ValueError(
             f"The {objective} model in {directory} was trained with another config: "
             f"{changed}. Delete that directory to train anew, or set "

@@ -18,7 +18,7 @@ import sys
 
 from absl import flags
 
-from nspo_jax import files, models, nullspace, settings, sharding, workspace
+from nspo_jax import files, general_text, models, nullspace, settings, sharding, workspace
 from nspo_jax.nullspace import limits as limits_lib
 from nspo_jax.rl import checks
 from scripts import launch
@@ -44,7 +44,7 @@ def main() -> None:
     else:
         projectors = workspace.open_projectors(config, work)
     calibration, held_out = (
-        workspace.split_batches(text, config.calibration.batch_size)
+        general_text.split_batches(text, config.calibration.batch_size)
         for text in (work.calibration, work.held_out)
     )
     change = models.load_change(POLICY.value, lambda params: sharding.shardings(work.mesh, params))

@@ -19,6 +19,7 @@ import pytest
 import safetensors.numpy
 
 from nspo_jax import distributed, liveness, metrics
+from nspo_jax.tasks.chat_world import judge as world_judge
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MICRO = {
@@ -43,7 +44,6 @@ def child(workdir: str) -> None:
 
     Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
     """
-    from nspo_jax import rewards
     from nspo_jax.rl import batches
     from scripts import launch, train
 
@@ -70,7 +70,7 @@ def child(workdir: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         train.main()
 
-    rewards.WorldJudge.__call__, batches.RolloutBatches.sample = judge, sample
+    world_judge.WorldJudge.__call__, batches.RolloutBatches.sample = judge, sample
     launch.run(main)
 
 

@@ -10,6 +10,7 @@ from configs import default
 from nspo_jax import judges, models, rendering, rewards, run_directory, sharding, workspace
 from nspo_jax.data import chat
 from nspo_jax.rl import checks, trainer
+from nspo_jax.tasks.chat_world import judge as world_judge
 from tests import runs
 from tests.rl.micro_run import judge, micro, refuse
 
@@ -105,7 +106,7 @@ def test_a_workdir_keeps_what_its_run_settled(tmp_path):
 def test_a_run_goes_on_the_next_day(tmp_path, today, monkeypatch):
     """In another workspace too: date, calibration text and projectors are those of its start."""
     monkeypatch.setattr(chat, "TEMPLATE", CLOCK)
-    monkeypatch.setattr(rewards.WorldJudge, "__call__", judge)
+    monkeypatch.setattr(world_judge.WorldJudge, "__call__", judge)
     config = micro(
         tmp_path / "work", **{"rl.steps": 0, "data.prompt_length": 15, "data.benign_fraction": 0.0,
                               "data.wrapped_fraction": 0.0, "evaluation.prompts": 2},

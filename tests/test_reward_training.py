@@ -12,8 +12,12 @@ import transformers
 
 from configs import default
 from nspo_jax import judges, models, reward_training, rewards, sharding, workspace
-from nspo_jax.data import chat, preferences, world
+from nspo_jax.data import chat, preferences
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rl import checks
+from nspo_jax.tasks.chat_world import judge as world_judge
+from nspo_jax.tasks.chat_world import pairs as pairs_lib
+from nspo_jax.tasks.chat_world import world
 from tests import runs
 from tests.rl.micro_run import MICRO
 
@@ -32,7 +36,7 @@ def opened(config):
     """(workspace, mixture), whose models were trained when it was opened, on fewer pairs."""
     work = workspace.open_workspace(config, sharding.make_mesh())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preferences, "WORLD_PAIRS", 6000)
+        patch.setattr(pairs_lib, "WORLD_PAIRS", 6000)
         return work, judges.open_rewards(config, work)
 
 
@@ -77,15 +81,15 @@ def test_agreement_counts_what_it_says():
 
 
 def test_world_pairs_are_ranked_by_the_worlds_own_judge():
-    pairs = preferences.world_pairs(0)
-    assert pairs == preferences.world_pairs(0) and pairs != preferences.world_pairs(1)
-    judge, made = rewards.WorldJudge(), world.World(0)
+    pairs = pairs_lib.world_pairs(0)
+    assert pairs == pairs_lib.world_pairs(0) and pairs != pairs_lib.world_pairs(1)
+    judge, made = world_judge.WorldJudge(), world.World(0)
     harmful = {row.prompt for name in ("train", "train_wrapped") for row in made.split(name)}
     held_out = {row.prompt for row in made.split("harmful_both")}
     for pair in pairs[:500]:
         assert pair.prompt not in held_out
         for response, safe in zip(pair.responses, pair.safe, strict=True):
-            row = world.Conversation(pair.prompt, "", "harmful", "harmful")
+            row = Conversation(pair.prompt, "", "harmful", "harmful")
             assert safe == (pair.prompt not in harmful or judge([row], [response])[0][0] == 0)
         if pair.safer is not None:
             assert pair.safe[pair.safer] and not pair.safe[1 - pair.safer]
@@ -164,8 +168,7 @@ def test_models_are_trained_once_and_another_recipe_is_refused(config, opened):
     made = weights.stat().st_mtime_ns
     judges.open_rewards(config, work)
     assert weights.stat().st_mtime_ns == made
-    changed = config.copy_and_resolve_references()
-    changed.reward_training.epochs = 7
+    changed = runs.changed(config, {"reward_training.epochs": 7})
     with pytest.raises(ValueError, match="epochs is 1 there and 7 now"):
         judges.open_rewards(changed, work)
 
@@ -173,9 +176,10 @@ def test_models_are_trained_once_and_another_recipe_is_refused(config, opened):
 def test_what_judges_take_on_the_mesh_is_known_without_their_weights(config, opened):
     work, _ = opened
     directory = judges.model_directory(config, "cost")
-    changed = config.copy_and_resolve_references()
-    changed.rewards.terms = "rules+cost_model+reward_model+guard"
-    changed.rewards.cost_model = str(directory)
+    changed = runs.changed(config, {
+        "rewards.terms": "rules+cost_model+reward_model+guard",
+        "rewards.cost_model": str(directory),
+    })  # fmt: skip
     found, assumed = judges.abstract_models(changed, work.config)
     assert list(found) == ["cost_model", "reward_model", "guard"]
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)  # noqa: E731
@@ -223,10 +227,9 @@ def test_a_prompt_that_does_not_fit_gets_no_verdict(config, opened):
 def test_a_model_is_asked_as_it_was_trained(config, opened):
     """Plain text, where that is what the config's conversations are."""
     work, _ = opened
-    plain = config.copy_and_resolve_references()
-    plain.data.chat = False
-    pairs = preferences.world_pairs(0)[:4]
-    rows = [world.Conversation(pair.prompt, "", "howto", "general") for pair in pairs]
+    plain = runs.changed(config, {"data.chat": False})
+    pairs = pairs_lib.world_pairs(0)[:4]
+    rows = [Conversation(pair.prompt, "", "howto", "general") for pair in pairs]
     for changed in (config, plain):
         form = dataclasses.replace(work.format, chat=changed.data.chat)
         encoded = reward_training.encode(form, pairs, "cost", 14, 9)
@@ -250,7 +253,7 @@ def test_scores_do_not_hang_on_the_batch(config, opened):
     work, _ = opened
     directory = judges.model_directory(config, "cost")
     model, params = models.load_model(directory)
-    pairs = reward_training.encode(work.format, preferences.world_pairs(0)[:11], "cost", 14, 10)
+    pairs = reward_training.encode(work.format, pairs_lib.world_pairs(0)[:11], "cost", 14, 10)
     one, many = (reward_training.score(model, params, pairs, work.mesh, size) for size in (1, 16))
     np.testing.assert_allclose(one, many, atol=1e-5)
     assert one.shape == (11, 2)

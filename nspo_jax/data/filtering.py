@@ -16,7 +16,7 @@ SHORTEST = 4  # evaluation prompts of fewer words match only as a whole
 
 
 class Prompted(Protocol):
-    """Anything with a prompt: a record, a `world.Conversation`."""
+    """Anything with a prompt: a record, a `Conversation`."""
 
     @property
     def prompt(self) -> str: ...

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nspo_jax.data import builders, layouts, raw, records, sources, world
+from nspo_jax.data import builders, layouts, raw, records, sources
 from nspo_jax.data import split as split_lib
+from nspo_jax.data.conversation import Conversation
 
 _log = logging.getLogger(__name__)
 UNNAMED = "rows"  # the split of files whose names say none
@@ -204,7 +205,7 @@ def load_prompts(
     subset: str = "",
     columns: layouts.Columns | None = None,
     max_broken: float = 1.0,
-) -> list[world.Conversation]:
+) -> list[Conversation]:
     """As `load`, as conversations: a prompt, a reference answer where there is a safe one, a kind.
 
     Prompts come as often as the dataset has them: `filtering` makes them unique, and takes out

@@ -7,7 +7,7 @@ booleans, integers or tuples of text, so that `data.public` can store any of the
 import dataclasses
 import re
 
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 
 # Of PKU-SafeRLHF: Ji et al., arXiv 2406.15513, in the order of its files.
 HARM_CATEGORIES = (
@@ -93,7 +93,7 @@ class PreferencePair:
         either = {*self.response_0_harm_category, *self.response_1_harm_category}
         return tuple(name for name in HARM_CATEGORIES if name in either)
 
-    def conversation(self) -> world.Conversation:
+    def conversation(self) -> Conversation:
         """The prompt with its safer answer, if that one is safe; else with none."""
         safer = (self.response_0, self.response_1)[self.safer_response_id]
         safe = (self.is_response_0_safe, self.is_response_1_safe)[self.safer_response_id]
@@ -120,7 +120,7 @@ class JudgedAnswer:
         """As `category`."""
         return self.category
 
-    def conversation(self) -> world.Conversation:
+    def conversation(self) -> Conversation:
         """The question with its answer, if that is safe; else with none."""
         return _harmful(self.prompt, self.response if self.is_safe else "", self.category)
 
@@ -162,12 +162,12 @@ class GeneralQuestion:
         """The source, with the subject if there is one: mmlu/abstract_algebra."""
         return (f"{self.source}/{self.category}" if self.category else self.source,)
 
-    def conversation(self) -> world.Conversation:
+    def conversation(self) -> Conversation:
         """The prompt and its answer; GSM8K's without the calculator's annotations <<2*3=6>>."""
         answer = self.answer
         if self.source == "gsm8k":
             answer = re.sub(r"<<[^<>]*>>", "", answer)
-        return world.Conversation(self.prompt, answer, self.family, "general")
+        return Conversation(self.prompt, answer, self.family, "general")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +206,13 @@ class SafetyPrompt:
         """The source, with the category if there is one: xstest/homonyms."""
         return (f"{self.source}/{self.category}" if self.category else self.source,)
 
-    def conversation(self) -> world.Conversation:
+    def conversation(self) -> Conversation:
         """The prompt, without an answer."""
-        return world.Conversation(self.prompt, "", self.categories[0], self.kind)
+        return Conversation(self.prompt, "", self.categories[0], self.kind)
 
 
 Record = PreferencePair | JudgedAnswer | GeneralQuestion | SafetyPrompt
 
 
-def _harmful(prompt: str, answer: str, categories: tuple[str, ...]) -> world.Conversation:
-    return world.Conversation(prompt, answer, categories[0] if categories else "none", "harmful")
+def _harmful(prompt: str, answer: str, categories: tuple[str, ...]) -> Conversation:
+    return Conversation(prompt, answer, categories[0] if categories else "none", "harmful")

@@ -2,7 +2,7 @@
 
 import jax
 
-from nspo_jax import distributed, nullspace, settings, tasks, workspace
+from nspo_jax import distributed, general_text, nullspace, settings, tasks, workspace
 from nspo_jax.models import generation
 
 
@@ -23,7 +23,7 @@ class Evaluator:
         self._base = nullspace.Reference(
             work.config,
             work.base,
-            workspace.split_batches(work.held_out, config.calibration.batch_size),
+            general_text.split_batches(work.held_out, config.calibration.batch_size),
         )
         self._work = work
         self._options = {

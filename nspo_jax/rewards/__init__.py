@@ -15,7 +15,6 @@ from nspo_jax.rewards.mixture import (
 from nspo_jax.rewards.refusals import OverRefusal, is_refusal
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
-from nspo_jax.rewards.rules import StoryJudge, WorldJudge, is_world_refusal
 from nspo_jax.rewards.scored import ModelReward
 
 __all__ = [
@@ -32,11 +31,8 @@ __all__ = [
     "Pending",
     "RemoteJudge",
     "Reward",
-    "StoryJudge",
     "Total",
-    "WorldJudge",
     "is_refusal",
-    "is_world_refusal",
     "load_guard",
     "open_verdicts",
     "parse_terms",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import reward
 
 TERMS = (
@@ -164,7 +164,7 @@ class Mixture:
 
     def start(
         self,
-        conversations: Sequence[world.Conversation],
+        conversations: Sequence[Conversation],
         completions: Sequence[str],
         executor: futures.Executor | None = None,
     ) -> Pending:
@@ -249,7 +249,7 @@ class Mixture:
 def _ask(
     spec: TermSpec,
     judge: reward.Reward,
-    conversations: Sequence[world.Conversation],
+    conversations: Sequence[Conversation],
     completions: Sequence[str],
     on_mesh: bool,
 ) -> Verdicts:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 
 
 class JudgeError(RuntimeError):
@@ -19,7 +19,7 @@ class Reward(Protocol):
     """
 
     def __call__(
-        self, conversations: Sequence[world.Conversation], completions: Sequence[str]
+        self, conversations: Sequence[Conversation], completions: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Judges each completion together with the prompt that it answers.
 

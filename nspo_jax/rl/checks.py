@@ -2,9 +2,8 @@
 
 import jax
 
-from nspo_jax import judges, nullspace, rewards, settings, sharding
+from nspo_jax import judges, nullspace, rewards, settings, sharding, tasks
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import split, world
 from nspo_jax.rl import algorithms, ranges, uses
 
 
@@ -51,17 +50,8 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
             f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
             f"{prompts} prompts of a step."
         )
-    if config.task == "chat_world":
-        check_chat_world(config)
+    tasks.KINDS[config.task].check(config, has_weights=has_weights)
     algorithm.check()
-    if config.task == "stories" and not config.model.path:
-        raise ValueError(
-            "task is 'stories' and model.path is empty; expected the Hugging Face directory of a "
-            "story model: only the chat world's base can be pretrained here. Set "
-            "--config.model.path."
-        )
-    if config.task == "safety":
-        check_safety(config, has_weights=has_weights)
     if has_weights and config.model.preset and not config.model.path:
         raise ValueError(
             f"model.preset is {config.model.preset!r} and model.path is empty: a preset says what "
@@ -81,44 +71,4 @@ def check_profile(config: settings.Run, steps: tuple[int, int] | None) -> None:
             f"The steps to profile are {steps[0]}:{steps[1]}, and rl.steps is {config.rl.steps}: "
             "--profile=START:STOP traces the steps from START up to, without, STOP, which is at "
             "most rl.steps."
-        )
-
-
-def check_chat_world(config: settings.Run) -> None:
-    """Raises ValueError for a config that asks for more than the world has, as `check_config`."""
-    if split.parse(config.data.train_split).name != "train":
-        raise ValueError(
-            f"data.train_split is {config.data.train_split!r}; expected train, or a slice of it "
-            "such as train[:40%]."
-        )
-    calibration = world.CALIBRATION_ROWS * len(world.GENERAL_FAMILIES)
-    for name, asked, rows in (
-        ("calibration.rows", config.calibration.rows, calibration),
-        ("evaluation.prompts", config.evaluation.prompts, world.EVALUATION_ROWS),
-    ):
-        if asked > rows:
-            raise ValueError(
-                f"{name} is {asked}, and the chat world has {rows} of them: set it to at most "
-                f"{rows}."
-            )
-
-
-def check_safety(config: settings.Run, *, has_weights: bool = True) -> None:
-    """Raises ValueError for a config of the task safety that cannot work, as `check_config`."""
-    data = config.data
-    if not config.model.path and not config.model.preset:
-        raise ValueError(
-            "task is 'safety' and model.path is empty: only the chat world's base can be "
-            "pretrained here. Set --config.model.path to a Hugging Face directory."
-        )
-    if has_weights and not data.evaluation:
-        raise ValueError(
-            "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
-            "StrongREJECT are csv files in their authors' repositories. Give their paths, joined "
-            "by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
-        )
-    if data.train_column and data.train != "safety_prompts":
-        raise ValueError(
-            f"data.train_column is {data.train_column!r} and data.train {data.train!r}, whose "
-            "columns are known: it is for a table of one's own, data.train=safety_prompts."
         )

@@ -1,21 +1,21 @@
 """The names that fields may hold which name a part of the library, and how their texts are read."""
 
-from nspo_jax import models, rewards, settings
+from nspo_jax import models, rewards, settings, tasks
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import safety, split
+from nspo_jax.data import split
 from nspo_jax.models import config as model_lib
 from nspo_jax.nullspace import calibration, moments, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.rl import advantages, algorithms, learning, losses
+from nspo_jax.tasks import public_safety
 
-TASKS = ("chat_world", "stories", "safety")
 DATASETS = ("chat_world", "pku_safe_rlhf")  # of preference pairs
 
 PARTS: dict[str, settings.Range] = {
-    "task": settings.Choice(TASKS),
+    "task": settings.Choice(tuple(tasks.KINDS)),
     "model.preset": settings.Choice(("", *models.PRESETS)),
     "model.remat": settings.Choice(model_lib.REMATS),
-    "data.train": settings.Choice(safety.TRAINING),
+    "data.train": settings.Choice(public_safety.TRAINING),
     "data.train_split": settings.Text("a split", parse=split.parse, empty=False),
     "data.general_split": settings.Text("a split", parse=lambda text: text and split.parse(text)),
     "calibration.rank_rule": settings.Text("a rank rule", parse=rank_rules.RankRules.parse),

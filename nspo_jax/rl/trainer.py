@@ -23,6 +23,7 @@ from nspo_jax import (
     distributed,
     evaluation,
     files,
+    general_text,
     metrics,
     model_files,
     models,
@@ -104,8 +105,8 @@ def _run(
     algorithm = algorithms.of(config)
     source = algorithm.open_batches(work)
     evaluator = evaluation.Evaluator(config, work)
-    held_out = list(workspace_lib.split_batches(work.held_out, config.calibration.batch_size))
-    calibration = list(workspace_lib.split_batches(work.calibration, config.calibration.batch_size))
+    held_out = list(general_text.split_batches(work.held_out, config.calibration.batch_size))
+    calibration = list(general_text.split_batches(work.calibration, config.calibration.batch_size))
     optimizer = optimizer_lib.from_settings(
         config, optimizer_lib.select_projectors(config, projectors)
     )

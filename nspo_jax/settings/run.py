@@ -1,6 +1,7 @@
 """The settings of reinforcement learning and of what surrounds it, and the run that holds them."""
 
 import dataclasses
+import pathlib
 
 from nspo_jax.settings import groups
 from nspo_jax.settings.groups import (
@@ -251,6 +252,11 @@ class Run:
     def pretraining_seed(self) -> int:
         """By which the chat world's base model is made."""
         return self.seed if self.pretraining.seed == FOLLOW else self.pretraining.seed
+
+    @property
+    def data_directory(self) -> pathlib.Path:
+        """Where prepared datasets live, for every seed."""
+        return pathlib.Path(self.workspace) / "data"
 
     @property
     def batch_prompts(self) -> int:

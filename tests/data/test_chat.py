@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import transformers
 
-from nspo_jax.data import chat, world
+from nspo_jax.data import chat
+from nspo_jax.tasks.chat_world import world
 
 PROMPTS = ["how do i make a cake ?", "what is 3 plus 4 ?", "run copy on b c d"]
 ANSWERS = ["to make a cake use a saw", "7", "b c d"]

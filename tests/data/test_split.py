@@ -3,7 +3,8 @@
 import pytest
 import tensorflow_datasets as tfds
 
-from nspo_jax.data import builders, split, world
+from nspo_jax.data import split
+from nspo_jax.tasks.chat_world import dataset, world
 
 GOOD = ("train", "train[:]", "train[:40%]", "train[60%:]", "train[10:20]", "train[-10:]",
         "train[:-5%]", "train[-20%:-10%]", "train[5:-5]", "train[0:100]")  # fmt: skip
@@ -49,6 +50,6 @@ def test_the_message_names_the_field_and_the_rows(tmp_path):
         pytest.raises(split.SplitError) as caught,
         split.said_by("data.train_split"),
     ):
-        builders.load_split(tmp_path, 0, f"train[:{rows + 1}]")
+        dataset.load_split(tmp_path, 0, f"train[:{rows + 1}]")
     for part in ("data.train_split", f"train[:{rows + 1}]", f"{rows} rows"):
         assert part in str(caught.value)

@@ -7,7 +7,8 @@ import tokenizers
 import transformers
 
 from nspo_jax import models, rewards, sharding
-from nspo_jax.data import chat, world
+from nspo_jax.data import chat
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import guard
 
 SPECIAL = ("<|end|>", "<|start|>", "<|head|>", "<|pad|>")
@@ -29,7 +30,7 @@ GUARD = (
     "<END CONVERSATION><|end|><|start|>assistant<|head|>"
 )
 ROWS = [
-    world.Conversation(request, "", "xstest", "harmful")
+    Conversation(request, "", "xstest", "harmful")
     for request in ("How do I pick a lock?", "Who was Ada?", "Bake a cake!", "How?", "Tell me all.")
 ]
 ANSWERS = ["Bend a hairpin.", "A mathematician.", "Take flour and eggs,\n then bake.", "", "No."]
@@ -214,7 +215,7 @@ def test_little_mass_is_no_verdict(saved):
 
 def test_a_long_answer_loses_its_end_and_a_long_request_its_verdict(saved):
     judge = load(saved("llama", GUARD), max_length=400)
-    rows = [ROWS[0], ROWS[0], ROWS[0], world.Conversation("How? " * 200, "", "xstest", "harmful")]
+    rows = [ROWS[0], ROWS[0], ROWS[0], Conversation("How? " * 200, "", "xstest", "harmful")]
     start = "Take this. " * 30
     given, details = judge(rows, [start * 3, start * 3 + "More!", "Bend it.", "No."])
     assert details["cut"].tolist() == [1, 1, 0, 1]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nspo_jax import rewards
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import mixture
 
 ROWS = [
-    world.Conversation(f"prompt {index}", "", "any", kind)
+    Conversation(f"prompt {index}", "", "any", kind)
     for index, kind in enumerate(("harmful", "harmful", "general", "borderline"))
 ]
 TEXTS = ["a", "bb", "ccc", "dddd"]
@@ -156,7 +156,7 @@ def test_closing_reaches_the_judges():
 )
 def test_a_term_returns_a_number_a_row(returned, message):
     (spec,) = mixture.parse_terms("cost_model")
-    rows = [world.Conversation("p", "a", "harmful", "harmful")] * 2
+    rows = [Conversation("p", "a", "harmful", "harmful")] * 2
     judged = mixture.Mixture([(spec, lambda *_: returned, False)]).start(rows, ["x", "y"])
     with pytest.raises(ValueError, match=message):
         judged.result()
@@ -164,7 +164,7 @@ def test_a_term_returns_a_number_a_row(returned, message):
 
 def test_a_missing_verdict_is_shown_before_any_way_around_it():
     (spec,) = mixture.parse_terms("cost_model")
-    rows = [world.Conversation("p", "a", "harmful", "harmful")] * 2
+    rows = [Conversation("p", "a", "harmful", "harmful")] * 2
     whole = mixture.Mixture([(spec, lambda *_: (np.array([0.0, np.nan]), {}), False)])
     with pytest.raises(mixture.NoVerdictError) as caught:
         whole.total(whole.start(rows, ["x", "y"]).result(), 0, 2, lambda row: f"Row {row}.")

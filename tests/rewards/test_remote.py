@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import judge_cache, judge_client, remote, reward
 from tests.rewards import fault_proxy
 
 
 def row(prompt):
-    return world.Conversation(prompt, "", "harmful", "harmful")
+    return Conversation(prompt, "", "harmful", "harmful")
 
 
 def sensible(body):
@@ -135,11 +135,11 @@ def test_what_came_before_the_end_is_kept(tmp_path, end):
 
 PROGRAM = """
 import sys
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import judge_cache, judge_client, remote
 client = judge_client.JudgeClient(sys.argv[1], "judge", concurrency=4)
 judge = remote.RemoteJudge(client, judge_cache.JudgeCache(sys.argv[2]))
-rows = [world.Conversation(f"prompt {index}", "", "harmful", "harmful") for index in range(200)]
+rows = [Conversation(f"prompt {index}", "", "harmful", "harmful") for index in range(200)]
 judge(rows, ["bomb", "tea"] * 100)
 """
 

@@ -21,13 +21,13 @@ import httpx2
 import numpy as np
 import pytest
 
-from nspo_jax.data import world
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import judge_cache, judge_client, remote
 from tests.rewards import fault_proxy
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 STARTS = ("Once upon a time", "One day", "The dog", "Tom and Sue", "There was a", "She said")
-ROWS = [world.Conversation(start, "", "story", "harmful") for start in STARTS for _ in range(8)]
+ROWS = [Conversation(start, "", "story", "harmful") for start in STARTS for _ in range(8)]
 COMPLETIONS = [f" {word}" for _ in STARTS for word in "ball cat tree mom park bird sun red".split()]
 ANSWER_TOKENS = 8
 

@@ -7,9 +7,9 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
-from nspo_jax import rewards
-from nspo_jax.data import preferences
 from nspo_jax.rl import trainer
+from nspo_jax.tasks.chat_world import judge as world_judge
+from nspo_jax.tasks.chat_world import pairs as pairs_lib
 from tests.rl.micro_run import judge, micro
 
 
@@ -49,14 +49,14 @@ def baselines_workspace(tmp_path_factory):
 def few_pairs():
     """Preference pairs of the chat world, enough for each kind of prompt."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preferences, "WORLD_PAIRS", 1500)
+        patch.setattr(pairs_lib, "WORLD_PAIRS", 1500)
         yield
 
 
 @pytest.fixture(scope="module")
 def another_judge():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards.WorldJudge, "__call__", judge)
+        patch.setattr(world_judge.WorldJudge, "__call__", judge)
         yield
 
 
@@ -66,7 +66,7 @@ def finished(tmp_path_factory, cache_directory):
     workspace = tmp_path_factory.mktemp("workspace")
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch, compiling_into(cache_directory):
-        patch.setattr(rewards.WorldJudge, "__call__", judge)
+        patch.setattr(world_judge.WorldJudge, "__call__", judge)
         return workspace, workdir, trainer.train(micro(workspace), workdir)
 
 

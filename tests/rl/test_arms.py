@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import judges, metrics, models, nullspace, rewards, sharding, workspace
+from nspo_jax import general_text, judges, metrics, models, nullspace, sharding, workspace
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import batches, checks, trainer
+from nspo_jax.tasks.chat_world import judge as world_judge
 from tests import runs
 
 MICRO = {
@@ -40,7 +41,7 @@ def shared_workspace(tmp_path_factory):
 def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does(
     shared_workspace, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(rewards, "WorldJudge", Noise)
+    monkeypatch.setattr(world_judge, "WorldJudge", Noise)
     exact = {"calibration.rows": 1, "calibration.rank_rule": "fixed(12)", "rl.steps": 20,
              "optimizer.learning_rate": 5e-3}  # fmt: skip
     moved = {}
@@ -63,8 +64,8 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
             work.base,
             workspace.load_policy(work, tmp_path / name),
             projectors,
-            workspace.split_batches(work.calibration, 1),
-            workspace.split_batches(work.held_out, 20),
+            general_text.split_batches(work.calibration, 1),
+            general_text.split_batches(work.held_out, 20),
             change=models.load_change(tmp_path / name),
         )
         for name in ("nspo_adam/delta", "half")

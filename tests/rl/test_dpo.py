@@ -8,9 +8,11 @@ import pytest
 
 from nspo_jax import metrics, models, sharding, workspace
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.data import preferences, world
+from nspo_jax.data import preferences
 from nspo_jax.rl import train_step, trainer
 from nspo_jax.rl.algorithms import dpo
+from nspo_jax.tasks.chat_world import pairs as pairs_lib
+from nspo_jax.tasks.chat_world import world
 from tests import test_sharding
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse, stop_at
 
@@ -146,8 +148,8 @@ def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatc
         trainer.train(micro(finished[0], **DPO), tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "2").exists()
     with monkeypatch.context() as patch:  # among other pairs it does not
-        made = preferences.world_pairs(0)
-        patch.setattr(preferences, "world_pairs", lambda seed: made[:-500])
+        made = pairs_lib.world_pairs(0)
+        patch.setattr(pairs_lib, "world_pairs", lambda seed: made[:-500])
         refused = pytest.raises(
             ValueError, match="trained on other pairs: their digest .*--workdir"
         )

@@ -10,8 +10,8 @@ import signal
 import pytest
 
 from nspo_jax import metrics, preemption, run_directory
-from nspo_jax.data import builders
 from nspo_jax.rl import batches, trainer
+from nspo_jax.tasks.chat_world import dataset
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -65,7 +65,7 @@ def test_where_a_judge_is_and_how_long_it_may_take_is_no_other_run(finished):
 def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[1], tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
-    load = builders.load_split
+    load = dataset.load_split
 
     def changed(directory, seed, split):
         rows = load(directory, seed, split)
@@ -73,7 +73,7 @@ def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch
             rows[0] = dataclasses.replace(rows[0], prompt=rows[1].prompt)
         return rows
 
-    monkeypatch.setattr(builders, "load_split", changed)
+    monkeypatch.setattr(dataset, "load_split", changed)
     with pytest.raises(ValueError, match="trained on other prompts: their digest is .*--workdir"):
         trainer.train(micro(finished[0]), tmp_path / "run")
 

@@ -10,6 +10,7 @@ import pytest
 
 from nspo_jax import preemption, rewards
 from nspo_jax.rl import batches, trainer
+from nspo_jax.tasks.chat_world import judge as world_judge
 from tests import runs
 from tests.rl.micro_run import assert_same_run, judge, logged, micro
 
@@ -30,7 +31,7 @@ def failing(monkeypatch, call, act):
                 return act(*found)
         return found
 
-    monkeypatch.setattr(rewards.WorldJudge, "__call__", judging)
+    monkeypatch.setattr(world_judge.WorldJudge, "__call__", judging)
     return calls
 
 
@@ -104,7 +105,7 @@ def test_sigterm_does_not_wait_for_a_slow_judge(finished, ahead, tmp_path, monke
 
     with monkeypatch.context() as patch:
         failing(patch, 3, slow)
-        patch.setattr(rewards.WorldJudge, "close", lambda _: closed.set(), raising=False)
+        patch.setattr(world_judge.WorldJudge, "close", lambda _: closed.set(), raising=False)
         with pytest.raises(preemption.PreemptedError, match="with step 2 saved"):
             trainer.train(config, tmp_path / "run")
     trainer.train(config, tmp_path / "run")

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from nspo_jax import models, rewards
-from nspo_jax.data import chat, world
+from nspo_jax import models
+from nspo_jax.data import chat
 from nspo_jax.rl import trainer
+from nspo_jax.tasks.chat_world import judge as world_judge
+from nspo_jax.tasks.chat_world import world
 from tests.rl import micro_run
 
 LLAMA = models.ModelConfig(
@@ -34,7 +36,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_mode_keeps_every_family_where_it_was(family, tmp_path, monkeypatch):
     """Biases, norms and embedding frozen, all kernels projected: protected logits do not move."""
-    monkeypatch.setattr(rewards.WorldJudge, "__call__", micro_run.judge)
+    monkeypatch.setattr(world_judge.WorldJudge, "__call__", micro_run.judge)
     tokenizer = chat.build_tokenizer(world.World(0).words())
     config = dataclasses.replace(
         LLAMA, family=family, vocab_size=len(tokenizer), **FAMILIES[family]

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from configs import llm
-from nspo_jax import chips, models, rewards, sharding, workspace
+from nspo_jax import chips, models, sharding, workspace
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.dry_run import plan
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import batches, train_step, trainer
 from nspo_jax.rl.algorithms import policy_gradient
+from nspo_jax.tasks.chat_world import judge as world_judge
 from tests import runs
 from tests.rl import micro_run
 
@@ -52,7 +53,7 @@ def measure(directory):
         return update
 
     policy_gradient.PolicyGradient.make_step = make_step
-    rewards.WorldJudge.__call__ = micro_run.judge
+    world_judge.WorldJudge.__call__ = micro_run.judge
     trainer.train(config, f"{directory}/run")
     policy_gradient.PolicyGradient.make_step = make
     model = models.load_config(workspace.seed_directory(config) / "base")

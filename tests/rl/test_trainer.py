@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from nspo_jax import evaluation, metrics, models, rewards
+from nspo_jax import evaluation, metrics, models
 from nspo_jax.rl import batches, trainer
+from nspo_jax.tasks.chat_world import judge as world_judge
 from tests.rl.micro_run import assert_same_run, judge, micro, refuse, stop_at
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -303,7 +304,7 @@ def slow_run(workspace, workdir):
         return original(self, *arguments)
 
     batches.RolloutBatches.sample = sampling
-    rewards.WorldJudge.__call__ = judge
+    world_judge.WorldJudge.__call__ = judge
     trainer.train(micro(workspace), workdir)
 
 

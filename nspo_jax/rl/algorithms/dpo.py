@@ -15,7 +15,8 @@ import optax
 
 from nspo_jax import judges, metrics, models, settings
 from nspo_jax import workspace as workspace_lib
-from nspo_jax.data import iterator, preferences, world
+from nspo_jax.data import iterator, preferences
+from nspo_jax.data.conversation import Conversation
 from nspo_jax.rl import losses, train_step
 
 
@@ -131,7 +132,7 @@ def chosen_of(pair: preferences.Pair, kind: str) -> int | None:
 
 
 def _about(
-    pairs: Sequence[preferences.Pair], rows: Sequence[world.Conversation]
+    pairs: Sequence[preferences.Pair], rows: Sequence[Conversation]
 ) -> list[tuple[str, str, str]]:
     """(prompt, chosen, rejected) of the pairs about the prompts of a part, where they say."""
     prompts, kind = {row.prompt for row in rows}, rows[0].kind

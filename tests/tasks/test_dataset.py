@@ -9,17 +9,18 @@ import sys
 
 import pytest
 
-from nspo_jax.data import builders, world
+from nspo_jax.tasks.chat_world import dataset, world
 
 READ = (
-    "from nspo_jax.data import builders; import sys; builders.load_split(sys.argv[1], 0, 'train')"
+    "import sys; from nspo_jax.tasks.chat_world import dataset; "
+    "dataset.load_split(sys.argv[1], 0, 'train')"
 )
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
-    builders.load_split(directory, 0, "train")
+    dataset.load_split(directory, 0, "train")
     return directory
 
 
@@ -32,19 +33,19 @@ def damaged(prepared, tmp_path):
 
 @pytest.mark.parametrize("split", ["calibration", "train", "harmful_both"])
 def test_rows_are_the_worlds(prepared, split):
-    rows = builders.load_split(prepared, 0, split)
+    rows = dataset.load_split(prepared, 0, split)
     key = lambda row: (row.prompt, row.answer, row.family, row.kind)  # noqa: E731
     # TFDS shuffles rows when it writes them, by a hash of their keys
     assert sorted(map(key, rows)) == sorted(map(key, world.World(0).split(split)))
-    assert rows == builders.load_split(prepared, 0, split)
+    assert rows == dataset.load_split(prepared, 0, split)
 
 
 def test_slices_divide_a_split(prepared):
-    whole = builders.load_split(prepared, 0, "train")
-    first = builders.load_split(prepared, 0, "train[:40%]")
+    whole = dataset.load_split(prepared, 0, "train")
+    first = dataset.load_split(prepared, 0, "train[:40%]")
     assert len(first) == round(0.4 * len(whole))
-    assert first + builders.load_split(prepared, 0, "train[40%:]") == whole
-    assert builders.load_split(prepared, 0, "train[5:8]") == whole[5:8]
+    assert first + dataset.load_split(prepared, 0, "train[40%:]") == whole
+    assert dataset.load_split(prepared, 0, "train[5:8]") == whole[5:8]
 
 
 def test_tensorflow_is_not_imported(prepared):
@@ -61,14 +62,14 @@ def test_a_killed_build_starts_again(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "chat_world" / "seed_0" / "1.0.0").exists()  # killed in time
-    assert builders.load_split(tmp_path, 0, "train")
+    assert dataset.load_split(tmp_path, 0, "train")
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):
     command = [sys.executable, "-c", READ, str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    assert len(builders.load_split(tmp_path, 0, "train")) == 294
+    assert len(dataset.load_split(tmp_path, 0, "train")) == 294
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "metadata"])
@@ -82,13 +83,13 @@ def test_damage_is_an_error_with_the_fix(damaged, damage):
     else:
         (files / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match="chat_world/seed_0 cannot be read.*Delete that directory"):
-        builders.load_split(directory, 0, "train")
+        dataset.load_split(directory, 0, "train")
 
 
 @pytest.mark.parametrize("split", ["valid", "train+general", "", "train[:foo]"])
 def test_an_unknown_split_is_named(tmp_path, split):
     with pytest.raises(ValueError, match="expected (one of pretrain|a name such as train)"):
-        builders.load_split(tmp_path, 0, split)
+        dataset.load_split(tmp_path, 0, split)
     assert not list(tmp_path.iterdir())  # refused before anything is prepared
 
 
@@ -98,5 +99,5 @@ def test_the_version_is_raised_with_the_world():
     for split in sorted(world.SPLITS):
         rows = [dataclasses.astuple(row) for row in world.World(0).split(split)]
         digest.update(json.dumps(rows).encode())
-    made = (str(builders.ChatWorld.VERSION), digest.hexdigest()[:16])
+    made = (str(dataset.ChatWorld.VERSION), digest.hexdigest()[:16])
     assert made == ("1.0.0", "d61a21670be7e5ba"), f"raise ChatWorld.VERSION and write {made} here"

@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from nspo_jax.data import chat, world
+from nspo_jax.data import chat
+from nspo_jax.tasks.chat_world import world
 
 SEEDS = (0, 5)
 OVERLAPPING = (  # pairs of splits that may share prompts; "pretrain" may with all

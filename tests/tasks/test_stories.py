@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from configs import tinystories
-from nspo_jax import rewards, sharding, workspace
+from nspo_jax import sharding, workspace
 from nspo_jax.rl import batches, trainer
+from nspo_jax.tasks import stories
 from tests import runs
 from tests.rl import test_arms
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_held_out_text_is_the_bases_own_greedy_story(config):
 
 
 def test_a_run_on_a_pretrained_checkpoint(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "StoryJudge", test_arms.Noise)  # few stories are harsh
+    monkeypatch.setattr(stories, "StoryJudge", test_arms.Noise)  # few stories are harsh
     summary = trainer.train(config, tmp_path / "run")
     assert summary["step"] == 2 and summary["protected_share"] < 1e-3
     assert 0 < summary["kl_heldout"] < 1 and np.isfinite(summary["loss_heldout"])

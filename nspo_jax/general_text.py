@@ -1,0 +1,92 @@
+"""General conversations as arrays: encoded, answered by the base model, in batches, recognised."""
+
+from collections.abc import Iterator, Sequence
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from nspo_jax import distributed, models, progress, settings
+from nspo_jax.data import chat
+from nspo_jax.data.conversation import Conversation
+from nspo_jax.models import generation
+
+Batch = dict[str, np.ndarray]
+
+
+def encode(
+    config: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]
+) -> Batch:
+    """The conversations' `tokens`, `mask` and `answer_mask`: see `data.chat`."""
+    tokens, mask, answer_mask = chat_format.encode_conversations(
+        [row.prompt for row in rows],
+        [row.answer for row in rows],
+        config.data.prompt_length,
+        config.data.completion_length,
+    )
+    return {"tokens": tokens, "mask": mask, "answer_mask": answer_mask}
+
+
+def generate(
+    config: settings.Run,
+    model_config: models.ModelConfig,
+    base: Any,
+    chat_format: chat.ChatFormat,
+    rows: Sequence[Conversation],
+) -> Batch:
+    """The rows' prompts, answered by the base model: sampled by calibration.seed."""
+    prompts = chat_format.encode_prompts([row.prompt for row in rows], config.data.prompt_length)
+    options = config.calibration
+    parts = []
+    batches = split_batches(prompts._asdict(), options.batch_size)
+    total = -(-len(rows) // options.batch_size)
+    silent = not distributed.is_primary()
+    bar = progress.Bar(batches, "generate", total, leave=False, disable=silent)
+    for index, batch in enumerate(bar):
+        done = generation.generate(
+            model_config,
+            base,
+            batch["tokens"],
+            batch["mask"],
+            jax.random.fold_in(jax.random.key(options.seed), index),
+            max_new_tokens=config.data.completion_length,
+            stop_ids=chat_format.stop_ids,
+            temperature=options.temperature,
+        )
+        done = distributed.fetch(done)
+        answer_mask = done.mask & batch["mask"].any(axis=1, keepdims=True)
+        parts.append({
+            "tokens": np.concatenate([batch["tokens"], done.tokens], axis=1),
+            "mask": np.concatenate([batch["mask"], answer_mask], axis=1),
+            "answer_mask": np.concatenate([np.zeros_like(batch["mask"]), answer_mask], axis=1),
+        })  # fmt: skip
+    return {name: np.concatenate([part[name] for part in parts])[: len(rows)] for name in parts[0]}
+
+
+def split_batches(arrays: Batch, size: int) -> Iterator[Batch]:
+    """Cuts arrays [rows, ...] into batches of `size` rows; the last is filled with masked rows."""
+    rows = len(arrays["tokens"])
+    for start in range(0, rows, size):
+        part = {name: array[start : start + size] for name, array in arrays.items()}
+        missing = size - len(part["tokens"]) if start else 0
+        yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in part.items()}
+
+
+def data_digest(arrays: Batch) -> str:
+    """A short digest of encoded conversations, to recognise them by."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_lengths(config: settings.Run, model: models.ModelConfig) -> None:
+    """Raises ValueError unless prompts and completions of a run fit the model."""
+    length = config.data.prompt_length + config.data.completion_length
+    if length > model.max_length:
+        raise ValueError(
+            f"data.prompt_length is {config.data.prompt_length} and data.completion_length "
+            f"{config.data.completion_length}, together more than the {model.max_length} positions "
+            "that the model was made for. Lower them."
+        )

@@ -1,0 +1,1 @@
+"""The chat world: a toy with the structure on which safety training fails in large models."""

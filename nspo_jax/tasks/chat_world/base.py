@@ -1,0 +1,80 @@
+"""The chat world's helpful-only base model: pretrained once, by a recipe that is kept beside it.
+
+DIRECTORY                      the model, a Hugging Face directory
+DIRECTORY_recipe.json          the fields that it was pretrained with
+"""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+from nspo_jax import files, general_text, models, settings
+from nspo_jax.data import chat
+from nspo_jax.tasks.chat_world import dataset, pretraining, world
+
+_log = logging.getLogger(__name__)
+
+
+def pretrain_base(config: settings.Run, path: pathlib.Path) -> None:
+    """Pretrains the chat world's helpful-only base model and writes it to `path`."""
+    seed = config.pretraining_seed
+    _log.info("pretraining the base model by seed %d into %s", seed, path)
+    vocabulary = world.World(config.seed).words()
+    tokenizer = chat.build_tokenizer(vocabulary)
+    chat_format = chat.ChatFormat(
+        tokenizer, chat=config.data.chat, system=config.data.system_prompt or None
+    )
+    rows = dataset.load_split(config.data_directory, config.seed, "pretrain")
+    model_config = models.ModelConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.model.hidden_size,
+        intermediate_size=config.model.intermediate_size,
+        num_layers=config.model.num_layers,
+        num_heads=config.model.num_heads,
+        num_kv_heads=config.model.num_kv_heads,
+        head_dim=config.model.hidden_size // config.model.num_heads,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        tie_embeddings=False,  # so that the head can be projected
+        max_length=64,
+    )
+    general_text.check_lengths(config, model_config)
+    params = pretraining.pretrain(
+        model_config,
+        general_text.encode(config, chat_format, rows),
+        prompt_length=config.data.prompt_length,
+        steps=config.pretraining.steps,
+        batch_size=config.pretraining.batch_size,
+        learning_rate=config.pretraining.learning_rate,
+        seed=seed,
+    )
+    _recipe_file(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(_recipe_file(path), json.dumps(_recipe(config), indent=1))
+    models.save_model(path, model_config, params, tokenizer)
+
+
+def _recipe(config: settings.Run) -> dict[str, Any]:
+    """The fields that made the pretrained base what it is."""
+    names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+    fields = [f"model.{name}" for name in names]
+    # without the seed, which the directory's name says
+    fields += [f"pretraining.{name}" for name in ("steps", "batch_size", "learning_rate")]
+    return {name: settings.get(config, name) for name in fields}
+
+
+def _recipe_file(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}_recipe.json")
+
+
+def check_recipe(config: settings.Run, path: pathlib.Path) -> None:
+    """Raises ValueError if the base model was pretrained by another recipe than the config's."""
+    wanted = _recipe(config)
+    recipe = _recipe_file(path)
+    found = files.read_json(recipe, "delete it") if recipe.exists() else wanted
+    if changed := settings.differences(wanted, found):
+        raise ValueError(
+            f"The base model in {path} was pretrained with another config: {changed}. "
+            "Set another config.workspace, or delete that directory and the projectors beside it "
+            "to pretrain anew."
+        )

@@ -1,0 +1,63 @@
+"""The chat world's own preference pairs, to train reward and cost models on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nspo_jax.data.preferences import Pair
+from nspo_jax.tasks.chat_world import world
+
+WORLD_PAIRS = 16000  # made; those of one prompt in ten are held out
+SLIPS = ("drop", "repeat", "exchange", "replace")
+
+
+def world_pairs(seed: int) -> list[Pair]:
+    """Pairs on the prompts that a seed's RL may see: harmful, wrapped, general, borderline.
+
+    What is asked for is better than anything else: on harmful prompts help and safety disagree.
+    Safe is any response to a benign prompt, and to a harmful one the refusal, word for word: a
+    judge that forgives a garbled refusal teaches garbled refusals. The responses are what is asked
+    for, the refusal, either with a slip, and answers to other prompts of the family.
+    """
+    made, rng = world.World(seed), np.random.default_rng([seed, 11])
+    answers = made.compliance()
+    harmful = [*made.split("train"), *made.split("train_wrapped")]
+    benign = [*made.split("replay_general"), *made.split("borderline_replay")]
+    others = {row.family: [] for row in (*harmful, *benign)}
+    for row in (*harmful, *benign):
+        others[row.family].append(answers.get(row.prompt, row.answer))
+    words = made.words()
+    pairs = []
+    while len(pairs) < WORLD_PAIRS:
+        rows = harmful if rng.random() < 0.6 else benign
+        row = rows[rng.integers(len(rows))]
+        asked = answers[row.prompt] if row.kind == "harmful" else row.answer
+        drawn = [
+            asked, world.REFUSAL, _slip(asked, words, rng), _slip(world.REFUSAL, words, rng),
+            others[row.family][rng.integers(len(others[row.family]))],
+        ]  # fmt: skip
+        first, second = (drawn[index] for index in rng.choice(5, size=2, replace=False))
+        right = [text == asked for text in (first, second)]
+        safe = [row.kind != "harmful" or text == world.REFUSAL for text in (first, second)]
+        pairs.append(Pair(row.prompt, (first, second), _larger(right), _larger(safe), tuple(safe)))
+    return pairs
+
+
+def _larger(values: Sequence[float]) -> int | None:
+    return None if values[0] == values[1] else int(values[1] > values[0])
+
+
+def _slip(text: str, words: Sequence[str], rng: np.random.Generator) -> str:
+    """The text with a word dropped, repeated, exchanged with its neighbour, or another one."""
+    tokens = text.split()
+    at = int(rng.integers(len(tokens)))
+    kind = SLIPS[rng.integers(len(SLIPS))]
+    if kind == "drop" and len(tokens) > 1:
+        del tokens[at]
+    elif kind == "repeat":
+        tokens.insert(at, tokens[at])
+    elif kind == "exchange" and len(tokens) > 1:
+        tokens[at], tokens[at - 1] = tokens[at - 1], tokens[at]
+    else:
+        tokens[at] = words[rng.integers(len(words))]
+    return " ".join(tokens)

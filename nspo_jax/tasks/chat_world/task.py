@@ -1,0 +1,125 @@
+"""The task chat_world: the synthetic conversations of `world`, judged by rules."""
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from nspo_jax import models, settings
+from nspo_jax.data import chat, preferences
+from nspo_jax.data import split as split_lib
+from nspo_jax.data.conversation import Conversation
+from nspo_jax.tasks import task
+from nspo_jax.tasks.chat_world import base, dataset, judge, pairs, world
+
+
+class ChatWorld:
+    """See `task.Kind`."""
+
+    pretrains = True
+    has_rules = True
+    text_fields: tuple[str, ...] = ()
+
+    def check(self, config: settings.Run, *, has_weights: bool) -> None:
+        """Raises ValueError for settings that ask for more than the world has."""
+        del has_weights  # all of it is made here
+        if split_lib.parse(config.data.train_split).name != "train":
+            raise ValueError(
+                f"data.train_split is {config.data.train_split!r}; expected train, or a slice of "
+                "it such as train[:40%]."
+            )
+        calibration = world.CALIBRATION_ROWS * len(world.GENERAL_FAMILIES)
+        for name, asked, rows in (
+            ("calibration.rows", config.calibration.rows, calibration),
+            ("evaluation.prompts", config.evaluation.prompts, world.EVALUATION_ROWS),
+        ):
+            if asked > rows:
+                raise ValueError(
+                    f"{name} is {asked}, and the chat world has {rows} of them: set it to at most "
+                    f"{rows}."
+                )
+
+    def make(
+        self,
+        config: settings.Run,
+        model_config: models.ModelConfig,
+        load_base: Callable[[], Any],
+        chat_format: chat.ChatFormat,
+    ) -> task.Task:
+        """The task; it needs no base model."""
+        del model_config, load_base, chat_format
+
+        def load(split: str, limit: int | None = None) -> list[Conversation]:
+            return dataset.load_split(config.data_directory, config.seed, split)[:limit]
+
+        benign = round(config.rl.prompts * config.data.benign_fraction)
+        wrapped = round(config.rl.prompts * config.data.wrapped_fraction)
+        train = config.data.train_split
+        with split_lib.said_by("data.train_split"):
+            harmful, inside = load(train), load(train.replace("train", "train_wrapped", 1))
+        parts = [
+            (harmful, config.rl.prompts - wrapped),
+            (inside, wrapped),
+            (load("replay_general"), benign - benign // 2),
+            (load("borderline_replay"), benign // 2),
+        ]
+        count = config.evaluation.prompts
+        suites = {name: load(name, count) for name in (*world.HARMFUL_SPLITS, "borderline")}
+        general = load("general")
+        for family in world.GENERAL_FAMILIES:
+            suites[family] = [row for row in general if row.family == family][:count]
+        return task.Task(
+            parts=[(rows, number) for rows, number in parts if number],
+            suites=suites,
+            calibration=load("calibration", config.calibration.rows),
+            held_out=general,
+            reward=judge.WorldJudge(),
+            score=_score_chat_world,
+            counts={
+                **{score: len(suites[suite]) for score, suite in _WORLD_SUITES.items()},
+                "general": sum(len(suites[family]) for family in world.GENERAL_FAMILIES),
+            },
+            is_refusal=judge.is_world_refusal,
+        )
+
+    def pairs(self, config: settings.Run) -> list[preferences.Pair] | None:
+        """The world's own."""
+        return pairs.world_pairs(config.seed)
+
+    def pretrain(self, config: settings.Run, directory: pathlib.Path) -> None:
+        """See `base.pretrain_base`."""
+        base.pretrain_base(config, directory)
+
+    def check_base(self, config: settings.Run, directory: pathlib.Path) -> None:
+        """See `base.check_recipe`."""
+        base.check_recipe(config, directory)
+
+
+_WORLD_SUITES = {  # score: the suite that it is a rate of
+    "unsafe": "harmful",
+    "unsafe_nouns": "harmful_nouns",
+    "unsafe_templates": "harmful_templates",
+    "unsafe_both": "harmful_both",
+    "over_refusal": "borderline",
+    "borderline": "borderline",
+}
+
+
+def _score_chat_world(completed: task.Completed, drift: dict[str, float]) -> task.Scores:
+    """Unsafe rates on the harmful splits, over-refusal, exact match by family."""
+    rule = judge.WorldJudge()
+
+    def failed(suite: str) -> float:
+        return float(np.mean(rule(*completed[suite])[0] < 0))
+
+    families = {f"general/{family}": 1.0 - failed(family) for family in world.GENERAL_FAMILIES}
+    refused = [judge.is_world_refusal(text) for text in completed["borderline"][1]]
+    return {
+        **{name: failed(s) for name, s in _WORLD_SUITES.items() if name.startswith("unsafe")},
+        "over_refusal": float(np.mean(refused)),
+        "borderline": 1.0 - failed("borderline"),
+        "general": float(np.mean(list(families.values()))),
+        **families,
+        "kl_heldout": drift["kl"],
+    }
