@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
-# The tests, in an environment of their own making: ./scripts/test.sh [PYTEST ARGUMENTS ...]
+# The tests, in an environment of their own making: ./scripts/test.sh [--fast] [PYTEST ARGUMENTS ...]
+# --fast leaves out whole runs, child processes and comparisons with torch (the marker slow).
 set -euo pipefail
+chosen=()
+if [ "${1:-}" = --fast ]; then
+  chosen=(-m "not slow")
+  shift
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment requirements-test.txt
 ruff check .
@@ -12,4 +18,4 @@ export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$VIRTUAL_ENV/jax_cache}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
 # two files at a time: their fixtures are shared within a file, and two cores are what a laptop has
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder ${chosen[@]+"${chosen[@]}"} "$@"

@@ -12,6 +12,8 @@ import time
 import pytest
 import yaml
 
+from tests import conftest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 POD, GKE = "scripts/tpu/pod.sh", "scripts/gke/train.sh"
 SCRIPTS = sorted(
@@ -263,3 +265,7 @@ def test_the_page_names_every_way_and_commands_that_there_are():  # files: tests
         assert script in page
     for command in re.findall(r"pod\.sh (?:--dry_run )?(\w+)", page):
         assert command in {name.split()[0] for name in POD_COMMANDS} | {"run"}
+
+
+def test_the_slow_files_are_there():
+    assert not [name for name in conftest.SLOW if not (ROOT / "tests" / name).exists()]
