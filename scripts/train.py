@@ -31,6 +31,7 @@ import jax
 
 from nspo_jax import chips, distributed, files, models, nullspace, settings, sharding
 from nspo_jax.dry_run import plan as plan_lib
+from nspo_jax.dry_run import report
 from nspo_jax.reports import tables
 from nspo_jax.rl import trainer
 from scripts import launch
@@ -108,7 +109,7 @@ def dry_run() -> None:
             "preset, such as configs/llm.py:qwen2_5_7b."
         )
     plan = plan_lib.make_plan(config, model, mesh, rank_share=RANK_SHARE.value)
-    print(plan_lib.format_plan(plan, config, CHIP.value))
+    print(report.format_plan(plan, config, CHIP.value))
 
 
 def parse_steps(text: str) -> tuple[int, int]:

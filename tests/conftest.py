@@ -23,7 +23,7 @@ SLOW = {
     "nullspace/test_calibration.py", "nullspace/test_certificate.py", "nullspace/test_theory.py",
     "rewards/test_guard.py", "rewards/test_remote_serving.py", "rl/test_arms.py",
     "rl/test_dpo.py", "rl/test_interruptions.py", "rl/test_judging.py", "rl/test_lagrangian.py",
-    "rl/test_learning.py", "rl/test_model_families.py", "rl/test_plan.py",
+    "rl/test_learning.py", "rl/test_model_families.py", "dry_run/test_plan.py",
     "rl/test_remote_judge.py", "rl/test_trainer.py", "tasks/test_dataset.py",
     "tasks/test_safety_run.py", "tasks/test_stories.py", "test_certify.py", "test_checkpoint.py",
     "test_distributed.py", "test_generate.py", "test_launch.py", "test_rendering.py",

@@ -13,7 +13,7 @@ import pytest
 from nspo_jax import chips
 from nspo_jax.dry_run import hlo
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS, SIZE = 5, 64
 
 

@@ -16,7 +16,7 @@ import pytest
 from configs import llm
 from nspo_jax import chips, models, sharding, workspace
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.dry_run import plan
+from nspo_jax.dry_run import plan, report
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import batches, train_step, trainer
 from nspo_jax.rl.algorithms import policy_gradient
@@ -114,7 +114,7 @@ def test_a_plan_counts_what_the_config_says():
     assert found.cache == 4 * 5 * 16 * 2 * 2 * 2 * 64 * 2  # rows, slots, k and v, layers, ...
     assert found.assumptions == ("relative_max(0.0005) protects 0.25 of the directions",)
     assert models.flops_per_token(model, 0) == 2 * (trained + leaves["embed/embedding"].size)
-    text = plan.format_plan(found, config, None)
+    text = report.format_plan(found, config, None)
     assert "trained weights" in text and "assumed: relative_max(0.0005)" in text
     assert all(f"{name} (" in text for name in chips.CHIPS)
 
@@ -173,7 +173,7 @@ def test_a_plan_that_does_not_fit_names_the_first_field(phases, resident, dtype,
     )  # fmt: skip
     chip = chips.find_chip("h100")
     assert not found.fits(chip) and found.fits(chips.find_chip("b200"))
-    assert words in plan.first_change(found, config, chip)
+    assert words in report.first_change(found, config, chip)
 
 
 def run(*flags):
