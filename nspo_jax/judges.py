@@ -23,6 +23,7 @@ from nspo_jax import (
     files,
     model_files,
     models,
+    own_code,
     ownership,
     rendering,
     reward_training,
@@ -53,7 +54,11 @@ def open_rewards(config: settings.Run, work: workspace.Workspace) -> rewards.Mix
         "remote_judge": _open_judge,
     }
     terms = [
-        (spec, build[spec.name](config, work), spec.name in ON_MESH)
+        (
+            spec,
+            _own(spec.name) if own_code.is_named(spec.name) else build[spec.name](config, work),
+            spec.name in ON_MESH,
+        )
         for spec in rewards.parse_terms(config.rewards.terms)
     ]
     return rewards.Mixture(
@@ -74,7 +79,9 @@ def check_terms(config: settings.Run, *, has_weights: bool = True) -> None:
     """
     options = config.rewards
     terms = {spec.name: spec for spec in rewards.parse_terms(options.terms)}
-    if "rules" in terms and not tasks.KINDS[config.task].has_rules:
+    for name in filter(own_code.is_named, terms):
+        _own(name)
+    if "rules" in terms and not tasks.kind_of(config.task).has_rules:
         raise ValueError(
             f"rewards.terms is {options.terms!r}, and the task {config.task!r} has no rules: they "
             "tell whether an answer is a refusal, not whether it is harmful. Judge by a guard, a "
@@ -114,6 +121,10 @@ def check_terms(config: settings.Run, *, has_weights: bool = True) -> None:
             _check_guard(config)
 
 
+def _own(name: str) -> rewards.Reward:
+    return own_code.make(name, "rewards.terms", ["__call__"])
+
+
 def _check_guard(config: settings.Run) -> None:
     """Raises an error for a guard that is none, as far as its tokenizer and config tell."""
     options = config.rewards.guard
@@ -136,7 +147,7 @@ def is_trained_here(config: settings.Run) -> bool:
 
     They would be made of any other base as well, but not without being asked to.
     """
-    return tasks.KINDS[config.task].pretrains and not config.model.path
+    return tasks.kind_of(config.task).pretrains and not config.model.path
 
 
 def abstract_models(

@@ -55,7 +55,7 @@ def text_fields(config: settings.Run, form: chat.ChatFormat) -> dict[str, Any]:
     """The fields that make the encoded calibration text what it is, and the template's date."""
     names = ["task", "seed", "data.prompt_length", "data.completion_length", "data.chat",
              "data.thinking", "data.system_prompt"]  # fmt: skip
-    names += tasks.KINDS[config.task].text_fields
+    names += tasks.kind_of(config.task).text_fields
     if config.calibration.completions == "generated":
         names += ["calibration.temperature", "calibration.seed", "calibration.batch_size"]
     return {name: settings.get(config, name) for name in names} | {"data.date": form.date or ""}

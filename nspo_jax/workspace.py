@@ -78,7 +78,7 @@ def seed_directory(config: settings.Run) -> pathlib.Path:
 
 def open_workspace(config: settings.Run, mesh: jax.sharding.Mesh) -> Workspace:
     """Opens the base model and its task; pretrains the chat world's model if it is absent."""
-    kind = tasks.KINDS[config.task]
+    kind = tasks.kind_of(config.task)
     path = pathlib.Path(config.model.path or seed_directory(config) / "base")
     if config.model.path:
         model_files.check_directory(path, "model.path")

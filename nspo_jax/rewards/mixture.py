@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nspo_jax import own_code
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import reward
 
@@ -23,7 +24,7 @@ TERMS = (
 KINDS = ("all", "harmful", "benign")
 NORMALISATIONS = ("none", "batch", "group")
 FAILURES = ("raise", "drop_group", "neutral")
-_TERM = re.compile(r"(?P<name>\w+)(@(?P<kinds>\w+))?(=(?P<weight>[^=]+))?")
+_TERM = re.compile(r"(?P<name>[\w.]+(:\w+)?)(@(?P<kinds>\w+))?(=(?P<weight>[^=]+))?")
 
 
 class NoVerdictError(reward.JudgeError):
@@ -65,10 +66,10 @@ def parse_terms(text: str) -> list[TermSpec]:
 
 def _parse_term(part: str) -> TermSpec:
     match = _TERM.fullmatch(part)
-    if not match or match["name"] not in TERMS:
+    if not match or not (match["name"] in TERMS or own_code.is_named(match["name"])):
         raise ValueError(
             f"rewards.terms has {part!r}; expected NAME, NAME@KINDS or NAME@KINDS=WEIGHT, with "
-            f"NAME of {', '.join(TERMS)}, joined by +."
+            f"NAME of {', '.join(TERMS)}, or MODULE:CLASS of your own, joined by +."
         )
     kinds = match["kinds"] or "all"
     if kinds not in KINDS:

@@ -50,7 +50,7 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
             f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
             f"{prompts} prompts of a step."
         )
-    tasks.KINDS[config.task].check(config, has_weights=has_weights)
+    tasks.kind_of(config.task).check(config, has_weights=has_weights)
     algorithm.check()
     if has_weights and config.model.preset and not config.model.path:
         raise ValueError(

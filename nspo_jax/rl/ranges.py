@@ -12,7 +12,7 @@ from nspo_jax.tasks import public_safety
 DATASETS = ("chat_world", "pku_safe_rlhf")  # of preference pairs
 
 PARTS: dict[str, settings.Range] = {
-    "task": settings.Choice(tuple(tasks.KINDS)),
+    "task": settings.Text("a task", parse=tasks.kind_of, empty=False),
     "model.preset": settings.Choice(("", *models.PRESETS)),
     "model.remat": settings.Choice(model_lib.REMATS),
     "data.train": settings.Choice(public_safety.TRAINING),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
-from nspo_jax import rewards, settings
+from nspo_jax import own_code, rewards, settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _has_term(*names: str) -> Callable[[settings.Run], bool]:
 
 USES = (
     Use(
-        "task=safety", lambda config: config.task == "safety",
+        "task=safety", lambda config: config.task == "safety" or own_code.is_named(config.task),
         {
             "data.train": "pku_safe_rlhf", "data.train_path": "", "data.subset": "",
             "data.train_column": "", "data.general_path": "", "data.general_split": "",

@@ -153,7 +153,7 @@ class Rewards:
         "rules", Text("terms"),
         "TERM[@KINDS][=WEIGHT] joined by +. TERM: rules, the task's own; over_refusal: -1 for a "
         "refusal of what is not harmful; cost_model, reward_model, guard: in process; "
-        "remote_judge. KINDS of prompts: all, harmful, benign. WEIGHT: a number, or "
+        "remote_judge; MODULE:CLASS of your own. KINDS of prompts: all, harmful, benign. WEIGHT: a number, or "
         "STEP:WEIGHT,STEP:WEIGHT and linear between.",
     )  # fmt: skip
     normalise: str = option(
@@ -225,7 +225,7 @@ class Run:
     task: str = option(
         "chat_world", NAME,
         "chat_world: the synthetic conversations; stories: a story model; safety: public prompts, "
-        "see configs/safety.py.",
+        "see configs/safety.py; MODULE:CLASS: your own.",
     )  # fmt: skip
     seed: int = option(
         0, SEED, "Of the world. The base model, rollouts and evaluation follow it too."

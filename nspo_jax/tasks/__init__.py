@@ -1,14 +1,33 @@
 """The tasks: each is a file or a folder here, and a row of KINDS."""
 
+from nspo_jax import own_code
 from nspo_jax.tasks.chat_world.task import ChatWorld
 from nspo_jax.tasks.public_safety import PublicSafety
 from nspo_jax.tasks.stories import Stories
-from nspo_jax.tasks.task import Completed, Kind, Scores, Task
+from nspo_jax.tasks.task import Completed, Given, Kind, Scores, Task
 
-__all__ = ["KINDS", "Completed", "Kind", "Scores", "Task"]
+__all__ = ["KINDS", "Completed", "Given", "Kind", "Scores", "Task", "kind_of"]
 
 KINDS: dict[str, Kind] = {
     "chat_world": ChatWorld(),
     "stories": Stories(),
     "safety": PublicSafety(),
 }
+_NEEDED = (
+    "pretrains", "has_rules", "text_fields", "check", "make", "pairs", "pretrain", "check_base",
+)  # fmt: skip
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a task that a config names: of KINDS, or a user's own, as MODULE:CLASS.
+
+    Raises:
+      ValueError: if there is none of that name, or the user's class is none.
+    """
+    if own_code.is_named(name):
+        return own_code.make(name, "task", _NEEDED)
+    if name not in KINDS:
+        raise ValueError(
+            f"task is {name!r}; expected one of {', '.join(KINDS)}, or MODULE:CLASS of your own."
+        )
+    return KINDS[name]
