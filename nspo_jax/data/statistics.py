@@ -37,7 +37,7 @@ def describe(loaded: public.Loaded, suites: Mapping[str, Iterable[str]]) -> list
 
 
 def _of(rows: Sequence[records.Record], kind: type[Kind]) -> list[Kind]:
-    """The rows of a kind: all of a dataset's, or none."""
+    """Returns the rows of a kind: all of a dataset's, or none."""
     return [row for row in rows if isinstance(row, kind)]
 
 

@@ -317,7 +317,7 @@ def _make_array(
             parts[key] = read(index)
         return parts[key]
 
-    return jax.make_array_from_callback(shape, sharding, part)  # pyright: ignore[reportArgumentType]  # an index is never None
+    return jax.make_array_from_callback(shape, sharding, part)  # pyright: ignore[reportArgumentType]  # never None
 
 
 def _same(tensors: Tensors, name: str, other: str) -> bool:

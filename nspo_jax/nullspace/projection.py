@@ -228,7 +228,7 @@ class ProjectionState(NamedTuple):
     """
 
     bases: dict[str, jax.Array]
-    count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # a field
+    count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
     pending: dict[str, jax.Array] | None = None
 
 

@@ -107,7 +107,7 @@ class Store:
         path.write_text(text)
 
     def _written(self) -> pathlib.Path | None:
-        """The directory, in the process that writes it."""
+        """Returns the directory in the process that writes it, else None."""
         return self._directory if self._directory and distributed.is_primary() else None
 
     def done(self) -> frozenset[int]:
