@@ -5,7 +5,7 @@ import contextlib
 import errno
 import logging
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -96,8 +96,9 @@ class Checkpointer:
             raise FileNotFoundError(f"{self._directory} holds no checkpoint to restore.")
         reasons: dict[int, str] = {}
         for step in steps:
+            state, data, reason = None, {}, ""
             try:
-                (state, data), reason = self._read(step, like), ""
+                state, data = self._read(step, like)
             except Exception as error:  # Orbax raises that very class too, for damaged arrays
                 if distributed.is_lost_connection(error):
                     raise
@@ -113,10 +114,10 @@ class Checkpointer:
             "in another --workdir, or delete this one to start over."
         )
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+    def _read(self, step: int, like: Any) -> tuple[Any, Any]:
         """This process's part. The manager's own restore ends in a barrier, which a process that
         cannot read its part would never reach."""
-        directory = self._directory / str(step)
+        directory = cast(Any, self._directory / str(step))  # annotated as an epath.Path there
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         data = ocp.JsonCheckpointHandler().restore(directory / "data", args=ocp.args.JsonRestore())
         state = ocp.StandardCheckpointHandler().restore(

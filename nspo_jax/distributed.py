@@ -67,16 +67,18 @@ def initialize(
 def _watch_others(coordinator: str | None) -> None:
     """Connects every process to process 0, which says where it is. Collective."""
     where = np.zeros(512, np.uint8)
-    if is_primary():
-        server, name = liveness.listen(), socket.gethostname()
+    server = liveness.listen() if is_primary() else None
+    if server is not None:
+        name = socket.gethostname()
         hosts = [coordinator.rsplit(":", 1)[0]] if coordinator else [name, *_addresses(name)]
         text = json.dumps([hosts, server.getsockname()[1]]).encode()[: where.size]
         where[: len(text)] = np.frombuffer(text, np.uint8)
     where = np.asarray(multihost_utils.broadcast_one_to_all(where)).tobytes().rstrip(b"\0")
-    if is_primary():
+    if server is not None:
         liveness.Watch(_end_with, {}, server)
         return
-    link = liveness.connect(*json.loads(where), jax.process_index())
+    hosts, port = json.loads(where)
+    link = liveness.connect(hosts, port, jax.process_index())
     if link is not None:
         liveness.Watch(_end_with, {0: link})
 

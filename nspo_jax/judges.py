@@ -32,7 +32,7 @@ from nspo_jax import (
     tasks,
     workspace,
 )
-from nspo_jax.data import preferences, public, split
+from nspo_jax.data import preferences, public, records, split
 from nspo_jax.reports import figures
 
 ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
@@ -250,7 +250,7 @@ def load_pairs(
     """
     options = config.reward_training
     if options.dataset == "chat_world":
-        pairs = tasks.KINDS["chat_world"].pairs(config)
+        pairs = tasks.KINDS["chat_world"].pairs(config) or []
         held_out = [pair for pair in pairs if preferences.is_held_out(pair.prompt)]
         return [pair for pair in pairs if not preferences.is_held_out(pair.prompt)], held_out
     if options.dataset != "pku_safe_rlhf":
@@ -269,7 +269,8 @@ def load_pairs(
                 subset=options.subset,
                 max_broken=config.data.max_broken,
             )
-        return preferences.from_records(loaded.rows)
+        rows = [row for row in loaded.rows if isinstance(row, records.PreferencePair)]  # all are
+        return preferences.from_records(rows)
 
     return load("split"), load("held_out_split")
 

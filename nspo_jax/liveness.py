@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from typing import cast
 
 KEEPALIVE_SECONDS = 20  # until a machine that vanished counts as dead
 _GOODBYE = 0xFFFFFFFF
@@ -104,14 +105,15 @@ class Watch:
     def _run(self) -> None:
         while True:
             for key, _ in self._selector.select():
+                registered = cast(socket.socket, key.fileobj)  # here nothing else is
                 if key.data == "server":
-                    link, _ = key.fileobj.accept()
+                    link, _ = registered.accept()
                     number = _receive(link)
                     if number is not None:
                         self._links[link] = number
                         self._watch(link)
                 else:
-                    self._hear(key.fileobj)
+                    self._hear(registered)
 
     def _hear(self, link: socket.socket) -> None:
         dead = _receive(link)

@@ -172,6 +172,7 @@ def _read(path: pathlib.Path) -> str | None:
 
 
 def _is_dead(path: pathlib.Path, content: str) -> bool:
+    owner = {}
     try:
         owner = json.loads(content)
         here = (owner["host"], owner["boot"]) == (socket.gethostname(), _boot())

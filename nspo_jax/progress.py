@@ -26,7 +26,7 @@ class Bar(tqdm.tqdm):
             options |= {"bar_format": _FORMAT, "mininterval": SECONDS}
         super().__init__(*args, **options)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:  # a bool: see tqdm
         """Paints the bar; in a log prints its line if the last one is old enough."""
         if not self._in_log:
             return super().display(msg, pos)
@@ -40,7 +40,7 @@ class Bar(tqdm.tqdm):
         """Ends the bar; in a log without a word, since lines cannot be wiped."""
         if self._in_log and not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]  # not in stubs
             return
         super().close()
 

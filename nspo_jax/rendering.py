@@ -38,7 +38,7 @@ def open_format(config: settings.Run, directory: str | pathlib.Path) -> chat.Cha
     return form if form.date else dataclasses.replace(form, date=recorded)
 
 
-def _recorded_date(config: settings.Run, wanted: str | None) -> str:
+def _recorded_date(config: settings.Run, wanted: str | None) -> str | None:
     """The workspace's date; the first to ask fixes it, at `wanted` or today. Collective."""
     directory = pathlib.Path(config.workspace)
     if distributed.primary_says(model_files.recorded_date(directory) is None):

@@ -23,6 +23,9 @@ OBJECTIVES = ("reward", "cost")
 _log = logging.getLogger(__name__)
 
 
+Array = np.ndarray | jax.Array
+
+
 class PairArrays(NamedTuple):
     """Pairs as arrays, [pairs, 2, ...] of responses 0 and 1.
 
@@ -98,9 +101,7 @@ def encode(
     )
 
 
-def objective_loss(
-    scores: jax.Array, preferred: jax.Array, safe: jax.Array, objective: str
-) -> jax.Array:
+def objective_loss(scores: Array, preferred: Array, safe: Array, objective: str) -> jax.Array:
     """The loss of each pair, float32 [pairs].
 
     Args:
@@ -119,9 +120,7 @@ def objective_loss(
     return pairwise - jnp.sum(jax.nn.log_sigmoid(sign * scores), axis=1)
 
 
-def score_pairs(
-    config: models.ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array
-) -> jax.Array:
+def score_pairs(config: models.ModelConfig, params: Any, tokens: Array, mask: Array) -> jax.Array:
     """float32 [pairs, 2] of tokens and mask [pairs, 2, length]."""
     flat = lambda array: array.reshape(-1, array.shape[-1])  # noqa: E731
     return models.scores(config, params, flat(tokens), flat(mask)).reshape(-1, 2)

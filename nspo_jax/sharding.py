@@ -23,7 +23,7 @@ ROW_AXES = ("data", "fsdp")  # rows of batches and activations lie over them
 # Path pattern -> axes from the last dimension backwards; leading dimensions are replicated. The
 # first match wins and every parameter must have one. The tail of a path is enough, so optimizer
 # moments, whose paths end like their parameters', follow the same rules.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"embed/embedding$", ("fsdp", None)),
     (r"attention/[qkv]/kernel$", (("fsdp", "tensor"), None)),
     (r"attention/[qkv]/bias$", (("fsdp", "tensor"),)),
@@ -37,7 +37,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 # Bases by their site's path in the optimizer state: where the kernels' input axis is sharded, the
 # basis [*stack, in, k] is too. All others are replicated, as output shards need them whole.
-BASIS_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+BASIS_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"bases/.*(attention|mlp)/out$", (None, "tensor")),
 )
 
@@ -96,7 +96,7 @@ def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     return distributed.put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+def shardings(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, tree: Any) -> Any:
     """A NamedSharding for every leaf of a tree of parameters or optimizer state.
 
     Leaves without a rule (counts, bases of output shards) are replicated. An axis whose size does
@@ -125,7 +125,7 @@ def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     """
     if shards_of(x.shape[axis]) == 1:
         return x
-    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = ROW_AXES
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 

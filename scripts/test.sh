@@ -11,6 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment requirements-test.txt
 ruff check .
 ruff format --check .
+basedpyright --level error
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # the tests compile much and compute little: without LLVM's optimizations they take two thirds
 export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"

@@ -1,6 +1,7 @@
 """What TFDS builders share: datasets prepared once as array_record files."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from google.protobuf import json_format
 import tensorflow_datasets as tfds
@@ -9,7 +10,10 @@ import tensorflow_datasets as tfds
 DAMAGED = (ValueError, KeyError, OSError, RuntimeError, json_format.ParseError)
 
 
-def prepare(make: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
+
+
+def prepare(make: Callable[[], Builder]) -> Builder:
     """A builder whose files are there. Of processes that write them at once, one wins.
 
     Args:

@@ -10,7 +10,7 @@ import functools
 import logging
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tokenizers
@@ -103,7 +103,7 @@ class ChatFormat:
           ValueError: if neither exists, or the template does not write answers.
         """
         written = self._written_end() if self.chat else None
-        end = self.tokenizer.eos_token_id if written is None else written
+        end = cast(template.Id, self.tokenizer.eos_token_id) if written is None else written
         if end is None:
             raise ValueError(
                 "Nothing ends an answer: the tokenizer has no eos_token and its chat template "
@@ -114,8 +114,8 @@ class ChatFormat:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Every id that ends a completion, sorted: end_id, eos and extra_stop_ids."""
-        ids = {self.end_id, self.tokenizer.eos_token_id, *self.extra_stop_ids}
-        return tuple(sorted(ids - {None}))
+        ids = {self.end_id, cast(template.Id, self.tokenizer.eos_token_id), *self.extra_stop_ids}
+        return tuple(sorted(token for token in ids if token is not None))
 
     @property
     def reads_clock(self) -> bool:
@@ -251,9 +251,9 @@ class ChatFormat:
     @property
     def _pad_id(self) -> int:
         """Any id will do where there is no pad token with a row: the mask is False there."""
-        pad = self.tokenizer.pad_token_id
-        has_row = pad is not None and (self.vocab_size is None or pad < self.vocab_size)
-        return pad if has_row else self.end_id
+        pad = cast(template.Id, self.tokenizer.pad_token_id)
+        rows = np.inf if self.vocab_size is None else self.vocab_size
+        return self.end_id if pad is None or pad >= rows else pad
 
     def _prompt_ids(
         self, prompts: Sequence[str], answers: Sequence[str] | None = None
@@ -268,7 +268,7 @@ class ChatFormat:
             add_generation_prompt=True, **self._rendering,
         )  # fmt: skip
         generated, given, _ = self._opening if answers is not None else ("", "", "")
-        if generated:
+        if generated and answers is not None:
             texts = [
                 text if self._thinks(answer) else text.removesuffix(generated) + given
                 for text, answer in zip(texts, answers, strict=True)

@@ -9,7 +9,7 @@ from nspo_jax.data import fields, records, sources
 def pku(row: Mapping[str, Any], file: sources.SourceFile) -> records.PreferencePair:
     del file
     fields.exactly(row, records.PreferencePair)
-    values = {
+    values: dict[str, Any] = {
         "prompt": fields.text(row, "prompt"),
         "prompt_source": fields.text(row, "prompt_source"),
     }
@@ -36,7 +36,7 @@ FIRST_FIELDS = (
     "prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe",
     "better_response_id", "safer_response_id",
 )  # fmt: skip
-_UNPUBLISHED = {
+_UNPUBLISHED: dict[str, Any] = {
     "prompt_source": "",
     **{
         f"response_{k}_{name}": value
@@ -56,7 +56,7 @@ def pku_first(row: Mapping[str, Any], file: sources.SourceFile) -> records.Prefe
         raise fields.SchemaError(
             f"has the unknown fields {', '.join(sorted(row.keys() - set(FIRST_FIELDS)))}"
         )
-    values = {"prompt": fields.text(row, "prompt")}
+    values: dict[str, Any] = {"prompt": fields.text(row, "prompt")}
     for k in (0, 1):
         values[f"response_{k}"] = fields.text(row, f"response_{k}", blank=True)
         values[f"is_response_{k}_safe"] = fields.boolean(row, f"is_response_{k}_safe")

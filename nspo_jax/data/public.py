@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -57,7 +57,7 @@ class _Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager):
         del dl_manager  # the files are there
         problems = raw.Problems()
-        files = self.builder_config.files
+        files = cast(FilesConfig, self.builder_config).files  # TFDS leaves its kind open
         return {split: self._generate_examples(files[split], problems) for split in files}
 
     def _generate_examples(self, files, problems: raw.Problems) -> Iterator[tuple[int, Any]]:
@@ -72,7 +72,8 @@ class _Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"Every row of {', '.join(file.name for file, _ in files)} is broken: "
                 f"line {line} of {name} {reason}."
             )
-        self.info.metadata["problems"] = {"counts": problems.counts, "examples": problems.examples}
+        found = {"counts": problems.counts, "examples": problems.examples}
+        cast(dict, self.info.metadata)["problems"] = found  # `_info` makes one
 
 
 class PkuSafeRlhf(_Public):
@@ -173,9 +174,9 @@ def load(
             _read(builder.RECORD, row)
             for part in parts
             if builder.info.splits[part].num_examples  # TFDS cannot read an empty slice
-            for row in builder.as_data_source(split=part)
+            for row in builder.as_data_source(split=part)  # pyright: ignore[reportCallIssue]  # stubs
         ]
-        stored = builder.info.metadata["problems"]
+        stored = cast(dict, builder.info.metadata)["problems"]  # as above
         splits = {part: builder.info.splits[part].num_examples for part in config.files}
     except (raw.SourceError, split_lib.SplitError):
         raise

@@ -3,11 +3,13 @@
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import hashlib
+from typing import TypeVar
 
 import numpy as np
 
 from nspo_jax.data import filtering, public, records
 
+Kind = TypeVar("Kind")  # of record
 Table = tuple[str, list[list[str]]]
 SHOWN = 20  # of broken rows and of contaminated prompts
 
@@ -21,17 +23,22 @@ def describe(loaded: public.Loaded, suites: Mapping[str, Iterable[str]]) -> list
     """
     rows = loaded.rows
     tables = [_splits(loaded)]
-    if isinstance(rows[0], records.PreferencePair):
-        tables += [_severities(rows), _preferences(rows)]
-    elif isinstance(rows[0], records.JudgedAnswer):
-        tables.append(_safety(rows))
-    elif isinstance(rows[0], records.SafetyPrompt):
-        tables.append(_count("kind", (row.kind for row in rows), len(rows)))
+    if pairs := _of(rows, records.PreferencePair):
+        tables += [_severities(pairs), _preferences(pairs)]
+    elif judged := _of(rows, records.JudgedAnswer):
+        tables.append(_safety(judged))
+    elif asked := _of(rows, records.SafetyPrompt):
+        tables.append(_count("kind", (row.kind for row in asked), len(asked)))
     tables.append(_categories(rows))
     tables += [_lengths(rows), _duplicates(rows), *_contradictions(rows)]
     if suites:
         tables += _contamination(rows, suites)
     return [*tables, _problems(loaded)]
+
+
+def _of(rows: Sequence[records.Record], kind: type[Kind]) -> list[Kind]:
+    """Returns the rows of a kind: all of a dataset's, or none."""
+    return [row for row in rows if isinstance(row, kind)]
 
 
 def _splits(loaded: public.Loaded) -> Table:
@@ -140,15 +147,13 @@ def _duplicates(rows: Sequence[records.Record]) -> Table:
 def _contradictions(rows: Sequence[records.Record]) -> list[Table]:
     """Texts that come several times with different labels: neither copy can be right alone."""
     flags = collections.defaultdict(set)
-    if isinstance(rows[0], records.JudgedAnswer):
-        for row in rows:
-            flags[row.prompt, row.response].add(row.is_safe)
-    elif isinstance(rows[0], records.PreferencePair):
-        for row in rows:
-            for k in (0, 1):
-                answer = row.prompt, getattr(row, f"response_{k}")
-                flags[answer].add(getattr(row, f"is_response_{k}_safe"))
-    else:
+    for row in _of(rows, records.JudgedAnswer):
+        flags[row.prompt, row.response].add(row.is_safe)
+    for row in _of(rows, records.PreferencePair):
+        for k in (0, 1):
+            answer = row.prompt, getattr(row, f"response_{k}")
+            flags[answer].add(getattr(row, f"is_response_{k}_safe"))
+    if not flags:
         return []
     both = [answer for answer, found in flags.items() if len(found) > 1]
     table = [["prompt with its answer", "different ones", "safe in one row, unsafe in another"]]

@@ -11,12 +11,13 @@ import functools
 import logging
 import os
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jinja2
 import transformers
 
 Tokenizer = transformers.PreTrainedTokenizerBase
+Id = int | None  # of a special token; the stubs of transformers allow strings and lists too
 _log = logging.getLogger(__name__)
 _CLOCK = "strftime_now"
 # a call with the format spelled out, as all known templates have it
@@ -103,7 +104,8 @@ def render(
             [{"role": role, "content": content} for role, content in [*first, *turns]]
             for turns in conversations
         ]
-        return tokenizer.apply_chat_template(messages, **options)
+        texts = tokenizer.apply_chat_template(messages, **options)
+        return cast(list[str], texts)  # what it gives depends on `tokenize`
 
     try:
         texts = apply(system)
@@ -117,7 +119,7 @@ def render(
             ) from own
         raise ValueError(
             f"The chat template has no system role: {error}. Unset config.data.system_prompt "
-            f"(now {system[:80]!r})."
+            f"(now {(system or '')[:80]!r})."
         ) from error
     if system and system.strip() not in texts[0]:
         raise ValueError(

@@ -60,7 +60,7 @@ def collective_bytes(text: str, unknown_trips: int = 1) -> dict[str, int]:
 def _bytes(shapes: str) -> int:
     total = 0
     for dtype, dimensions in _SHAPE.findall(shapes):
-        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
         count = 1
         for size in filter(None, dimensions.split(",")):
             count *= int(size)

@@ -114,7 +114,7 @@ def make_plan(
     critics, assumed = algorithm.abstract_extra(model)
     assumptions += assumed
     state = train_step.TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.eval_shape(lambda: jnp.int32(0)),
         trainable,
         jax.eval_shape(init, trainable, bases),
         critics,
@@ -294,10 +294,10 @@ def _sites(config, model, rank_share) -> tuple[dict[str, projection.Site], tuple
         side = projection.NULL if coordinates else side
         stack = (model.num_layers,) if name.startswith("layers/") else ()
         columns = rank if side == projection.PROTECTED else size - rank
-        basis = jax.ShapeDtypeStruct((*stack, size, columns), jnp.float32)
+        basis = jax.eval_shape(functools.partial(jnp.zeros, (*stack, size, columns), jnp.float32))
         sites[name] = projection.Site(kernels, basis, side, np.full(stack, columns, np.int32))
     if "embed" in targets:
-        basis = jax.ShapeDtypeStruct((model.vocab_size, 1), jnp.float32)
+        basis = jax.eval_shape(lambda: jnp.zeros((model.vocab_size, 1), jnp.float32))
         sites["embed/tokens"] = projection.Site(
             ("embed/embedding",), basis, projection.ROWS, np.int32(1)
         )

@@ -63,7 +63,7 @@ def first_change(plan: plan_lib.Plan, config: settings.Run, chip: chips.Chip) ->
         if frozen > held / 8 and config.model.frozen_dtype == "float32":
             return "set model.frozen_dtype=bfloat16 (for a checkpoint that is stored so)"
         return "more devices on mesh.fsdp, or fewer projection.targets"
-    worst = max(plan.phases, key=plan.phases.get)
+    worst = max(plan.phases, key=lambda phase: plan.phases[phase])
     fields = {
         "rollout": "rl.rollout_batches", "update": "rl.microbatches",
         "evaluation": "evaluation.batches",

@@ -1,6 +1,7 @@
 """Scoring a policy by sampling from it."""
 
 import jax
+import numpy as np
 
 from nspo_jax import distributed, general_text, nullspace, settings, tasks, workspace
 from nspo_jax.models import generation
@@ -37,10 +38,11 @@ class Evaluator:
     def complete(self, params, key: jax.Array) -> tasks.Completed:
         """Suite name -> (conversations, sampled completions)."""
         work = self._work
+        prompts, mask = self._prompts
         done = generation.generate_in_batches(
-            work.config, params, work.mesh, *self._prompts, key, **self._options
+            work.config, params, work.mesh, prompts, mask, key, **self._options
         )
-        texts = work.format.decode(done.tokens, done.mask)
+        texts = work.format.decode(np.asarray(done.tokens), np.asarray(done.mask))
         completed, start = {}, 0
         for name, rows in work.task.suites.items():
             completed[name] = (rows, texts[start : start + len(rows)])

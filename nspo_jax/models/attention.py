@@ -43,7 +43,7 @@ class Context(NamedTuple):
                 lambda a, b: jnp.where(full, a, b), rotation, self.local_rotation
             )
         past_mask = self.past_mask
-        if past_mask is not None:
+        if past_mask is not None and self.past_distance is not None:
             past_mask = past_mask & (full | (self.past_distance < window))
         mask = self.mask & (full | (self.distance < window))
         return self._replace(mask=mask, rotation=rotation, past_mask=past_mask)

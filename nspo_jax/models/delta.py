@@ -8,13 +8,12 @@ import dataclasses
 import os
 import pathlib
 
-from flax import traverse_util
 import numpy as np
 import safetensors.numpy
 
 from nspo_jax import distributed, files, model_files, progress
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf, hf_export, transformer
+from nspo_jax.models import hf, hf_export, transformer, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def save_delta(
     hf_export.check_apart(directory, base)
     target, base = hf_export.check_target(directory), pathlib.Path(base)
     flat = {
-        path: leaf for path, leaf in traverse_util.flatten_dict(change, sep="/").items()
+        path: leaf for path, leaf in trees.flatten(change).items()
         if leaf is not None
     }  # fmt: skip
     expected = hf.expected_tensors(config)
@@ -190,15 +189,15 @@ def load_change(
     tensors = _Change(directory, config)
     abstract = transformer.abstract_params(config)
     placed = hf.default_shardings(abstract) if shardings is None else shardings(abstract)
-    placed = traverse_util.flatten_dict(placed, sep="/")
+    placed = trees.flatten(placed)
     found = {}
-    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+    for path, leaf in trees.flatten(abstract).items():
         changed = any(name in tensors.names() for name in hf.tensor_layers(config, path))
         dtype, place = np.dtype(np.float32), placed[path]
         found[path] = (
             hf.load_parameter(config, tensors, path, leaf.shape, dtype, place) if changed else None
         )
-    return traverse_util.unflatten_dict(found, sep="/")
+    return trees.unflatten(found)
 
 
 class _Change(hf.Tensors):

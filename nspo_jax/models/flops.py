@@ -1,9 +1,7 @@
 """How much a forward pass computes, by formula."""
 
-from flax import traverse_util
-
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import transformer
+from nspo_jax.models import transformer, trees
 
 
 def flops_per_token(config: config_lib.ModelConfig, attended: float) -> float:
@@ -16,7 +14,7 @@ def flops_per_token(config: config_lib.ModelConfig, attended: float) -> float:
       config: the model.
       attended: to how many tokens it attends, on average.
     """
-    leaves = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    leaves = trees.flatten(transformer.abstract_params(config))
     weights = sum(leaf.size for path, leaf in leaves.items() if path.endswith("/kernel"))
     if config.tie_embeddings:
         weights += leaves["embed/embedding"].size

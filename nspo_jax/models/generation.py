@@ -61,6 +61,7 @@ def prefill(
         cache_lib.empty_cache(config, count, length + max_new_tokens)
     )
     out = transformer.forward(config, params, prompts, prompt_mask, cache)
+    assert out.cache is not None  # one was given
     return Decoding(
         hidden=jnp.repeat(out.hidden[:, -1], samples, axis=0),
         cache=cache_lib.repeat_cache(out.cache, samples),
@@ -92,6 +93,7 @@ def decode(
     live = ~state.done
     done = state.done | jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=-1)
     out = transformer.forward(config, params, token[:, None], live[:, None], state.cache)
+    assert out.cache is not None  # one was given
     after = Decoding(out.hidden[:, 0], out.cache, done, state.step + 1)
     return after, (jnp.where(live, token, 0), jnp.where(live, logprob, 0.0), live)
 

@@ -13,7 +13,6 @@ import os
 import pathlib
 from typing import Any
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ import safetensors
 from nspo_jax import distributed, model_files
 from nspo_jax import progress as progress_lib
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import families, hf_config, transformer
+from nspo_jax.models import families, hf_config, transformer, trees
 
 CONFIG, GENERATION = model_files.CONFIG, "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -71,12 +70,12 @@ def load_model(
     check_tensors(config, tensors)
     abstract = transformer.abstract_params(config)
     placed = default_shardings(abstract) if shardings is None else shardings(abstract)
-    placed = traverse_util.flatten_dict(placed, sep="/")
+    placed = trees.flatten(placed)
     params = {
         path: load_parameter(config, tensors, path, leaf.shape, np.dtype(dtype), placed[path])
-        for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
+        for path, leaf in trees.flatten(abstract).items()
     }
-    return config, traverse_util.unflatten_dict(params, sep="/")
+    return config, trees.unflatten(params)
 
 
 def default_shardings(abstract: transformer.Params) -> transformer.Params:
@@ -113,7 +112,7 @@ def fingerprint(params: transformer.Params) -> str:
     again keeps its fingerprint.
     """
     digest = hashlib.sha256()
-    for path, value in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+    for path, value in sorted(trees.flatten(params).items()):
         array = np.asarray(distributed.fetch(value))
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
@@ -131,7 +130,7 @@ def stored_fingerprint(
     config, tensors = load_config(directory), Tensors(pathlib.Path(directory))
     check_tensors(config, tensors)
     digest = hashlib.sha256()
-    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    abstract = trees.flatten(transformer.abstract_params(config))
     for path, leaf in progress_lib.Bar(
         sorted(abstract.items()), desc="fingerprint", unit="parameter",
         disable=not (progress and distributed.is_primary()),
@@ -222,7 +221,7 @@ def is_transposed(path: str) -> bool:
 def expected_tensors(config: config_lib.ModelConfig) -> dict[str, tuple[str, int | None, tuple]]:
     """Every tensor of a model, in transformers' order: name -> (path, layer or None, shape)."""
     found, order = [], list(families.TENSORS)
-    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    abstract = trees.flatten(transformer.abstract_params(config))
     for place, path in enumerate(sorted(abstract, key=order.index)):
         leaf, names = abstract[path], tensor_layers(config, path)
         stacked = path.startswith("layers/")
@@ -318,7 +317,7 @@ def _make_array(
             parts[key] = read(index)
         return parts[key]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(shape, sharding, part)  # pyright: ignore[reportArgumentType]  # never None
 
 
 def _same(tensors: Tensors, name: str, other: str) -> bool:

@@ -78,7 +78,7 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
       ValueError: an unsupported architecture, a field whose value the decoder does not implement,
         an unknown field, or a missing one.
     """
-    family = families.FAMILIES.get(fields.get("model_type"))
+    family = families.FAMILIES.get(fields.get("model_type", ""))
     if family is None:
         raise ValueError(
             f"model_type is {fields.get('model_type')!r}: supported are "

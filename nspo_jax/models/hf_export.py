@@ -13,7 +13,6 @@ import pathlib
 import shutil
 from typing import Any
 
-from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -21,7 +20,7 @@ import safetensors.numpy
 from nspo_jax import distributed, files, model_files
 from nspo_jax import progress as progress_lib
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf, hf_config, transformer
+from nspo_jax.models import hf, hf_config, transformer, trees
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 SHARD_BYTES = 5 * 10**9  # as transformers cuts them
@@ -72,7 +71,7 @@ def save_model(
         `like` are given, or `like` is of another architecture.
     """
     check_apart(directory, like)
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = trees.flatten(params)
     _check_params(config, flat)
     target = check_target(directory, dtype)
     if like is not None and tokenizer is not None:
@@ -235,7 +234,7 @@ def differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
 
 
 def _check_params(config: config_lib.ModelConfig, flat: dict[str, Any]) -> None:
-    abstract = traverse_util.flatten_dict(transformer.abstract_params(config), sep="/")
+    abstract = trees.flatten(transformer.abstract_params(config))
     problems = [f"missing {path} {list(abstract[path].shape)}" for path in abstract.keys() - flat]
     for path, value in flat.items():
         if path not in abstract:

@@ -11,31 +11,33 @@ import os
 import pathlib
 from typing import Any, Protocol
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf, transformer
+from nspo_jax.models import hf, transformer, trees
 
 
 class LayerSource(Protocol):
-    """A model's weights, a part at a time.
+    """A model's weights, a part at a time."""
 
-    config: the model; sizes and layers as in `transformer`.
-    """
-
-    config: config_lib.ModelConfig
+    @property
+    def config(self) -> config_lib.ModelConfig:
+        """The model; sizes and layers as in `transformer`."""
+        ...
 
     def part(self, name: str) -> transformer.Params:
         """The parameters outside the layers that start with `name`: {"embed": ...}."""
+        ...
 
     def layer(self, index: int) -> transformer.Params:
         """Those of one layer, without the leading axis."""
+        ...
 
     def fingerprint(self) -> str:
         """`models.fingerprint` of the whole."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +86,9 @@ class FileSource:
         self._tensors = hf.Tensors(self._directory)
         hf.check_tensors(self.config, self._tensors)
         abstract = transformer.abstract_params(self.config)
-        self._abstract = traverse_util.flatten_dict(abstract, sep="/")
+        self._abstract = trees.flatten(abstract)
         placed = hf.default_shardings(abstract) if shardings is None else shardings(abstract)
-        self._placed = traverse_util.flatten_dict(placed, sep="/")
+        self._placed = trees.flatten(placed)
 
     def part(self, name: str) -> transformer.Params:
         """See `LayerSource`."""
@@ -113,4 +115,4 @@ class FileSource:
             )
             for path in paths
         }  # fmt: skip
-        return traverse_util.unflatten_dict(arrays, sep="/")
+        return trees.unflatten(arrays)

@@ -45,7 +45,9 @@ class Activations:
         self._hidden = [embed(source.config, embedding, batch) for batch in self._batches]
         self._next = 0
 
-    def run_layer(self, observe: Observe | None = None, fold: Fold | None = None, extra=None):
+    def run_layer(
+        self, observe: Observe | None = None, fold: Fold | None = None, extra: Any = None
+    ) -> Any:
         """Runs the next layer on every batch.
 
         Args:
@@ -65,12 +67,12 @@ class Activations:
                 self._hidden[place], observed = run(
                     config, observe, layer, window, self._hidden[place], batch, extra
                 )
-            if observe is not None:
+            if observe is not None and fold is not None:
                 total = fold(total, observed)
         self._next += 1
         return total
 
-    def run_head(self, observe: Observe, fold: Fold, extra=None):
+    def run_head(self, observe: Observe, fold: Fold, extra: Any = None) -> Any:
         """The same for the head's input, after the last layer."""
         norm, total = self._source.part("norm"), None
         for hidden, batch in zip(self._hidden, self._batches, strict=True):

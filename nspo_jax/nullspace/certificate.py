@@ -27,8 +27,8 @@ import numpy as np
 
 from nspo_jax import distributed, models
 from nspo_jax.nullspace import activations, projection
-from nspo_jax.nullspace import drift as drift_lib
 from nspo_jax.nullspace import projectors as projectors_lib
+from nspo_jax.nullspace.drift import drift
 
 Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -95,7 +95,9 @@ def certify(
         for path, (_, moved) in weights.items():
             changed[path] += _energy(moved)
         sites = {
-            name: projection.Site(site.kernels, site.basis[at], site.side, site.ranks[at])
+            name: projection.Site(
+                site.kernels, site.basis[at], site.side, np.asarray(site.ranks)[at]
+            )
             for name, site in projectors.sites.items()
             if name.startswith("layers/") == (layer is not None)
         }
@@ -124,8 +126,8 @@ def certify(
             for path, moved in changed.items()
             if path not in order and moved
         },
-        "calibration": drift_lib.drift(config, base, policy, calibration),
-        "held_out": drift_lib.drift(config, base, policy, held_out),
+        "calibration": drift(config, base, policy, calibration),
+        "held_out": drift(config, base, policy, held_out),
         "provenance": {**projectors.provenance, "policy": models.fingerprint(policy)},
     }
 

@@ -76,7 +76,7 @@ def in_null_space(
         bases = projection.copy_bases(nearest())
         return NullCoordinatesState(bases, optimizer.init(reduce(params, bases)))
 
-    def update(updates, state: NullCoordinatesState, params=None, **extra_args):
+    def update(updates, state: Any, params=None, **extra_args):
         bases = state.bases
         reduced = None if params is None else reduce(params, bases)
         steps, inner = optimizer.update(reduce(updates, bases), state.inner, reduced, **extra_args)
@@ -86,7 +86,7 @@ def in_null_space(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def nearest_basis(site: projection.Site) -> np.ndarray:
+def nearest_basis(site: projection.Site) -> np.ndarray | jax.Array:
     """The orthonormal basis of a site's null space that is nearest to input axes.
 
     Of the `in` input axes as many are chosen as there are free directions; N is the basis whose

@@ -75,7 +75,13 @@ def _hidden(config: models.ModelConfig, params: Any, tokens: jax.Array, mask: ja
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(config: models.ModelConfig, head: Any, hidden: jax.Array, policy: Any, batch: Batch):
+def _sums(
+    config: models.ModelConfig,
+    head: Any,
+    hidden: jax.Array,
+    policy: Any,
+    batch: dict[str, jax.Array],
+):
     def compare(before, after, following):  # at a chunk of positions; see map_positions
         before, after = (
             models.logits(config, policy | head, before),

@@ -93,14 +93,15 @@ def decompose(
             count = size
         pairs = leading(matrix, count, start=start)
         rank = rank_of(pairs.values, size, pairs.trace)
+        if rank is None:  # not where all eigenvalues are known
+            start, count = pairs.vectors, 2 * count
+            continue
         if len(pairs.values) == size:
             return pairs, rank
-        if rank is not None:
-            values = pairs.values[: rank + 1].copy()
-            values[rank], bound = _bound_outside(jnp.asarray(matrix, jnp.float32), pairs, rank)
-            vectors = pairs.vectors[:, : rank + 1]
-            return pairs._replace(values=values, vectors=vectors, bound=bound), rank
-        start, count = pairs.vectors, 2 * count
+        values = pairs.values[: rank + 1].copy()
+        values[rank], bound = _bound_outside(jnp.asarray(matrix, jnp.float32), pairs, rank)
+        vectors = pairs.vectors[:, : rank + 1]
+        return pairs._replace(values=values, vectors=vectors, bound=bound), rank
 
 
 def full_size() -> int:

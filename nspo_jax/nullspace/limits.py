@@ -54,8 +54,9 @@ def quantity(report: dict[str, Any], name: str) -> float:
         return max(report["unprotected"].values(), default=0.0)
     if name.endswith(".top1_disagreement"):
         return 1.0 - report[name.partition(".")[0]]["top1_agreement"]
-    value = report
-    for key in name.split("."):
+    first, *rest = name.split(".")
+    value = report[first]
+    for key in rest:
         value = value[key]
     if value is None:
         raise ValueError(

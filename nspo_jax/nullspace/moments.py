@@ -245,7 +245,9 @@ def _observe_apart(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: 
     return {**_observe_rest(site, x, batch, extra), "first": first}
 
 
-OBSERVE = dict(zip(FIRST_TOKENS, (_observe_all, _observe_rest, _observe_apart), strict=True))
+OBSERVE: dict[str, activations.Observe] = dict(
+    zip(FIRST_TOKENS, (_observe_all, _observe_rest, _observe_apart), strict=True)
+)
 
 
 def _two_sum(high: jax.Array, low: jax.Array, term: jax.Array):
@@ -340,10 +342,11 @@ def _first_tokens(batches: list[Batch]) -> _Firsts:
 def _moments(total: dict, count: int, firsts: _Firsts | None, where: str) -> dict[str, Moment]:
     moments = {}
     for site, parts in total.items():
-        apart = {}
+        apart: dict[str, Any] = {}
         if firsts is not None:
             vectors = np.stack([parts["first"][index][row] for index, row in firsts.places])
             apart = {"first": vectors, "first_counts": firsts.counts}
-        moments[site] = Moment(*parts["square"], count, **apart)
+        high, low = parts["square"]
+        moments[site] = Moment(high, low, count, **apart)
         moments[site].check(f"{site}{where}")
     return moments

@@ -57,7 +57,7 @@ class Site:
     kernels: tuple[str, ...]
     basis: np.ndarray | jax.Array
     side: str
-    ranks: np.ndarray
+    ranks: np.ndarray | np.integer
 
     def __post_init__(self):
         if self.side not in (PROTECTED, NULL, ROWS):
@@ -79,7 +79,7 @@ class Site:
         return self.basis.shape[-2]
 
     @property
-    def protected_ranks(self) -> np.ndarray:
+    def protected_ranks(self) -> np.ndarray | np.integer:
         """int [*stack]: dimensions of the protected subspace."""
         return self.ranks if self.side == PROTECTED else self.size - self.ranks
 
@@ -174,27 +174,29 @@ def path_string(path: tuple[Any, ...]) -> str:
     return "/".join(names)
 
 
-def _einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
+def _einsum(subscripts: str, *operands: np.ndarray | jax.Array) -> jax.Array:
     # HIGHEST: TPUs and GPUs would multiply float32 in bfloat16 or TF32 and leak 1e-3 of the update
     return jnp.einsum(subscripts, *operands, precision=jax.lax.Precision.HIGHEST)
 
 
-def _as_matrix(kernel: jax.Array, basis: jax.Array) -> jax.Array:
+def _as_matrix(kernel: jax.Array, basis: np.ndarray | jax.Array) -> jax.Array:
     """[*stack, *in_axes, *out_axes] -> float32 [*stack, in, out]."""
     return kernel.reshape(*basis.shape[:-1], -1).astype(jnp.float32)
 
 
-def coordinates(kernel: jax.Array, basis: jax.Array) -> jax.Array:
+def coordinates(kernel: jax.Array, basis: np.ndarray | jax.Array) -> jax.Array:
     """`basis^T kernel`: float32 [*stack, k, out] for a kernel [*stack, *in_axes, *out_axes]."""
     return _einsum("...ik,...io->...ko", basis, _as_matrix(kernel, basis))
 
 
-def from_coordinates(values: jax.Array, basis: jax.Array, like: jax.Array) -> jax.Array:
+def from_coordinates(
+    values: jax.Array, basis: np.ndarray | jax.Array, like: jax.Array
+) -> jax.Array:
     """`basis values`, in the shape and dtype of `like`: the transpose of `coordinates`."""
     return _einsum("...ik,...ko->...io", basis, values).reshape(like.shape).astype(like.dtype)
 
 
-def project(update: jax.Array, basis: jax.Array, side: str) -> jax.Array:
+def project(update: jax.Array, basis: np.ndarray | jax.Array, side: str) -> jax.Array:
     """The part of an update inside the null space: `N N^T dW`, or `dW - U U^T dW`.
 
     Args:
@@ -226,7 +228,7 @@ class ProjectionState(NamedTuple):
     """
 
     bases: dict[str, jax.Array]
-    count: jax.Array | None = None
+    count: jax.Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
     pending: dict[str, jax.Array] | None = None
 
 
@@ -248,7 +250,7 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
     if period < 1:
         raise ValueError(f"period is {period}; expected 1 (every update) or more.")
 
-    def init(params: optax.Params) -> ProjectionState:
+    def init(params: optax.Params) -> Any:  # an OptState of optax holds no None
         leaves = match_kernels(sites, params)
         bases = copy_bases({name: site.basis for name, site in sites.items()})
         if period == 1:
@@ -256,7 +258,7 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
         pending = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in leaves.items()}
         return ProjectionState(bases, jnp.zeros([], jnp.int32), pending)
 
-    def update(updates, state: ProjectionState, params=None):
+    def update(updates, state: Any, params=None) -> Any:
         del params
         if period == 1:
             return map_kernels(

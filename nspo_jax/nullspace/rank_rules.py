@@ -90,6 +90,8 @@ class RankRule:
             tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
             rank = size - int(np.sum(tail <= self.value * values.sum()))
         elif self.name == "energy":
+            if trace is None:
+                raise TypeError("The rule energy needs the trace where eigenvalues are not known.")
             left = trace - np.cumsum(values)  # outside of the 1, 2, ... largest
             enough = left <= self.value * trace
             rank = int(np.argmax(enough)) + 1 if enough.any() else size

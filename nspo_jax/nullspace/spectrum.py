@@ -40,10 +40,10 @@ class Spectrum:
     """
 
     values: np.ndarray
-    trace: np.ndarray
-    first: np.ndarray
+    trace: np.ndarray | np.floating
+    first: np.ndarray | np.integer
     size: int
-    bound: np.ndarray | None = None
+    bound: np.ndarray | np.floating | None = None
 
     def layers(self) -> list["Spectrum"]:
         """One spectrum a layer, [1] of what has no stack."""

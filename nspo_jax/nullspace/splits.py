@@ -92,21 +92,23 @@ class Store:
 
     def __init__(self, directory: str | os.PathLike | None, identity: dict[str, Any]):
         self._directory = None if directory is None else pathlib.Path(directory)
-        if not self._writes():
+        directory = self._written()
+        if directory is None:
             return
-        path, text = self._directory / "identity.json", json.dumps(identity, sort_keys=True)
+        path, text = directory / "identity.json", json.dumps(identity, sort_keys=True)
         if path.exists() and path.read_text() == text:
             if done := self.done():
-                _log.info("continuing after %d layers in %s", len(done), self._directory)
+                _log.info("continuing after %d layers in %s", len(done), directory)
             return
-        if self._directory.exists():
-            _log.info("%s is of another calibration: starting anew", self._directory)
-            shutil.rmtree(self._directory)
-        self._directory.mkdir(parents=True)
+        if directory.exists():
+            _log.info("%s is of another calibration: starting anew", directory)
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True)
         path.write_text(text)
 
-    def _writes(self) -> bool:
-        return self._directory is not None and distributed.is_primary()
+    def _written(self) -> pathlib.Path | None:
+        """Returns the directory in the process that writes it, else None."""
+        return self._directory if self._directory and distributed.is_primary() else None
 
     def done(self) -> frozenset[int]:
         """The layers that are there."""
@@ -116,7 +118,8 @@ class Store:
 
     def write(self, layer: int, splits: dict[str, Split]) -> None:
         """Stores a layer's splits by site."""
-        if not self._writes():
+        directory = self._written()
+        if directory is None:
             return
         arrays = {}
         for name, split in splits.items():
@@ -126,7 +129,7 @@ class Store:
             arrays[f"{name}.bound"] = np.asarray(split.spectrum.bound)
             numbers = [split.rank, int(split.spectrum.first), split.side == projection.PROTECTED]
             arrays[f"{name}.numbers"] = np.array(numbers, np.int32)
-        path = self._directory / f"{layer}.safetensors"
+        path = directory / f"{layer}.safetensors"
         temporary = path.with_suffix(".tmp")
         safetensors.numpy.save_file(arrays, temporary)
         temporary.replace(path)
@@ -137,6 +140,8 @@ class Store:
         Raises:
           ValueError: if the file is damaged.
         """
+        if self._directory is None:
+            raise ValueError(f"Layer {layer} is not there: nothing is stored.")
         path = self._directory / f"{layer}.safetensors"
         try:
             arrays = safetensors.numpy.load_file(path)
@@ -155,8 +160,8 @@ class Store:
 
     def remove(self) -> None:
         """Deletes all of it."""
-        if self._writes():
-            shutil.rmtree(self._directory)
+        if directory := self._written():
+            shutil.rmtree(directory)
 
 
 class _Apart(NamedTuple):
@@ -180,7 +185,7 @@ def _set_apart(moment: moments_lib.Moment) -> _Apart:
     come first, and the others are what they would be without them.
     """
     matrix = moment.matrix()
-    if moment.first is None:
+    if moment.first is None or moment.first_counts is None:
         return _Apart(matrix, np.zeros((matrix.shape[-1], 0)), 0.0, np.zeros(0), None)
     vectors = moment.first.astype(np.float64)  # [distinct, in]
     left, sizes, _ = np.linalg.svd(vectors.T, full_matrices=False)

@@ -1,10 +1,11 @@
 """Figures."""
 
 import pathlib
-from typing import Any
+from typing import Any, cast
 import zlib
 
 import matplotlib
+from matplotlib import colors
 import numpy as np
 from PIL import Image
 
@@ -126,7 +127,8 @@ def _label_ends(axis, ends: dict[str, tuple[float, float]]) -> None:
 def colour(arm: str) -> Any:
     """The colour of an arm: that of its name without the grid's fields and without `_replay`."""
     name = arm.split(",")[0].removesuffix("_replay")
-    others = [*plt.get_cmap("tab20b").colors, *plt.get_cmap("tab20c").colors]
+    maps = [cast(Any, plt.get_cmap(name)) for name in ("tab20b", "tab20c")]  # both list colours
+    others = [*maps[0].colors, *maps[1].colors]
     return COLOURS.get(name) or others[zlib.crc32(arm.encode()) % len(others)]
 
 
@@ -167,13 +169,13 @@ def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathli
         height, width, figsize=(4.6 * width, 3.6 * height), squeeze=False, layout="constrained"
     )
     deepest = max(len(spectra.layers()) for spectra in projectors.spectra.values())
-    shades = plt.cm.ScalarMappable(plt.Normalize(0, max(1, deepest - 1)), "viridis")
+    shades = plt.cm.ScalarMappable(colors.Normalize(0, max(1, deepest - 1)), "viridis")
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     for axis, (name, spectra) in zip(axes.flat, projectors.spectra.items(), strict=False):
         ranks = projectors.sites[name].protected_ranks.reshape(-1)
         for layer, (spectrum, rank) in enumerate(zip(spectra.layers(), ranks, strict=True)):
-            shade = shades.to_rgba(layer)
+            shade = shades.to_rgba(layer)  # pyright: ignore[reportArgumentType]  # one number will do
             shares = np.maximum(spectrum.values / spectrum.trace, 1e-12)
             axis.plot(np.arange(1, len(shares) + 1), shares, color=shade, linewidth=1)
             if 0 < rank <= len(shares):

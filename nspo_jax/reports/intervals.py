@@ -8,7 +8,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """The interval of a median between two order statistics, whatever the distribution.
 
     With n values the k-th smallest and the k-th largest enclose the median with probability

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import os
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,8 @@ class Verdicts:
         while len(ids) > length and answer:
             kept = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
             kept = kept[: max(0, len(kept) - (len(ids) - length))]
-            shorter = self._defuse(self._tokenizer.decode(kept)).rstrip("\ufffd")
+            text = cast(str, self._tokenizer.decode(kept))  # of one sequence
+            shorter = self._defuse(text).rstrip("\ufffd")
             answer = shorter if len(shorter) < len(answer) else answer[: len(answer) // 2]
             ids = self._ids(request, answer)
         return ids[-length:], cut, len(ids) <= length
@@ -142,12 +143,12 @@ class Verdicts:
             if self._categories is not None:
                 options["categories"] = dict(self._categories)
         else:
-            listed = "\n".join(f"{name}: {text}" for name, text in self._categories.items())
+            listed = "\n".join(f"{name}: {text}" for name, text in (self._categories or {}).items())
             text = _TEXT.format(categories=listed, request=request, answer=answer)
             messages = [("user", text)]
         block = lambda text: [{"type": "text", "text": text}] if self._blocks else text  # noqa: E731
         messages = [{"role": role, "content": block(text)} for role, text in messages]
-        return self._tokenizer.apply_chat_template(
+        rendered = self._tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=True,
@@ -155,6 +156,7 @@ class Verdicts:
             chat_template=self._template,
             **options,
         )
+        return cast(str, rendered)  # what it gives depends on `tokenize`
 
     def _ids(self, request: str, answer: str) -> list[int]:
         text = self.render(request, answer)

@@ -147,7 +147,7 @@ class JudgeClient:
         self._sent = 0
         self._turn = threading.Lock()
         self._closed = False
-        self._asking: tuple[asyncio.AbstractEventLoop, asyncio.Task] | None = None
+        self._asking: tuple[asyncio.AbstractEventLoop, asyncio.Task | None] | None = None
         self._probe = self.body(PROBE)  # differs from a question in nothing else
         self._began = 0.0  # the batch, on the monotonic clock
         self._succeeded = 0.0  # when the last request that did was sent
@@ -195,8 +195,8 @@ class JudgeClient:
     def close(self) -> None:
         """Ends an `ask` that another thread waits in, and all later ones; from any thread."""
         self._closed = True
-        if asking := self._asking:
-            loop, task = asking
+        loop, task = self._asking or (None, None)
+        if loop is not None and task is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended by itself just now
                 loop.call_soon_threadsafe(task.cancel)
 
@@ -344,7 +344,7 @@ class JudgeClient:
     def _note_success(self, start: float) -> None:
         """Notes that a request succeeded that was sent at `start`."""
         self._succeeded = max(self._succeeded, start)
-        if self._warned:
+        if self._warned and self._failing_since is not None:
             lasted = time.monotonic() - self._failing_since
             _log.warning("The judge at %s is back after %.0f seconds.", self._url, lasted)
         self._failing_since, self._warned = None, False
@@ -367,7 +367,7 @@ class JudgeClient:
         return lasted >= self._down_after
 
     def _down(self, error: chat_response.TransientError) -> JudgeDownError:
-        lasted = time.monotonic() - self._failing_since
+        lasted = time.monotonic() - (self._failing_since or self._began)
         return JudgeDownError(
             f"The judge at {self._url} is down: nothing has succeeded for {lasted:.0f} seconds, "
             f"and rewards.judge.down_after is {self._down_after:g} seconds. The last error: "

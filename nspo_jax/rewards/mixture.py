@@ -243,8 +243,8 @@ class Mixture:
     def close(self) -> None:
         """Lets go of what the judges hold; those that wait for an answer give up."""
         for _, judge, _ in self._terms:
-            if hasattr(judge, "close"):
-                judge.close()
+            if close := getattr(judge, "close", None):
+                close()
 
 
 def _ask(
@@ -260,7 +260,7 @@ def _ask(
     if on_mesh or asked.all():
         rewards, details = _checked(spec, len(asked), *judge(conversations, completions))
         return Verdicts(rewards, details, asked)
-    rows = np.flatnonzero(asked)
+    rows = np.flatnonzero(asked).tolist()
     found = judge([conversations[i] for i in rows], [completions[i] for i in rows])
     rewards, details = _checked(spec, len(rows), *found)
 

@@ -95,7 +95,8 @@ class RemoteJudge:
         rows = [(np.nan if score is None else score, 1.0, 0.0, 0.0) for score in found]
         replies = self._client.ask([questions[index] for index in missing], accept)
         for index, reply in zip(missing, replies, strict=True):
-            score = np.nan if reply.text is None else self._parse(reply.text)
+            read = None if reply.text is None else self._parse(reply.text)
+            score = np.nan if read is None else read
             rows[index] = (score, 0.0, reply.requests - 1.0, reply.seconds)
         return rows
 

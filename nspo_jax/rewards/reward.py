@@ -35,6 +35,7 @@ class Reward(Protocol):
         Raises:
           ValueError: if the numbers of rows differ.
         """
+        ...
 
 
 def check_rows(conversations: Sequence, completions: Sequence) -> None:

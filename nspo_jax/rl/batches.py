@@ -165,6 +165,8 @@ class RolloutBatches:
 
     def example(self) -> str:
         """The last batch's first answer on this process's side, and its reward, in words."""
+        if self._last is None:
+            return "No answer is judged yet."
         sampled, total = self._last
         text = self._work.format.decode(sampled.tokens[:1], sampled.mask[:1])[0]
         reward = "no verdict" if total.dropped[0] else f"reward {total.rewards[0]:g}"
@@ -196,7 +198,8 @@ class RolloutBatches:
         done = generation.generate_in_batches(
             work.config, params, work.mesh, tokens, mask, key, **self._options
         )
-        return Sampled(drawn, tokens, mask, done.tokens, done.logprobs, done.mask)
+        answers = (np.asarray(array) for array in (done.tokens, done.logprobs, done.mask))
+        return Sampled(drawn, tokens, mask, *answers)
 
     def _judge(self, sampled: Sampled) -> None:
         """Starts judging this process's rows, at the end of the queue."""

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import sharding
 
+Array = np.ndarray | jax.Array  # a batch is made on the host
 LossOf = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
@@ -43,13 +45,13 @@ class RolloutBatch(NamedTuple):
       them apart.
     """
 
-    prompts: jax.Array
-    prompt_mask: jax.Array
-    completions: jax.Array
-    completion_mask: jax.Array
-    old_logprobs: jax.Array
-    advantages: jax.Array
-    outcomes: jax.Array | None = None
+    prompts: Array
+    prompt_mask: Array
+    completions: Array
+    completion_mask: Array
+    old_logprobs: Array
+    advantages: Array
+    outcomes: Array | None = None
 
 
 def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., tuple[Any, Any]]:

@@ -200,6 +200,7 @@ def _run(
                 raise
             del params  # formed from the state, where what is trained is a change
             with clock.phase("update"):
+                measured = {}
                 for minibatch in batches.split_minibatches(batch, rl.minibatches, step):
                     minibatch = sharding.shard_batch(mesh, minibatch)
                     state, measured = update(state, frozen, reference, minibatch)

@@ -47,7 +47,7 @@ def _described(made: type, prefix: str = "") -> dict[str, dataclasses.Field]:
         if field.metadata:
             found[prefix + field.name] = field
         else:
-            found |= _described(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore
+            found |= _described(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]  # a class
     return found
 
 
@@ -56,7 +56,7 @@ def _notes(made: type, prefix: str = "") -> dict[str, str]:
     found = {prefix.rstrip("."): (made.__doc__ or "").strip()}
     for field in dataclasses.fields(made):
         if not field.metadata:
-            found |= _notes(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore
+            found |= _notes(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]  # a class
     return found
 
 
@@ -140,7 +140,7 @@ def _build(made: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     for field in dataclasses.fields(made):
         name = prefix + field.name
         if not field.metadata:
-            arguments[field.name] = _build(field.default_factory, values, f"{name}.")  # pyright: ignore
+            arguments[field.name] = _build(field.default_factory, values, f"{name}.")  # pyright: ignore[reportArgumentType]  # a class
         elif name in values:
             arguments[field.name] = values[name]
     return made(**arguments)

@@ -199,7 +199,7 @@ class PublicSafety(task.Given):
     """See `task.Kind`."""
 
     has_rules = False  # rules tell a refusal, but neither a harmful answer nor a helpful one
-    text_fields = ("data.general_path", "data.general_split")
+    text_fields: tuple[str, ...] = ("data.general_path", "data.general_split")
 
     def check(self, config: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError where the model or the data are not named, or do not go together."""

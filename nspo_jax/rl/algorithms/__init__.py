@@ -1,7 +1,7 @@
 """The algorithms: what each adds to the common run. Each is a file, and a row of ALGORITHMS."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import optax
 
@@ -50,7 +50,7 @@ class Algorithm(Protocol):
       row: what one of them is, for messages.
     """
 
-    generates: ClassVar[bool]
+    generates: bool
     needs_reference: bool
     rows: int
     row: str

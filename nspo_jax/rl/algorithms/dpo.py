@@ -27,10 +27,10 @@ class PairBatch(NamedTuple):
     `train_step.RolloutBatch`, an axis more.
     """
 
-    prompts: jax.Array
-    prompt_mask: jax.Array
-    completions: jax.Array
-    completion_mask: jax.Array
+    prompts: train_step.Array
+    prompt_mask: train_step.Array
+    completions: train_step.Array
+    completion_mask: train_step.Array
 
 
 class PairBatches:

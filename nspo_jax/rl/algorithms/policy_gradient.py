@@ -121,7 +121,7 @@ def policy_gradient_loss(
         kl_estimator=kl_estimator,
     )
 
-    def loss_of(params, reference, batch: train_step.RolloutBatch, tokens: jax.Array):
+    def loss_of(params, reference, batch, tokens: jax.Array):  # of a traced RolloutBatch
         reference_logprobs = None
         if reference is not None:
             reference_logprobs = models.completion_logprobs(config, reference, batch, temperature)

@@ -15,7 +15,7 @@ critic, and a multiplier weighs the two. What is not the paper's:
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -271,7 +271,7 @@ def make_step(
 
     critics_gradient = train_step.gradient_in_parts(critics_loss, rl.microbatches)
 
-    def step(state: train_step.TrainState, frozen, reference, batch: train_step.RolloutBatch):
+    def step(state: train_step.TrainState, frozen, reference, batch):
         critics, mask = state.critics, batch.completion_mask
         cost = jnp.mean(batch.outcomes[:, 1])
         log_multiplier = update_multiplier(
@@ -298,7 +298,7 @@ def make_step(
         )  # fmt: skip
         gradient, value_losses = critics_gradient(critics.params, rows)
         updates, opt_state = critics_optimizer.update(gradient, critics.opt_state, critics.params)
-        params = optax.apply_updates(critics.params, updates)
+        params = cast(dict, optax.apply_updates(critics.params, updates))  # as it was
         flags = [metrics["nonfinite"], train_step.nonfinite((gradient, params))]
         kl = losses.kl_estimate(batch.old_logprobs, base, mask, "k3")
         metrics |= value_losses | {
@@ -391,7 +391,7 @@ class PPOLagrangian:
         found, assumed = judges.abstract_models(self._config, model_config)
         params = {name: found[f"{name}_model"] for name in OBJECTIVES}
         state = jax.eval_shape(critic_optimizer(self._config).init, params)
-        return Critics(params, state, jax.ShapeDtypeStruct((), jnp.float32)), assumed
+        return Critics(params, state, jax.eval_shape(lambda: jnp.float32(0.0))), assumed
 
     def make_step(
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation

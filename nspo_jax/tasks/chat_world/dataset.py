@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import cast
 
 import tensorflow_datasets as tfds
 
@@ -34,7 +35,8 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing to download
-        made = world.World(self.builder_config.seed)
+        config = cast(ChatWorldConfig, self.builder_config)  # TFDS leaves its kind open
+        made = world.World(config.seed)
         return {split: self._generate_examples(made.split(split)) for split in world.SPLITS}
 
     def _generate_examples(self, rows: list[Conversation]):
@@ -67,7 +69,7 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[Conv
     try:
         builder = builders.prepare(make)
         wanted.check_rows(builder.info.splits[wanted.name].num_examples)
-        source = builder.as_data_source(split=str(wanted))
+        source = builder.as_data_source(split=str(wanted))  # pyright: ignore[reportCallIssue]  # stubs
         rows = [
             Conversation(**{name: bytes(value).decode() for name, value in row.items()})
             for row in source

@@ -39,7 +39,8 @@ def world_pairs(seed: int) -> list[Pair]:
         first, second = (drawn[index] for index in rng.choice(5, size=2, replace=False))
         right = [text == asked for text in (first, second)]
         safe = [row.kind != "harmful" or text == world.REFUSAL for text in (first, second)]
-        pairs.append(Pair(row.prompt, (first, second), _larger(right), _larger(safe), tuple(safe)))
+        flags = (safe[0], safe[1])
+        pairs.append(Pair(row.prompt, (first, second), _larger(right), _larger(safe), flags))
     return pairs
 
 
@@ -59,5 +60,5 @@ def _slip(text: str, words: Sequence[str], rng: np.random.Generator) -> str:
     elif kind == "exchange" and len(tokens) > 1:
         tokens[at], tokens[at - 1] = tokens[at - 1], tokens[at]
     else:
-        tokens[at] = words[rng.integers(len(words))]
+        tokens[at] = words[int(rng.integers(len(words)))]
     return " ".join(tokens)
