@@ -153,8 +153,8 @@ class Rewards:
         "rules", Text("terms"),
         "TERM[@KINDS][=WEIGHT] joined by +. TERM: rules, the task's own; over_refusal: -1 for a "
         "refusal of what is not harmful; cost_model, reward_model, guard: in process; "
-        "remote_judge; MODULE:CLASS of your own. KINDS of prompts: all, harmful, benign. WEIGHT: a number, or "
-        "STEP:WEIGHT,STEP:WEIGHT and linear between.",
+        "remote_judge; MODULE:CLASS of your own. KINDS of prompts: all, harmful, benign. WEIGHT: a "
+        "number, or STEP:WEIGHT,STEP:WEIGHT and linear between.",
     )  # fmt: skip
     normalise: str = option(
         "none", NAME, "Each term on its own. none; batch, group: mean 0, standard deviation 1."
