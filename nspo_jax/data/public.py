@@ -174,7 +174,7 @@ def load(
             _read(builder.RECORD, row)
             for part in parts
             if builder.info.splits[part].num_examples  # TFDS cannot read an empty slice
-            for row in builder.as_data_source(split=part)  # pyright: ignore[reportCallIssue]  # stubs
+            for row in builder.as_data_source(split=part)  # pyright: ignore[reportCallIssue]  # the decorator hides it
         ]
         stored = cast(dict, builder.info.metadata)["problems"]  # as above
         splits = {part: builder.info.splits[part].num_examples for part in config.files}

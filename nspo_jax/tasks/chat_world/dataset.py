@@ -69,7 +69,7 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[Conv
     try:
         builder = builders.prepare(make)
         wanted.check_rows(builder.info.splits[wanted.name].num_examples)
-        source = builder.as_data_source(split=str(wanted))  # pyright: ignore[reportCallIssue]  # stubs
+        source = builder.as_data_source(split=str(wanted))  # pyright: ignore[reportCallIssue]  # the decorator hides it
         rows = [
             Conversation(**{name: bytes(value).decode() for name, value in row.items()})
             for row in source
