@@ -50,8 +50,8 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
             f"rl.rollout_batches is {config.rl.rollout_batches}, which does not divide the "
             f"{prompts} prompts of a step."
         )
-    tasks.kind_of(config.task).check(config, has_weights=has_weights)
     algorithm.check()
+    tasks.kind_of(config.task).check(config, has_weights=has_weights)
     if has_weights and config.model.preset and not config.model.path:
         raise ValueError(
             f"model.preset is {config.model.preset!r} and model.path is empty: a preset says what "
