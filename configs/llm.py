@@ -23,8 +23,10 @@ _EIGHT = {
 HARDWARE: dict[str, dict] = {
     "h100x8": _EIGHT,  # one node of eight H100 with 80 GB
     "v5p_16": _EIGHT,  # 16 TensorCores: eight chips, as jax counts devices
-    # one H200: the MLP trained and projected, all else frozen
+    # one H200: the MLP trained and projected, all else frozen. The base beside a change of it does
+    # not fit: weights are trained, and rounding takes part of an update out of the null space
     "h200": {
+        "optimizer.master": "weights",
         "mesh.fsdp": 1, "mesh.gather_for_rollouts": False, "rl.microbatches": 160,
         "rl.rollout_batches": 16, "evaluation.batches": 25, "projection.targets": "mlp",
         "model.frozen_dtype": "bfloat16",
