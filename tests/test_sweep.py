@@ -12,6 +12,7 @@ from ml_collections import config_flags
 import pytest
 
 from configs.sweeps import tiny_arms
+from nspo_jax import settings
 from scripts import processes, sweep_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -226,7 +227,7 @@ def test_the_command_of_a_run_is_its_config(tmp_path, monkeypatch):
         flags.DEFINE_string("workdir", None, "", flag_values=values)
         monkeypatch.setattr(sys, "argv", list(run.command[2:]))  # ml_collections looks there
         values(sys.argv)
-        assert config.value.to_dict() == run.config.to_dict()
+        assert settings.from_config(config.value) == run.config
         assert values.workdir == str(run.directory)
 
 
