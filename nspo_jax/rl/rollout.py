@@ -1,4 +1,4 @@
-"""The sampler under its name of before: `nspo_jax.models.generation` has it. Goes with a release."""
+"""The sampler under its name of before: see `nspo_jax.models.generation`. Goes with a release."""
 
 import warnings
 
