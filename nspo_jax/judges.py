@@ -32,7 +32,7 @@ from nspo_jax import (
     tasks,
     workspace,
 )
-from nspo_jax.data import preferences, public, records, split
+from nspo_jax.data import preferences, public, records, sources, split
 from nspo_jax.reports import figures
 
 ON_MESH = ("cost_model", "reward_model", "guard")  # which all processes ask together
@@ -257,7 +257,7 @@ def load_pairs(
         raise ValueError(
             f"reward_training.dataset is {options.dataset!r}; expected chat_world or pku_safe_rlhf."
         )
-    paths = options.path.split("+") if options.path else ()
+    paths = sources.split_paths(options.path)
 
     def load(field: str) -> list[preferences.Pair]:
         with split.said_by(f"reward_training.{field}"):

@@ -46,6 +46,23 @@ def batches(arrays: Arrays, batch_size: int, seed: int) -> grain.DatasetIterator
     return iter(rows.batch(batch_size, drop_remainder=True).to_iter_dataset(options))
 
 
+def check_digest(state: dict[str, Any], digest: str, what: str, count: str = "") -> None:
+    """Raises ValueError if a saved position is one among other data than there is now.
+
+    Args:
+      state: a position, with the digest of the data that it is a position in.
+      digest: of the data that there is.
+      what: the data is, such as "pairs".
+      count: how much there is, as the message goes on with it.
+    """
+    if state.get("digest") != digest:
+        raise ValueError(
+            f"The run was trained on other {what}: their digest is {state.get('digest')} in its "
+            f"checkpoint and {digest} now{count}. Restore the dataset, or start in another "
+            "--workdir."
+        )
+
+
 class MixedBatches:
     """Batches with a fixed number of rows from each of several sets, concatenated in order.
 

@@ -286,18 +286,14 @@ def _custom(columns: Columns) -> Layout:
     return Layout("custom", needed, parse_row)
 
 
-def _fields(record: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(record))
-
-
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "pku_safe_rlhf": (
-        Layout("pku_safe_rlhf", _fields(records.PreferencePair), pair_layouts.pku),
+        Layout("pku_safe_rlhf", records.names(records.PreferencePair), pair_layouts.pku),
         Layout("pku_safe_rlhf", pair_layouts.FIRST_FIELDS, pair_layouts.pku_first),
         Layout("pku_safe_rlhf", ("prompt", "response"), pair_layouts.pku_ordered),
     ),
     "beavertails": (
-        Layout("beavertails", _fields(records.JudgedAnswer), pair_layouts.beavertails),
+        Layout("beavertails", records.names(records.JudgedAnswer), pair_layouts.beavertails),
     ),
     "general": (
         Layout("gsm8k", ("question", "answer"), _gsm8k),

@@ -8,7 +8,7 @@ from nspo_jax.data import fields, records, sources
 
 def pku(row: Mapping[str, Any], file: sources.SourceFile) -> records.PreferencePair:
     del file
-    fields.exactly(row, records.PreferencePair)
+    fields.exactly(row, records.names(records.PreferencePair))
     values: dict[str, Any] = {
         "prompt": fields.text(row, "prompt"),
         "prompt_source": fields.text(row, "prompt_source"),
@@ -52,10 +52,7 @@ _UNPUBLISHED: dict[str, Any] = {
 def pku_first(row: Mapping[str, Any], file: sources.SourceFile) -> records.PreferencePair:
     """The first releases (30K, 10K): neither categories nor severities, sources or digests."""
     del file
-    if row.keys() - set(FIRST_FIELDS):
-        raise fields.SchemaError(
-            f"has the unknown fields {', '.join(sorted(row.keys() - set(FIRST_FIELDS)))}"
-        )
+    fields.exactly(row, FIRST_FIELDS)
     values: dict[str, Any] = {"prompt": fields.text(row, "prompt")}
     for k in (0, 1):
         values[f"response_{k}"] = fields.text(row, f"response_{k}", blank=True)
@@ -93,7 +90,7 @@ def pku_ordered(row: Mapping[str, Any], file: sources.SourceFile) -> records.Pre
 
 def beavertails(row: Mapping[str, Any], file: sources.SourceFile) -> records.JudgedAnswer:
     del file
-    fields.exactly(row, records.JudgedAnswer)
+    fields.exactly(row, records.names(records.JudgedAnswer))
     return records.JudgedAnswer(
         prompt=fields.text(row, "prompt"),
         response=fields.text(row, "response", blank=True),

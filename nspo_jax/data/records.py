@@ -216,3 +216,8 @@ Record = PreferencePair | JudgedAnswer | GeneralQuestion | SafetyPrompt
 
 def _harmful(prompt: str, answer: str, categories: tuple[str, ...]) -> Conversation:
     return Conversation(prompt, answer, categories[0] if categories else "none", "harmful")
+
+
+def names(record: type) -> tuple[str, ...]:
+    """The names of a record's fields, in order."""
+    return tuple(field.name for field in dataclasses.fields(record))

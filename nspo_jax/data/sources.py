@@ -53,6 +53,11 @@ class SourceFile:
     size: str
 
 
+def split_paths(joined: str) -> list[str]:
+    """The paths of a config's field, which + joins; none of an empty one."""
+    return joined.split("+") if joined else []
+
+
 def find(dataset: str, paths: Sequence[str] = (), subset: str = "") -> list[SourceFile]:
     """The original files of a dataset, in the order of their names.
 

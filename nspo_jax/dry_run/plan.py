@@ -142,17 +142,17 @@ def make_plan(
     resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
     policy = _placed(mesh, jax.eval_shape(optimizer_lib.combine, state.trainable, frozen))
     formed = _bytes(policy) if changes else 0  # beside the change and the base, while it samples
+    at_once = config.batch_prompts // config.rl.rollout_batches  # prompts
     with jax.set_mesh(mesh):
         compiled = {
             "evaluation": _rollout(config, model, mesh, policy, _evaluated(config, mesh), 1),
             "update": _update(algorithm, model, mesh, optimizer, state, frozen, reference),
         }
         if algorithm.generates:
-            at_once = config.batch_prompts // config.rl.rollout_batches
             compiled["rollout"] = _rollout(config, model, mesh, policy, at_once, config.rl.samples)
         layer = _calibration(config, model, mesh, whole)
     rows = config.batch_prompts * config.rl.samples
-    at_once = rows // config.rl.rollout_batches if algorithm.generates else 0
+    cached = at_once * config.rl.samples if algorithm.generates else 0
     times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
     times = {name: count for name, count in times.items() if name in compiled}
     collectives = {}
@@ -167,7 +167,7 @@ def make_plan(
             for name, program in compiled.items()
         },
         calibration=_calibration_bytes(config, model, mesh, whole, layer),
-        cache=_cache_bytes(model, mesh, at_once, _length(config)),
+        cache=_cache_bytes(model, mesh, cached, _length(config)),
         flops=step_flops(model, config),
         collectives=collectives,
         tokens=rows * _length(config),

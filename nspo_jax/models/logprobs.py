@@ -40,11 +40,7 @@ def sequence_logprobs(
       first of its sequence.
     """
     hidden = transformer.forward(config, params, tokens, mask).hidden[:, :-1]
-
-    def of_states(hidden: jax.Array, following: jax.Array) -> jax.Array:
-        return token_logprobs(heads.logits(config, params, hidden), following)
-
-    found = heads.map_positions(config, of_states, hidden, tokens[:, 1:])
+    found = _following_logprobs(config, params, hidden, tokens[:, 1:])
     return jnp.where(mask[:, 1:] & mask[:, :-1], found, 0.0)
 
 
@@ -75,6 +71,17 @@ def completion_logprobs(
       temperature: divides the logits.
     """
     predicting = predicting_states(config, params, batch)
+    return _following_logprobs(config, params, predicting, batch.completions, temperature)
+
+
+def _following_logprobs(
+    config: config_lib.ModelConfig,
+    params: transformer.Params,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """log p of tokens [batch, time] from the states [batch, time, d] before them: float32."""
     # of the head alone, once and not for every chunk
     name = "embed" if config.tie_embeddings else "head"
     head = params | sharding.gather({name: params[name]}, config.compute_dtype)
@@ -82,7 +89,7 @@ def completion_logprobs(
     def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
         return token_logprobs(heads.logits(config, head, hidden) / temperature, tokens)
 
-    return heads.map_positions(config, logprobs, predicting, batch.completions)
+    return heads.map_positions(config, logprobs, hidden, tokens)
 
 
 def text_logprobs(

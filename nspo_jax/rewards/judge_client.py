@@ -22,14 +22,13 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import random
 import threading
 import time
 
 import httpx2
 
-from nspo_jax.rewards import chat_response, reward
+from nspo_jax.rewards import chat_response, judge_address, reward
 
 PROBE = [{"role": "user", "content": "This is a test. Reply with one word: hello."}]
 WARN_SHARE = 0.05  # of down_after: a judge that fails for less is not worth a line in the log
@@ -118,7 +117,7 @@ class JudgeClient:
         Raises:
           ValueError: for an argument out of its range, or an API key that is not there.
         """
-        _check_url(base_url)
+        judge_address.check_url(base_url)
         for name, value, least in (
             ("max_tokens", max_tokens, 1),
             ("asks", asks, 1),
@@ -138,7 +137,7 @@ class JudgeClient:
                 raise ValueError(f"{name} must be above 0 seconds, not {value}.")
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._model = model
-        self._key = _read_key(api_key_env)
+        self._key = judge_address.read_key(api_key_env)
         self._tls = httpx2.create_ssl_context()  # takes 30 ms: once, not a batch
         self._max_tokens, self._seed, self._asks = max_tokens, seed, asks
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
@@ -374,30 +373,3 @@ class JudgeClient:
             f"{error}. Check that the server runs and that rewards.judge.url is right. What was "
             "answered is kept: once the judge is up, the same command continues the run."
         )
-
-
-def _check_url(base_url: str) -> None:
-    try:
-        url = httpx2.URL(base_url)
-    except httpx2.InvalidURL as error:
-        raise ValueError(f"base_url must be like http://host:port/v1: {error}.") from None
-    if url.scheme not in ("http", "https") or not url.host or url.query:
-        raise ValueError(f"base_url must be like http://host:port/v1, not {base_url!r}.")
-    if url.userinfo:  # not shown: it may be the key
-        raise ValueError(
-            f"base_url must have no user or password before {url.host}: api_key_env names the "
-            "environment variable that holds the API key."
-        )
-
-
-def _read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable. Raises ValueError, which never shows it."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ValueError(f"api_key_env is {variable!r}, and no such environment variable is set.")
-    # httpx2 would show the header that it refuses
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"The API key in {variable} has white space or odd characters in it.")
-    return key

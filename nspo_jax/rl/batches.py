@@ -111,12 +111,8 @@ class RolloutBatches:
         Raises:
           ValueError: if it is one among other prompts.
         """
-        if state.get("digest") != self.digest():
-            raise ValueError(
-                f"The run was trained on other prompts: their digest is {state.get('digest')} in "
-                f"its checkpoint and {self.digest()} now, of {len(self._rows)} prompts. Restore "
-                "the dataset, or start in another --workdir."
-            )
+        count = f", of {len(self._rows)} prompts"
+        iterator.check_digest(state, self.digest(), "prompts", count)
         self._prompts.set_state(state)
         self._queue.clear()
         for arrays in state.get("queue", ()):

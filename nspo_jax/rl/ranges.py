@@ -11,12 +11,13 @@ from nspo_jax.tasks import public_safety
 
 DATASETS = ("chat_world", "pku_safe_rlhf")  # of preference pairs
 
+_SPLIT = settings.Text("a split", parse=split.parse, empty=False)
 PARTS: dict[str, settings.Range] = {
     "task": settings.Text("a task", parse=tasks.kind_of, empty=False),
     "model.preset": settings.Choice(("", *models.PRESETS)),
     "model.remat": settings.Choice(model_lib.REMATS),
     "data.train": settings.Choice(public_safety.TRAINING),
-    "data.train_split": settings.Text("a split", parse=split.parse, empty=False),
+    "data.train_split": _SPLIT,
     "data.general_split": settings.Text("a split", parse=lambda text: text and split.parse(text)),
     "calibration.rank_rule": settings.Text("a rank rule", parse=rank_rules.RankRules.parse),
     "calibration.statistics": settings.Choice(calibration.STATISTICS),
@@ -35,8 +36,8 @@ PARTS: dict[str, settings.Range] = {
     "rewards.normalise": settings.Choice(rewards.NORMALISATIONS),
     "rewards.on_failure": settings.Choice(rewards.FAILURES),
     "reward_training.dataset": settings.Choice(DATASETS),
-    "reward_training.split": settings.Text("a split", parse=split.parse, empty=False),
-    "reward_training.held_out_split": settings.Text("a split", parse=split.parse, empty=False),
+    "reward_training.split": _SPLIT,
+    "reward_training.held_out_split": _SPLIT,
 }
 FIELDS: dict[str, settings.Range] = settings.FIELDS | PARTS
 

@@ -6,7 +6,7 @@ run.rl.steps                              # --config.rl.steps
 settings.replace(run, {"rl.steps": 3})
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 from typing import Any
 
@@ -40,28 +40,22 @@ __all__ = [
 ]
 
 
-def _described(made: type, prefix: str = "") -> dict[str, dataclasses.Field]:
-    """Dotted name -> field, of a group and of the groups in it."""
-    found = {}
-    for field in dataclasses.fields(made):
-        if field.metadata:
-            found[prefix + field.name] = field
-        else:
-            found |= _described(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]  # a class
-    return found
-
-
-def _notes(made: type, prefix: str = "") -> dict[str, str]:
-    """Dotted name -> what a group is about, of a group and of those in it."""
-    found = {prefix.rstrip("."): (made.__doc__ or "").strip()}
+def _groups(made: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(prefix of its fields' dotted names, class) of a group and of the groups in it, in order."""
+    yield prefix, made
     for field in dataclasses.fields(made):
         if not field.metadata:
-            found |= _notes(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]  # a class
-    return found
+            yield from _groups(field.default_factory, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]  # a class
 
 
-_FIELDS = _described(Run)
-NOTES: dict[str, str] = _notes(Run)
+_FIELDS = {
+    prefix + field.name: field
+    for prefix, made in _groups(Run)
+    for field in dataclasses.fields(made)
+    if field.metadata
+}
+# dotted name -> what a group is about
+NOTES = {prefix.rstrip("."): (made.__doc__ or "").strip() for prefix, made in _groups(Run)}
 FIELDS: dict[str, Range] = {name: field.metadata["range"] for name, field in _FIELDS.items()}
 WHAT: dict[str, str] = {name: field.metadata["what"] for name, field in _FIELDS.items()}
 
@@ -103,8 +97,7 @@ def from_config(config: ml_collections.ConfigDict) -> Run:
 
 def to_config(run: Run) -> ml_collections.ConfigDict:
     """The same as a ConfigDict, for config files and flags."""
-    config = ml_collections.ConfigDict(dataclasses.asdict(run))
-    return config
+    return ml_collections.ConfigDict(dataclasses.asdict(run))
 
 
 def replace(run: Run, changes: Mapping[str, Any]) -> Run:

@@ -1,5 +1,7 @@
 """The tasks: each is a file or a folder here, and a row of KINDS."""
 
+import functools
+
 from nspo_jax import own_code
 from nspo_jax.tasks.chat_world.task import ChatWorld
 from nspo_jax.tasks.public_safety import PublicSafety
@@ -25,9 +27,15 @@ def kind_of(name: str) -> Kind:
       ValueError: if there is none of that name, or the user's class is none.
     """
     if own_code.is_named(name):
-        return own_code.make(name, "task", _NEEDED)
+        return _own(name)
     if name not in KINDS:
         raise ValueError(
             f"task is {name!r}; expected one of {', '.join(KINDS)}, or MODULE:CLASS of your own."
         )
     return KINDS[name]
+
+
+@functools.cache
+def _own(name: str) -> Kind:
+    """One instance a process, as of KINDS: a run asks for its task in several places."""
+    return own_code.make(name, "task", _NEEDED)

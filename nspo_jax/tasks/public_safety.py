@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nspo_jax import models, rewards, settings
-from nspo_jax.data import chat, filtering, layouts, public, split
+from nspo_jax.data import chat, filtering, layouts, public, sources, split
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.tasks import task
 
@@ -205,10 +205,7 @@ class PublicSafety(task.Given):
         """Raises ValueError where the model or the data are not named, or do not go together."""
         data = config.data
         if not config.model.path and not config.model.preset:
-            raise ValueError(
-                "task is 'safety' and model.path is empty: only the chat world's base can be "
-                "pretrained here. Set --config.model.path to a Hugging Face directory."
-            )
+            raise task.no_base(config)
         if has_weights and not data.evaluation:
             raise ValueError(
                 "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
@@ -231,25 +228,22 @@ class PublicSafety(task.Given):
         """Harmful prompts of public datasets, with general questions to preserve."""
         del model_config, load_base
 
-        def paths(joined: str) -> list[str]:
-            return joined.split("+") if joined else []
-
         data = config.data
         column = data.train_column
         prompts = load(
             config.data_directory,
             Lengths(chat_format, data.prompt_length, data.completion_length),
             train=Source(
-                data.train, data.train_split, paths(data.train_path), data.subset,
+                data.train, data.train_split, sources.split_paths(data.train_path), data.subset,
                 layouts.Columns(column) if column else None, "data.train_split",
             ),
             general=Source(
-                "general", data.general_split, paths(data.general_path),
+                "general", data.general_split, sources.split_paths(data.general_path),
                 split_field="data.general_split",
             ),
             evaluation=Source(
                 "safety_prompts",
-                paths=paths(data.evaluation),
+                paths=sources.split_paths(data.evaluation),
                 columns=layouts.Columns(data.evaluation_column, otherwise=True)
                 if data.evaluation_column
                 else None,

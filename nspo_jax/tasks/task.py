@@ -85,6 +85,14 @@ class Kind(Protocol):
         ...
 
 
+def no_base(config: settings.Run) -> ValueError:
+    """What is raised where a task's base model is to be given, and is not."""
+    return ValueError(
+        f"task is {config.task!r} and model.path is empty: only the chat world's base can be "
+        "pretrained here. Set --config.model.path to a Hugging Face directory."
+    )
+
+
 class Given:
     """The part of a kind whose base model and pairs are given from outside."""
 
@@ -97,10 +105,7 @@ class Given:
 
     def pretrain(self, config: settings.Run, directory: pathlib.Path) -> None:
         """Raises ValueError: there is nothing to make it of."""
-        raise ValueError(
-            f"task is {config.task!r} and model.path is empty: only the chat world's base can be "
-            "pretrained here. Set --config.model.path to a Hugging Face directory."
-        )
+        raise no_base(config)
 
     def check_base(self, config: settings.Run, directory: pathlib.Path) -> None:
         """Does nothing: it was made elsewhere."""

@@ -93,12 +93,7 @@ class PairBatches:
         Raises:
           ValueError: if it is one among other pairs.
         """
-        if state.get("digest") != self.digest():
-            raise ValueError(
-                f"The run was trained on other pairs: their digest is {state.get('digest')} in its "
-                f"checkpoint and {self.digest()} now. Restore the dataset, or start in another "
-                "--workdir."
-            )
+        iterator.check_digest(state, self.digest(), "pairs")
         self._pairs.set_state(state)
 
     def digest(self) -> str:
