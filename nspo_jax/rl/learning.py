@@ -17,7 +17,8 @@ class LearningWatch:
 
     A step teaches nothing where all completions of each prompt have one reward (or none has a
     verdict), or where the update is zero. So it is at the end of a run that is done, too: what ends
-    a run is that *no* step since its start has taught anything. Later it is a warning, once.
+    a run is that *no* step since its start has taught anything. Later it is a warning, once; and so
+    it is at the end of a run that is shorter than that, unless no completion of it had a verdict.
 
     Args:
       patience: so many steps in a row; 0: never.
@@ -27,23 +28,28 @@ class LearningWatch:
 
     def __init__(self, patience: int, policy: str, history: Iterable[Mapping[str, float]]):
         self._patience, self._policy = patience, policy
-        self._idle, self._taught, self._warned = 0, False, False
+        self._idle, self._taught, self._judged, self._warned = 0, False, False, False
         for row in history:
             if "train/update_norm" in row:
                 self._count({name.removeprefix("train/"): v for name, v in row.items()})
 
-    def observe(self, logged: Mapping[str, float], example: Callable[[], str]) -> None:
+    def observe(
+        self, logged: Mapping[str, float], example: Callable[[], str], *, last: bool = False
+    ) -> None:
         """Looks at a step's metrics.
 
         Args:
           logged: the step's: update_norm and, of sampled completions, flat_groups and dropped.
           example: gives an answer of the step in words.
+          last: the run ends with this step.
 
         Raises:
           NothingToLearnError: if no step since the start has taught anything, and it is enough.
         """
         self._count(logged)
-        if not self._patience or self._idle < self._patience or self._warned:
+        enough = self._idle >= self._patience
+        told = enough or (last and not self._taught)
+        if not self._patience or not told or self._warned:
             return
         self._warned = True
         reasons = [f"the update's norm was {logged['update_norm']:g}"]
@@ -64,11 +70,12 @@ class LearningWatch:
             "more rl.samples make them differ, and a longer data.completion_length lets them end. "
             "rl.on_flat=warn goes on anyway, rl.flat_steps says when."
         )
-        if self._policy == "raise":
+        if self._policy == "raise" and (enough or not self._judged):
             raise NothingToLearnError(message)
         _log.warning("%s", message)
 
     def _count(self, logged: Mapping[str, float]) -> None:
+        self._judged |= logged.get("dropped", 0.0) < 1.0
         if logged["update_norm"] > 0 and logged.get("flat_groups", 0.0) < 1.0:
             self._idle, self._taught, self._warned = 0, True, False
         else:

@@ -148,8 +148,7 @@ def _run(
     writer, clock = metrics.MetricsWriter(workdir, step=step), metrics.Stopwatch()
     profiler = metrics.Profiler(workdir / "profile", profile)
     history = metrics.read_metrics(workdir)  # what process 0 has written; all can read it
-    patience = min(rl.flat_steps, rl.steps)  # a shorter run that learned nothing is told as well
-    learning_watch = learning.LearningWatch(patience, rl.on_flat, history)
+    learning_watch = learning.LearningWatch(rl.flat_steps, rl.on_flat, history)
 
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)
@@ -218,7 +217,7 @@ def _run(
             speed = batches.throughput(work.config, batch, clock.read())
             writer.write(step, {f"train/{name}": value for name, value in logged.items()} | speed)
             try:
-                learning_watch.observe(logged, source.example)
+                learning_watch.observe(logged, source.example, last=step == rl.steps)
             except learning.NothingToLearnError:
                 checkpoints.finish(step, state, source.get_state())
                 raise

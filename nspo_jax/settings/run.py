@@ -90,8 +90,8 @@ class RL:
     )  # fmt: skip
     flat_steps: int = option(
         10, FROM_0,
-        "A run ends when so many steps from its start on, or all of a shorter one, have taught "
-        "nothing; 0: never.",
+        "A run ends when so many steps from its start on have taught nothing, and a shorter one "
+        "when no completion of it had a verdict, else with a warning; 0: never.",
     )  # fmt: skip
     on_flat: str = option("raise", NAME, "Or warn, and go on.")
     stop_unsafe: float = option(

@@ -66,7 +66,25 @@ def test_a_run_with_a_judge_that_likes_all_alike_says_so_and_is_saved(finished, 
         trainer.train(config, tmp_path / "run")  # resumed, it remembers
 
 
-def test_a_run_shorter_than_the_patience_is_told_at_its_end(finished, tmp_path):
+def test_a_run_shorter_than_the_patience_is_told_at_its_end(finished, tmp_path, caplog):
     config = micro_run.micro(finished[0], **{"rl.steps": 1, "rl.minibatches": 1})
-    with pytest.raises(learning.NothingToLearnError, match="1 step in a row"):
-        trainer.train(config, tmp_path / "run")
+    trainer.train(config, tmp_path / "run")
+    [record] = [record for record in caplog.records if record.name == learning.__name__]
+    assert "1 step in a row taught nothing" in record.getMessage()
+
+
+def test_a_short_run_without_a_verdict_ends_with_an_error():
+    watch = learning.LearningWatch(10, "raise", [])
+    watch.observe(FLAT | {"dropped": 1.0}, example)
+    with pytest.raises(learning.NothingToLearnError, match="2 steps in a row taught nothing"):
+        watch.observe(FLAT | {"dropped": 1.0}, example, last=True)
+    watch = learning.LearningWatch(10, "raise", [])
+    watch.observe(TAUGHT, example)
+    watch.observe(FLAT | {"dropped": 1.0}, example, last=True)  # it did learn
+
+
+def test_a_resumed_short_run_remembers_that_it_had_verdicts(caplog):
+    row = {f"train/{name}": value for name, value in FLAT.items()}
+    watch = learning.LearningWatch(10, "raise", [row])
+    watch.observe(FLAT | {"dropped": 1.0}, example, last=True)
+    assert "2 steps in a row taught nothing" in caplog.text
