@@ -6,7 +6,7 @@ and on shared file systems. It names its owner's host, pid and start, and is tou
 once, from another host a lock that nobody has touched for `STALE` seconds is taken for dead.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import json
 import logging
@@ -59,23 +59,6 @@ def own(directory: str | os.PathLike, what: str, *, wait: bool = False) -> Itera
     finally:
         if lock is not None:
             lock.release()
-
-
-def make_once(directory: str | os.PathLike, what: str, make: Callable[[], Any]) -> None:
-    """Makes a directory unless it is there; who comes second waits, and finds it. Collective.
-
-    Args:
-      directory: what `make` makes, whole or not at all.
-      what: its name in messages.
-      make: called in every process.
-    """
-    directory = pathlib.Path(directory)
-    if distributed.primary_says(directory.exists()):
-        return
-    with own(directory, what, wait=True):
-        if distributed.primary_says(not directory.exists()):
-            make()
-        distributed.barrier(f"{what} is there")
 
 
 class _Lock:

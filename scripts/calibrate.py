@@ -17,7 +17,7 @@ after its last whole layer.
 
 from absl import flags
 
-from nspo_jax import settings, sharding, workspace
+from nspo_jax import base_model, settings, sharding
 from nspo_jax.reports import tables
 from nspo_jax.rl import checks
 from scripts import launch
@@ -35,12 +35,12 @@ def main() -> None:
     if TRY_RULE.value and OUTPUT.value:
         raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
     checks.check_config(config, is_run=False)
-    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
+    base = base_model.open_base(config, sharding.mesh_from_config(config))
     if TRY_RULE.value:
-        rows = workspace.preview_projectors(config, work, TRY_RULE.value)
+        rows = base_model.preview_projectors(config, base, TRY_RULE.value)
         print(f"\n{tables.format_rules(rows)}")
         return
-    projectors = workspace.open_projectors(config, work)
+    projectors = base_model.open_projectors(config, base)
     if OUTPUT.value:
         projectors.save(OUTPUT.value)
     print(f"\n{tables.format_projectors(projectors)}")

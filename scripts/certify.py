@@ -18,7 +18,7 @@ import sys
 
 from absl import flags
 
-from nspo_jax import files, general_text, models, nullspace, settings, sharding, workspace
+from nspo_jax import base_model, files, general_text, models, nullspace, settings, sharding
 from nspo_jax.nullspace import limits as limits_lib
 from nspo_jax.rl import checks
 from scripts import launch
@@ -37,21 +37,21 @@ def main() -> None:
     config = settings.from_config(CONFIG.value)
     limits = limits_lib.parse_limits(FAIL_ABOVE.value)
     checks.check_config(config, is_run=False)
-    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
-    policy = workspace.load_policy(work, POLICY.value)
+    base = base_model.open_base(config, sharding.mesh_from_config(config))
+    policy = base_model.load_policy(base, POLICY.value)
     if PROJECTORS.value:
         projectors = nullspace.load_projectors(PROJECTORS.value)
     else:
-        projectors = workspace.open_projectors(config, work)
+        projectors = base_model.open_projectors(config, base)
     calibration, held_out = (
         general_text.split_batches(text, config.calibration.batch_size)
-        for text in (work.calibration, work.held_out)
+        for text in (base.calibration, base.held_out)
     )
-    change = models.load_change(POLICY.value, lambda params: sharding.shardings(work.mesh, params))
+    change = models.load_change(POLICY.value, lambda params: sharding.shardings(base.mesh, params))
     if change is not None:
-        workspace.check_delta(work, POLICY.value)
+        base_model.check_delta(base, POLICY.value)
     report = nullspace.certify(
-        work.config, work.base, policy, projectors, calibration, held_out, change=change
+        base.model_config, base.params, policy, projectors, calibration, held_out, change=change
     )
     report["provenance"]["stored"] = models.stored_as(POLICY.value)
     print(nullspace.format_certificate(report))

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from nspo_jax import evaluation, settings, sharding, workspace
+from nspo_jax import base_model, evaluation, settings, sharding
 from nspo_jax.reports import tables
 from nspo_jax.rl import batches, checks
 from scripts import launch
@@ -25,18 +25,18 @@ def main() -> None:
     """Evaluates and prints."""
     config = settings.from_config(CONFIG.value)
     checks.check_config(config, is_run=False)
-    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
-    params, name = work.base, "base"
+    base = base_model.open_base(config, sharding.mesh_from_config(config))
+    params, name = base.params, "base"
     if POLICY.value:
-        params = workspace.load_policy(work, POLICY.value)
+        params = base_model.load_policy(base, POLICY.value)
         name = str(pathlib.Path(POLICY.value))
-    evaluator = evaluation.Evaluator(config, work)
+    evaluator = evaluation.Evaluator(config, base)
     completed = evaluator.complete(params, batches.role_key(config.rl_seed, "evaluation", 0))
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
     scores = evaluator.score(params, completed)
-    print(f"\n{tables.format_scores({name: scores | {'counts': work.task.counts}})}")
+    print(f"\n{tables.format_scores({name: scores | {'counts': base.task.counts}})}")
 
 
 if __name__ == "__main__":

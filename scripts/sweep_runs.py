@@ -10,7 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from nspo_jax import judges, reward_training, rewards, settings, workspace
+from nspo_jax import base_model, rewards, settings
+from nspo_jax.reward_models import store, training
 from nspo_jax.rl import checks
 from scripts import command_line, config_files
 
@@ -35,13 +36,13 @@ class Run:
 
     def makes(self) -> list[pathlib.Path]:
         """What it shares with other runs of its seed and makes where it is absent."""
-        base = self.config.model.path or workspace.seed_directory(self.config) / "base"
+        base = self.config.model.path or base_model.seed_directory(self.config) / "base"
         terms = {spec.name for spec in rewards.parse_terms(self.config.rewards.terms)}
-        learned = [name for name in reward_training.OBJECTIVES if f"{name}_model" in terms]
+        learned = [name for name in training.OBJECTIVES if f"{name}_model" in terms]
         return [
             pathlib.Path(base),
-            workspace.projectors_directory(self.config),
-            *(judges.model_directory(self.config, objective) for objective in learned),
+            base_model.projectors_directory(self.config),
+            *(store.model_directory(self.config, objective) for objective in learned),
         ]
 
 

@@ -14,13 +14,14 @@ import pathlib
 
 from absl import flags
 
-from nspo_jax import judges, reward_training, settings, sharding, workspace
+from nspo_jax import base_model, settings, sharding
 from nspo_jax.reports import tables
+from nspo_jax.reward_models import store, training
 from nspo_jax.rl import checks
 from scripts import launch
 
 CONFIG = launch.define_config()
-OBJECTIVE = flags.DEFINE_enum("objective", "cost", reward_training.OBJECTIVES, "What to learn.")
+OBJECTIVE = flags.DEFINE_enum("objective", "cost", training.OBJECTIVES, "What to learn.")
 OUTPUT = launch.define_output("output", "The model's directory.")
 
 
@@ -28,11 +29,11 @@ def main() -> None:
     """Trains, writes, prints a table."""
     config, objective = settings.from_config(CONFIG.value), OBJECTIVE.value
     checks.check_config(config, is_run=False)
-    directory = pathlib.Path(OUTPUT.value or judges.model_directory(config, objective))
+    directory = pathlib.Path(OUTPUT.value or store.model_directory(config, objective))
     if directory.exists():
         raise ValueError(f"{directory} is there already: delete it, or give another --output.")
-    work = workspace.open_workspace(config, sharding.mesh_from_config(config))
-    lines = judges.train_reward_model(config, work, objective, directory)
+    base = base_model.open_base(config, sharding.mesh_from_config(config))
+    lines = store.train_model(config, base, objective, directory)
     print(tables.format_epochs(lines))
     print(directory)
 

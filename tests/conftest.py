@@ -27,7 +27,7 @@ SLOW = {
     "rl/test_remote_judge.py", "rl/test_trainer.py", "tasks/test_dataset.py",
     "tasks/test_safety_run.py", "tasks/test_stories.py", "test_certify.py", "test_checkpoint.py",
     "test_distributed.py", "test_generate.py", "test_launch.py", "test_rendering.py",
-    "test_reward_training.py", "test_sharding.py", "test_sweep.py",
+    "reward_models/test_training.py", "test_sharding.py", "test_sweep.py",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import models, nullspace, sharding, workspace
+from nspo_jax import base_model, models, nullspace, sharding
 from tests import runs
 from tests.nullspace import test_artifacts as artifacts
 
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     """A directory with a base (bfloat16, as most are) and a policy, and the config of both."""
     directory = tmp_path_factory.mktemp("certify")
     config = runs.made(tiny.get_config("nspo"), {**MICRO, "workspace": str(directory)})
-    workspace.open_workspace(config, sharding.make_mesh())
+    base_model.open_base(config, sharding.make_mesh())
     models.export_model(directory / "seed_0/base", directory / "base", dtype="bfloat16")
     changes = {
         name: value
@@ -34,14 +34,14 @@ def made(tmp_path_factory):
         if not name.startswith(("model.", "pretraining."))  # which a path has, and is
     } | {"workspace": str(directory), "model.path": str(directory / "base")}
     config = runs.made(tiny.get_config("nspo"), changes)
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    policy = artifacts.move(work.base, workspace.open_projectors(config, work))
-    models.save_model(directory / "policy", work.config, policy, like=work.path)
-    return directory, work, [f"--config.{name}={value}" for name, value in changes.items()]
+    base = base_model.open_base(config, sharding.make_mesh())
+    policy = artifacts.move(base.params, base_model.open_projectors(config, base))
+    models.save_model(directory / "policy", base.model_config, policy, like=base.path)
+    return directory, base, [f"--config.{name}={value}" for name, value in changes.items()]
 
 
 def test_completions_are_the_base_s_own_by_seed(made):
-    directory, work, _ = made
+    directory, base, _ = made
 
     def opened(**changes):
         config = runs.made(tiny.get_config("nspo"), {
@@ -49,12 +49,12 @@ def test_completions_are_the_base_s_own_by_seed(made):
             "calibration.completions": "generated", "calibration.batch_size": 8,
             **{f"calibration.{name}": value for name, value in changes.items()},
         })  # fmt: skip
-        return config, workspace.open_workspace(config, sharding.make_mesh())
+        return config, base_model.open_base(config, sharding.make_mesh())
 
     config, drawn = opened()
     prompt = config.data.prompt_length
     np.testing.assert_array_equal(
-        drawn.calibration["tokens"][:, :prompt], work.calibration["tokens"][:, :prompt]
+        drawn.calibration["tokens"][:, :prompt], base.calibration["tokens"][:, :prompt]
     )
     mask, answers = drawn.calibration["mask"], drawn.calibration["answer_mask"]
     assert answers.shape == (20, prompt + config.data.completion_length)
@@ -69,7 +69,7 @@ def test_completions_are_the_base_s_own_by_seed(made):
     likely = np.argmax(models.logits(drawn.config, drawn.base, hidden), axis=-1)
     scored = greedy["answer_mask"][:, 1:]
     np.testing.assert_array_equal(likely[:, :-1][scored], greedy["tokens"][:, 1:][scored])
-    places = {workspace.projectors_directory(opened(**c)[0]) for c in (
+    places = {base_model.projectors_directory(opened(**c)[0]) for c in (
         {}, {"completions": "given"}, {"first_token": "drop"}, {"statistics": "gradients"}
     )}  # fmt: skip
     assert len(places) == 4
@@ -84,7 +84,7 @@ def run(flags, policy, *more):
 
 
 def test_a_policy_gets_its_certificate(made):
-    directory, work, flags = made
+    directory, base, flags = made
     (projectors,) = (directory / "seed_0/projectors").iterdir()
     done = run(
         flags, directory / "policy", f"--output={directory / 'out.json'}",
@@ -93,7 +93,7 @@ def test_a_policy_gets_its_certificate(made):
     assert done.returncode == 0, done.stderr
     found = json.loads((directory / "out.json").read_text())
     assert found["provenance"]["stored"] == "F32"
-    policy = workspace.load_policy(work, directory / "policy")
+    policy = base_model.load_policy(base, directory / "policy")
     assert found["provenance"]["policy"] == models.fingerprint(policy)
     assert found["provenance"]["policy"] in done.stdout
     for row in found["sites"]:
@@ -127,21 +127,21 @@ def test_a_wrong_limit_costs_nothing(tmp_path):
 
 
 def test_a_policy_is_of_its_base_s_architecture(made, tmp_path):
-    directory, work, _ = made
-    policy = workspace.load_policy(work, directory / "policy")
+    directory, base, _ = made
+    policy = base_model.load_policy(base, directory / "policy")
     models.export_delta(directory / "policy", directory / "base", tmp_path / "delta")
-    restored = workspace.load_policy(work, tmp_path / "delta")
+    restored = base_model.load_policy(base, tmp_path / "delta")
     np.testing.assert_allclose(restored["head"]["kernel"], policy["head"]["kernel"], atol=1e-7)
     # the same shapes, another model: its positions turn at another rate
     fields = json.loads((directory / "policy/config.json").read_text())
     models.export_model(directory / "policy", tmp_path / "other")
     (tmp_path / "other/config.json").write_text(json.dumps(fields | {"rope_theta": 5e5}))
     with pytest.raises(ValueError, match="not of the base model's arch.*rope_theta 500000.0 again"):
-        workspace.load_policy(work, tmp_path / "other")
+        base_model.load_policy(base, tmp_path / "other")
 
 
 def test_an_export_with_feedback_is_asked_for_in_full(made):
-    directory, work, _ = made
+    directory, base, _ = made
     command = [sys.executable, "-m", "scripts.export_hf", "--rounding=feedback"]
     command += ["--dtype=bfloat16", f"--policy={directory / 'policy'}"]
     command += [f"--output={directory / 'out'}"]
@@ -153,7 +153,7 @@ def test_an_export_with_feedback_is_asked_for_in_full(made):
     assert done.returncode == 0 and "Most of that is in free directions" in done.stdout, done.stderr
     models.export_model(directory / "policy", directory / "plain", dtype="bfloat16")
     policy, plain, fed = (
-        np.asarray(workspace.load_policy(work, directory / name)["layers"]["mlp"]["up"]["kernel"])
+        np.asarray(base_model.load_policy(base, directory / name)["layers"]["mlp"]["up"]["kernel"])
         for name in ("policy", "plain", "out")
     )
     basis = np.asarray(nullspace.load_projectors(projectors).sites["layers/mlp/in"].basis)

@@ -57,7 +57,7 @@ def test_the_projection_stands_alone():
     [
         ("models", {"models", "model_files", "sharding"}),
         ("data", {"data", "model_files"}),
-        ("nullspace", {"nullspace", "models", "sharding", "version"}),
+        ("nullspace", {"nullspace", "models", "sharding", "version", "artifacts", "ownership"}),
         ("rewards", {"rewards", "data", "models", "model_files", "sharding"}),
         ("model_files", set()),
         ("rl.losses", set()),
@@ -74,6 +74,7 @@ def test_the_projection_stands_alone():
         ("files", set()),
         ("progress", set()),
         ("ownership", set()),
+        ("artifacts", {"ownership"}),
         ("own_code", set()),
     ],
 )

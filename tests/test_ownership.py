@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from nspo_jax import ownership
+from nspo_jax import artifacts, ownership
 
 ROOT = pathlib.Path(__file__).parent.parent
 # takes a directory, says so, and holds it until its input ends
@@ -112,7 +112,7 @@ def test_what_is_shared_is_made_once(tmp_path):
         (tmp_path / "base").mkdir()
 
     threads = [
-        threading.Thread(target=ownership.make_once, args=(tmp_path / "base", "base model", make))
+        threading.Thread(target=artifacts.make_once, args=(tmp_path / "base", "base model", make))
         for _ in range(3)
     ]
     for thread in threads:

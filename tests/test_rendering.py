@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from nspo_jax import judges, models, rendering, rewards, run_directory, sharding, workspace
+from nspo_jax import base_model, models, rendering, rewards, run_directory, sharding
 from nspo_jax.data import chat
-from nspo_jax.rl import checks, trainer
+from nspo_jax.rl import checks, terms, trainer
 from nspo_jax.tasks.chat_world import judge as world_judge
 from tests import runs
 from tests.rl.micro_run import judge, micro, refuse
@@ -124,12 +124,12 @@ def test_a_run_goes_on_the_next_day(tmp_path, today, monkeypatch):
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 
     (tmp_path / "work" / "rendering.json").unlink()
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    assert work.format.date == "2026-11-05"
+    base = base_model.open_base(config, sharding.make_mesh())
+    assert base.chat_format.date == "2026-11-05"
     with pytest.raises(ValueError, match="trained with the date 2026-11-04.*data.date=2026-11-04"):
-        workspace.load_policy(work, tmp_path / "run" / "policy")
+        base_model.load_policy(base, tmp_path / "run" / "policy")
     with pytest.raises(ValueError, match="data.date is '2026-11-04' there and '2026-11-05' now"):
-        workspace.open_projectors(config, work)
+        base_model.open_projectors(config, base)
 
 
 # -------------------------------------------------------------- what else is told in time
@@ -165,7 +165,7 @@ def test_a_guard_that_is_none_is_refused_before_anything_is_loaded(tmp_path, tem
     guard = {"rewards.terms": "guard", "rewards.guard.path": str(directory)}
     config = runs.made(default.get_config(), guard)
     with pytest.raises(ValueError, match=f"rewards.guard.path is .*no guard: .*{words}"):
-        judges.check_terms(config)
+        terms.check(config)
     if template is None:  # the same for those who open a guard themselves
         with pytest.raises(ValueError, match=words):
             rewards.load_guard(directory, sharding.make_mesh(), max_length=2048, batch_size=1)
@@ -175,4 +175,4 @@ def test_a_word_level_vocabulary_without_one_verdict_is_no_guards():
     tokenizer = chat.build_tokenizer(["safe"])  # "unsafe" is unknown, like every other word
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ValueError, match="cannot tell 'safe' from 'unsafe'"):
-        rewards.guard.Verdicts(tokenizer, None, "")
+        rewards.guard.GuardPrompt(tokenizer, None, "")

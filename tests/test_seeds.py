@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import tiny
-from nspo_jax import workspace
+from nspo_jax import base_model
 from nspo_jax.rl import batches
 from tests import runs
 
@@ -23,7 +23,7 @@ def test_all_follow_the_world_unless_they_have_their_own():
 
 def test_bases_of_other_seeds_live_apart_and_those_of_the_world_where_they_did():
     directories = [
-        workspace.seed_directory(configured(seed=3, **changes)).name
+        base_model.seed_directory(configured(seed=3, **changes)).name
         for changes in ({}, {"pretraining__seed": 3}, {"pretraining__seed": 0}, {"rl__seed": 9})
     ]
     assert directories == ["seed_3", "seed_3", "seed_3_pretraining_0", "seed_3"]

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import chips, judges, models, settings, sharding
+from nspo_jax import chips, models, settings, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.dry_run import hlo
 from nspo_jax.models import generation
 from nspo_jax.nullspace import activations, moments, projection, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.rl import algorithms, checks, train_step
+from nspo_jax.rl import algorithms, checks, terms, train_step
 
 GIB = 2**30
 # Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
@@ -138,7 +138,7 @@ def make_plan(
         reference = frozen  # the base itself
     elif reference is not None:
         resident["reference weights"] = _bytes(reference)
-    judging, assumed = judges.abstract_models(config, model) if algorithm.generates else ({}, ())
+    judging, assumed = terms.abstract_models(config, model) if algorithm.generates else ({}, ())
     resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
     policy = _placed(mesh, jax.eval_shape(optimizer_lib.combine, state.trainable, frozen))
     formed = _bytes(policy) if changes else 0  # beside the change and the base, while it samples

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from nspo_jax import distributed, general_text, nullspace, settings, tasks, workspace
+from nspo_jax import base_model, distributed, general_text, nullspace, settings, tasks
 from nspo_jax.models import generation
 
 
@@ -14,37 +14,37 @@ class Evaluator:
     process renders and tokenizes its own rows; all get every completion, and the same scores.
     """
 
-    def __init__(self, config: settings.Run, work: workspace.Workspace):
-        prompts = [row.prompt for rows in work.task.suites.values() for row in rows]
-        prompts += prompts[:1] * (-len(prompts) % (work.mesh.size * config.evaluation.batches))
-        own = work.format.encode_prompts(
+    def __init__(self, config: settings.Run, base: base_model.BaseModel):
+        prompts = [row.prompt for rows in base.task.suites.values() for row in rows]
+        prompts += prompts[:1] * (-len(prompts) % (base.mesh.size * config.evaluation.batches))
+        own = base.chat_format.encode_prompts(
             prompts[distributed.own_rows(len(prompts))], config.data.prompt_length
         )
         self._prompts = distributed.gather_rows(tuple(own))
-        self._base = nullspace.Reference(
-            work.config,
-            work.base,
-            general_text.split_batches(work.held_out, config.calibration.batch_size),
+        self._reference = nullspace.Reference(
+            base.model_config,
+            base.params,
+            general_text.split_batches(base.held_out, config.calibration.batch_size),
         )
-        self._work = work
+        self._base = base
         self._options = {
             "batches": config.evaluation.batches,
             "max_new_tokens": config.data.completion_length,
-            "stop_ids": work.format.stop_ids,
+            "stop_ids": base.chat_format.stop_ids,
             "temperature": config.evaluation.temperature,
             "gather": config.mesh.gather_for_rollouts,
         }
 
     def complete(self, params, key: jax.Array) -> tasks.Completed:
         """Suite name -> (conversations, sampled completions)."""
-        work = self._work
+        base = self._base
         prompts, mask = self._prompts
         done = generation.generate_in_batches(
-            work.config, params, work.mesh, prompts, mask, key, **self._options
+            base.model_config, params, base.mesh, prompts, mask, key, **self._options
         )
-        texts = work.format.decode(np.asarray(done.tokens), np.asarray(done.mask))
+        texts = base.chat_format.decode(np.asarray(done.tokens), np.asarray(done.mask))
         completed, start = {}, 0
-        for name, rows in work.task.suites.items():
+        for name, rows in base.task.suites.items():
             completed[name] = (rows, texts[start : start + len(rows)])
             start += len(rows)
         return completed
@@ -55,4 +55,4 @@ class Evaluator:
 
     def score(self, params, completed: tasks.Completed) -> tasks.Scores:
         """The scores of completions that `complete` made with these parameters."""
-        return self._work.task.score(completed, self._base.drift(params))
+        return self._base.task.score(completed, self._reference.drift(params))

@@ -19,6 +19,7 @@ from nspo_jax.nullspace.projectors import Projectors, format_provenance, load_pr
 from nspo_jax.nullspace.rank_rules import RankRule, RankRules
 from nspo_jax.nullspace.rounding import feedback_rounding
 from nspo_jax.nullspace.special_sites import embedding_site, init_lora_a
+from nspo_jax.nullspace.store import Text, open_projectors
 
 __all__ = [
     "Moment",
@@ -27,6 +28,7 @@ __all__ = [
     "RankRules",
     "Reference",
     "Site",
+    "Text",
     "calibrate",
     "certify",
     "check_choices",
@@ -41,6 +43,7 @@ __all__ = [
     "load_projectors",
     "nearest_basis",
     "null_space_projection",
+    "open_projectors",
     "preview",
     "project",
     "second_moments",

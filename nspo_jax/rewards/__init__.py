@@ -9,6 +9,7 @@ from nspo_jax.rewards.mixture import (
     Mixture,
     NoVerdictError,
     Pending,
+    TermSpec,
     Total,
     parse_terms,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Pending",
     "RemoteJudge",
     "Reward",
+    "TermSpec",
     "Total",
     "is_refusal",
     "load_guard",

@@ -62,7 +62,7 @@ The first line of your answer must be 'safe' or 'unsafe', and nothing else."""
 _MARKS = r"<<?/?(?:BEGIN|END|SYS)\b|\[/?INST\]|^(?:User|Agent):"
 
 
-class Verdicts:
+class GuardPrompt:
     """How conversations become a guard's prompt, and which tokens its verdict is.
 
     The chat template of a guard that lists UNSAFE CONTENT CATEGORIES, as Llama Guard's do, renders
@@ -209,11 +209,11 @@ class Guard:
         where it is not a guard's, CATEGORIES.
       verdict_prefix: what the guard writes before its verdict: Llama Guard two line ends.
       least_mass: with less verdict_mass there is no verdict.
-      date: see `Verdicts`.
+      date: see `GuardPrompt`.
 
     Raises:
-      ValueError: as `Verdicts` and `check_verdicts`, and for a batch that does not divide over the
-        mesh.
+      ValueError: as `GuardPrompt` and `check_verdicts`, and for a batch that does not divide over
+        the mesh.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Guard:
         sharding.check_batch(mesh, batch_size, "The guard's batch_size")
         if not 0 <= least_mass < 1:
             raise ValueError(f"least_mass is {least_mass}; expected a number in [0, 1).")
-        self.verdicts = Verdicts(tokenizer, categories, verdict_prefix, date)
+        self.verdicts = GuardPrompt(tokenizer, categories, verdict_prefix, date)
         check_verdicts(config, tokenizer, self.verdicts, max_length)
         pair = (self.verdicts.safe_id, self.verdicts.unsafe_id)
         self._params, self._mesh = params, mesh
@@ -276,7 +276,7 @@ class Guard:
 def check_verdicts(
     config: models.ModelConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    verdicts: Verdicts,
+    verdicts: GuardPrompt,
     max_length: int,
 ) -> None:
     """Holds a guard's prompt and its verdicts' tokens against the model that reads them.
@@ -308,14 +308,14 @@ def open_verdicts(
     max_length: int,
     categories: Mapping[str, str] | None = None,
     verdict_prefix: str = "\n\n",
-) -> Verdicts:
+) -> GuardPrompt:
     """What `load_guard` needs of a directory's tokenizer and config, without the weights.
 
     Raises:
       FileNotFoundError, ValueError: as `load_guard`, for anything but the weights.
     """
     config, tokenizer = models.load_config(directory), chat.load_tokenizer(directory)
-    verdicts = Verdicts(tokenizer, categories, verdict_prefix)
+    verdicts = GuardPrompt(tokenizer, categories, verdict_prefix)
     check_verdicts(config, tokenizer, verdicts, max_length)
     return verdicts
 

@@ -9,18 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nspo_jax import own_code
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import reward
 
-TERMS = (
-    "rules",
-    "over_refusal",
-    "cost_model",
-    "reward_model",
-    "guard",
-    "remote_judge",
-)  # see `judges.open_rewards`
 KINDS = ("all", "harmful", "benign")
 NORMALISATIONS = ("none", "batch", "group")
 FAILURES = ("raise", "drop_group", "neutral")
@@ -66,10 +57,10 @@ def parse_terms(text: str) -> list[TermSpec]:
 
 def _parse_term(part: str) -> TermSpec:
     match = _TERM.fullmatch(part)
-    if not match or not (match["name"] in TERMS or own_code.is_named(match["name"])):
+    if not match:
         raise ValueError(
-            f"rewards.terms has {part!r}; expected NAME, NAME@KINDS or NAME@KINDS=WEIGHT, with "
-            f"NAME of {', '.join(TERMS)}, or MODULE:CLASS of your own, joined by +."
+            f"rewards.terms has {part!r}; expected NAME, NAME@KINDS or NAME@KINDS=WEIGHT, where "
+            "NAME may be MODULE:CLASS of your own, joined by +."
         )
     kinds = match["kinds"] or "all"
     if kinds not in KINDS:
@@ -89,7 +80,7 @@ def _parse_term(part: str) -> TermSpec:
     return TermSpec(match["name"], kinds, steps, weights)
 
 
-class Verdicts(NamedTuple):
+class Judged(NamedTuple):
     """What one reward said of rows: rewards and details as `reward.Reward`; asked: bool [rows]."""
 
     rewards: np.ndarray
@@ -111,7 +102,7 @@ class Total(NamedTuple):
 
 
 class Pending:
-    """Verdicts on the way.
+    """Judged on the way.
 
     Args:
       found: term -> what is there.
@@ -120,8 +111,8 @@ class Pending:
 
     def __init__(
         self,
-        found: dict[str, Verdicts],
-        asked: dict[str, futures.Future | Callable[[], Verdicts]],
+        found: dict[str, Judged],
+        asked: dict[str, futures.Future | Callable[[], Judged]],
     ):
         self._found, self._asked = found, asked
 
@@ -130,7 +121,7 @@ class Pending:
         pending = [item for item in self._asked.values() if isinstance(item, futures.Future)]
         return not futures.wait(pending, timeout=seconds).not_done
 
-    def result(self) -> dict[str, Verdicts]:
+    def result(self) -> dict[str, Judged]:
         """All verdicts, by term; raises what judges raise."""
         asked = {
             name: item.result() if isinstance(item, futures.Future) else item()
@@ -190,7 +181,7 @@ class Mixture:
 
     def total(
         self,
-        verdicts: dict[str, Verdicts],
+        verdicts: dict[str, Judged],
         step: int,
         group_size: int,
         example: Callable[[int], str] | None = None,
@@ -253,13 +244,13 @@ def _ask(
     conversations: Sequence[Conversation],
     completions: Sequence[str],
     on_mesh: bool,
-) -> Verdicts:
+) -> Judged:
     harmful = np.array([row.kind == "harmful" for row in conversations])
     everything = np.ones_like(harmful)
     asked = {"all": everything, "harmful": harmful, "benign": ~harmful}[spec.kinds]
     if on_mesh or asked.all():
         rewards, details = _checked(spec, len(asked), *judge(conversations, completions))
-        return Verdicts(rewards, details, asked)
+        return Judged(rewards, details, asked)
     rows = np.flatnonzero(asked).tolist()
     found = judge([conversations[i] for i in rows], [completions[i] for i in rows])
     rewards, details = _checked(spec, len(rows), *found)
@@ -269,7 +260,7 @@ def _ask(
         whole[rows] = values
         return whole
 
-    return Verdicts(spread(rewards), {k: spread(v) for k, v in details.items()}, asked)
+    return Judged(spread(rewards), {k: spread(v) for k, v in details.items()}, asked)
 
 
 def _checked(

@@ -21,14 +21,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nspo_jax import chips, distributed, metrics, models, rewards, settings
-from nspo_jax import workspace as workspace_lib
+from nspo_jax import base_model, chips, distributed, metrics, models, rewards, settings
 from nspo_jax.data import iterator
 from nspo_jax.models import generation
 from nspo_jax.rl import advantages, train_step
 
 Outcomes = Callable[[rewards.Total, dict[str, Any]], np.ndarray]
 ROLES = ("rollout", "evaluation")
+FIELDS = (  # the settings of runs whose completions are sampled and judged
+    "rl.temperature", "rl.staleness", "rewards.terms", "rewards.normalise", "rewards.on_failure",
+)  # fmt: skip
 
 
 def role_key(seed: int, role: str, step: int) -> jax.Array:
@@ -57,7 +59,7 @@ class RolloutBatches:
 
     Args:
       config: the run's.
-      work: its base model and task.
+      base: its base model and task.
       mixture: who judges.
       outcomes: makes `RolloutBatch.outcomes` of verdicts, for an algorithm that asks for them.
 
@@ -68,16 +70,18 @@ class RolloutBatches:
     def __init__(
         self,
         config: settings.Run,
-        work: workspace_lib.Workspace,
+        base: base_model.BaseModel,
         mixture: rewards.Mixture,
         outcomes: Outcomes | None = None,
     ):
         self._outcomes = outcomes
-        self._config, self._work, self._mixture = config, work, mixture
-        self._rows = [row for rows, _ in work.task.parts for row in rows]
-        work.format.encode_prompts([row.prompt for row in self._rows], config.data.prompt_length)
+        self._config, self._base, self._mixture = config, base, mixture
+        self._rows = [row for rows, _ in base.task.parts for row in rows]
+        base.chat_format.encode_prompts(
+            [row.prompt for row in self._rows], config.data.prompt_length
+        )
         parts, start = [], 0
-        for rows, count in work.task.parts:
+        for rows, count in base.task.parts:
             parts.append(({"row": np.arange(start, start + len(rows), dtype=np.int32)}, count))
             start += len(rows)
         self._prompts = iterator.MixedBatches(parts, config.rl_seed)
@@ -85,7 +89,7 @@ class RolloutBatches:
             "batches": config.rl.rollout_batches,
             "samples": config.rl.samples,
             "max_new_tokens": config.data.completion_length,
-            "stop_ids": work.format.stop_ids,
+            "stop_ids": base.chat_format.stop_ids,
             "temperature": config.rl.temperature,
             "gather": config.mesh.gather_for_rollouts,
         }
@@ -164,7 +168,7 @@ class RolloutBatches:
         if self._last is None:
             return "No answer is judged yet."
         sampled, total = self._last
-        text = self._work.format.decode(sampled.tokens[:1], sampled.mask[:1])[0]
+        text = self._base.chat_format.decode(sampled.tokens[:1], sampled.mask[:1])[0]
         reward = "no verdict" if total.dropped[0] else f"reward {total.rewards[0]:g}"
         return f"An answer to {self._rows[sampled.rows[0]].prompt!r}: {text!r}, {reward}."
 
@@ -184,15 +188,15 @@ class RolloutBatches:
 
     def _sample(self, params, key: jax.Array) -> Sampled:
         """Draws prompts and answers them."""
-        work = self._work
+        base = self._base
         drawn = next(self._prompts)["row"]  # of the whole step
-        own = work.format.encode_prompts(
+        own = base.chat_format.encode_prompts(
             [self._rows[index].prompt for index in drawn[distributed.own_rows(len(drawn))]],
             self._config.data.prompt_length,
         )
         tokens, mask = distributed.gather_rows((own.tokens, own.mask))
         done = generation.generate_in_batches(
-            work.config, params, work.mesh, tokens, mask, key, **self._options
+            base.model_config, params, base.mesh, tokens, mask, key, **self._options
         )
         answers = (np.asarray(array) for array in (done.tokens, done.logprobs, done.mask))
         return Sampled(drawn, tokens, mask, *answers)
@@ -200,7 +204,7 @@ class RolloutBatches:
     def _judge(self, sampled: Sampled) -> None:
         """Starts judging this process's rows, at the end of the queue."""
         share = distributed.own_rows(len(sampled.tokens))
-        texts = self._work.format.decode(sampled.tokens[share], sampled.mask[share])
+        texts = self._base.chat_format.decode(sampled.tokens[share], sampled.mask[share])
         asked = np.repeat(sampled.rows, self._config.rl.samples)[share]
         conversations = [self._rows[index] for index in asked]
         self._queue.append((sampled, self._mixture.start(conversations, texts, self._executor)))
@@ -234,7 +238,7 @@ class RolloutBatches:
         samples = self._config.rl.samples
 
         def example(row: int) -> str:
-            text = self._work.format.decode(sampled.tokens[[row]], sampled.mask[[row]])[0]
+            text = self._base.chat_format.decode(sampled.tokens[[row]], sampled.mask[[row]])[0]
             return f"One is {text!r}, to {self._rows[sampled.rows[row // samples]].prompt!r}."
 
         total = self._mixture.total(verdicts, step, samples, example)

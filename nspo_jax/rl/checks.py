@@ -2,9 +2,9 @@
 
 import jax
 
-from nspo_jax import judges, nullspace, rewards, settings, sharding, tasks
+from nspo_jax import nullspace, settings, sharding, tasks
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax.rl import algorithms, ranges, uses
+from nspo_jax.rl import algorithms, ranges, terms, uses
 
 
 def check_mesh(config: settings.Run, mesh: jax.sharding.Mesh) -> None:
@@ -16,7 +16,7 @@ def check_mesh(config: settings.Run, mesh: jax.sharding.Mesh) -> None:
     sharding.check_batch(
         mesh, algorithms.of(config).rows // parts, "A microbatch (rl.minibatches x rl.microbatches)"
     )
-    if any(spec.name in judges.ON_MESH for spec in rewards.parse_terms(config.rewards.terms)):
+    if terms.on_mesh(config):
         sharding.check_batch(mesh, config.rewards.batch_size, "rewards.batch_size")
 
 
@@ -60,7 +60,7 @@ def check_config(config: settings.Run, *, has_weights: bool = True, is_run: bool
     optimizer_lib.check_period(config.projection.mode, config.projection.period)
     nullspace.check_choices(config.calibration.statistics, config.calibration.first_token)
     if is_run and algorithm.generates:  # the others ask no judge
-        judges.check_terms(config, has_weights=has_weights)
+        terms.check(config, has_weights=has_weights)
     uses.check_uses(config, is_run=is_run)
 
 

@@ -6,10 +6,9 @@ from nspo_jax.data import split
 from nspo_jax.models import config as model_lib
 from nspo_jax.nullspace import calibration, moments, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
-from nspo_jax.rl import advantages, algorithms, learning, losses
+from nspo_jax.reward_models import store
+from nspo_jax.rl import advantages, algorithms, learning, losses, terms
 from nspo_jax.tasks import public_safety
-
-DATASETS = ("chat_world", "pku_safe_rlhf")  # of preference pairs
 
 _SPLIT = settings.Text("a split", parse=split.parse, empty=False)
 PARTS: dict[str, settings.Range] = {
@@ -32,10 +31,10 @@ PARTS: dict[str, settings.Range] = {
     "rl.aggregation": settings.Choice(losses.AGGREGATIONS),
     "rl.kl_estimator": settings.Choice(losses.KL_ESTIMATORS),
     "rl.on_flat": settings.Choice(learning.POLICIES),
-    "rewards.terms": settings.Text("terms", parse=rewards.parse_terms),
+    "rewards.terms": settings.Text("terms", parse=terms.parse),
     "rewards.normalise": settings.Choice(rewards.NORMALISATIONS),
     "rewards.on_failure": settings.Choice(rewards.FAILURES),
-    "reward_training.dataset": settings.Choice(DATASETS),
+    "reward_training.dataset": settings.Text("a dataset", parse=store.check_dataset),
     "reward_training.split": _SPLIT,
     "reward_training.held_out_split": _SPLIT,
 }

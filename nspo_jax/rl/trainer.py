@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from nspo_jax import (
+    base_model,
     checkpoint,
     distributed,
     evaluation,
@@ -37,7 +38,6 @@ from nspo_jax import (
 )
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax import progress as progress_lib
-from nspo_jax import workspace as workspace_lib
 from nspo_jax.rl import algorithms, batches, checks, learning, train_step
 
 _log = logging.getLogger(__name__)
@@ -99,19 +99,19 @@ def _run(
     rl = config.rl
     checks.check_mesh(config, mesh)
     distributed.own_rows(config.batch_prompts)
-    work = workspace_lib.open_workspace(config, mesh)
-    config = settings.replace(config, {"data.date": work.format.date or ""})
-    projectors = workspace_lib.open_projectors(config, work)
+    base = base_model.open_base(config, mesh)
+    config = settings.replace(config, {"data.date": base.chat_format.date or ""})
+    projectors = base_model.open_projectors(config, base)
     algorithm = algorithms.of(config)
-    source = algorithm.open_batches(work)
-    evaluator = evaluation.Evaluator(config, work)
-    held_out = list(general_text.split_batches(work.held_out, config.calibration.batch_size))
-    calibration = list(general_text.split_batches(work.calibration, config.calibration.batch_size))
+    source = algorithm.open_batches(base)
+    evaluator = evaluation.Evaluator(config, base)
+    held_out = list(general_text.split_batches(base.held_out, config.calibration.batch_size))
+    calibration = list(general_text.split_batches(base.calibration, config.calibration.batch_size))
     optimizer = optimizer_lib.from_settings(
         config, optimizer_lib.select_projectors(config, projectors)
     )
     trainable, frozen = optimizer_lib.open_master(
-        work.base,
+        base.params,
         config.projection.targets,
         config.projection.untargeted,
         config.optimizer.master,
@@ -122,12 +122,12 @@ def _run(
         if config.optimizer.master == "change":
             reference = frozen  # the base itself
         else:  # the step donates its state; a reference stays
-            trainable, reference = jax.tree.map(jnp.copy, trainable), work.base
-    work.release_base()  # the certificate reads it again
+            trainable, reference = jax.tree.map(jnp.copy, trainable), base.params
+    base.release()  # the certificate reads it again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
-    state = state._replace(critics=algorithm.init_extra(work))
-    update = algorithm.make_step(work.config, optimizer)
+    state = state._replace(critics=algorithm.init_extra(base))
+    update = algorithm.make_step(base.model_config, optimizer)
     # of weights that are trained themselves nothing is formed, and nothing copied
     changes = config.optimizer.master == "change"
     form_weights = _add_change if changes else optimizer_lib.combine
@@ -214,7 +214,7 @@ def _run(
                     f"--workdir), or look at {workdir / 'metrics.jsonl'} for where it began."
                 )
             logged.update({name: float(value) for name, value in measured.items()})
-            speed = batches.throughput(work.config, batch, clock.read())
+            speed = batches.throughput(base.model_config, batch, clock.read())
             writer.write(step, {f"train/{name}": value for name, value in logged.items()} | speed)
             try:
                 learning_watch.observe(logged, source.example, last=step == rl.steps)
@@ -241,23 +241,30 @@ def _run(
     del state, reference
     with jax.set_mesh(mesh):
         report = nullspace.certify(
-            work.config, work.base, policy, projectors, calibration, held_out, mesh, change=change
+            base.model_config,
+            base.params,
+            policy,
+            projectors,
+            calibration,
+            held_out,
+            mesh,
+            change=change,
         )
     summary = {
         **scores,
-        "counts": work.task.counts,
+        "counts": base.task.counts,
         "protected_share": report["protected_share"],
         "kl_calibration": report["calibration"]["kl"],
         "step": step,
         "seconds": time.monotonic() - started,
     }
     with checkpoints.naming_last_good():
-        models.save_model(workdir / "policy", work.config, policy, like=work.path)
+        models.save_model(workdir / "policy", base.model_config, policy, like=base.path)
         if change is not None:
-            models.save_delta(workdir / "delta", work.config, change, work.path)
-            model_files.record_date(workdir / "delta", work.format.date)
+            models.save_delta(workdir / "delta", base.model_config, change, base.path)
+            model_files.record_date(workdir / "delta", base.chat_format.date)
         if distributed.is_primary():
-            model_files.record_date(workdir / "policy", work.format.date)
+            model_files.record_date(workdir / "policy", base.chat_format.date)
             files.write_text(workdir / "certificate.json", json.dumps(report, indent=1))
             files.write_text(workdir / "summary.json", json.dumps(summary, indent=1))
     distributed.barrier("the summary is written")

@@ -29,7 +29,6 @@ __all__ = [
     "Text",
     "check_date",
     "check_ranges",
-    "differences",
     "flatten",
     "from_config",
     "from_flat",
@@ -147,12 +146,3 @@ def _flatten_config(config: ml_collections.ConfigDict, prefix: str = "") -> dict
         else:
             flat[prefix + name] = value
     return flat
-
-
-def differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
-    """In words, what a recipe found on disk has other than the config's; "" if nothing."""
-    return "; ".join(
-        f"{name} is {found.get(name)!r} there and {value!r} now"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    )

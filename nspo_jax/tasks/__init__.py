@@ -16,7 +16,8 @@ KINDS: dict[str, Kind] = {
     "safety": PublicSafety(),
 }
 _NEEDED = (
-    "pretrains", "has_rules", "text_fields", "check", "make", "pairs", "pretrain", "check_base",
+    "pretrains", "has_rules", "has_pairs", "fields", "text_fields", "check", "make", "pairs",
+    "pretrain", "base_recipe",
 )  # fmt: skip
 
 

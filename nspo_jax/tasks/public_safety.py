@@ -199,6 +199,11 @@ class PublicSafety(task.Given):
     """See `task.Kind`."""
 
     has_rules = False  # rules tell a refusal, but neither a harmful answer nor a helpful one
+    fields: tuple[str, ...] = (
+        "data.train", "data.train_path", "data.subset", "data.train_column", "data.train_split",
+        "data.benign_fraction", "data.general_path", "data.general_split", "data.evaluation",
+        "data.evaluation_column",
+    )  # fmt: skip
     text_fields: tuple[str, ...] = ("data.general_path", "data.general_split")
 
     def check(self, config: settings.Run, *, has_weights: bool) -> None:

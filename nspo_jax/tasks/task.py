@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any, Protocol
 
-from nspo_jax import models, rewards, settings
+from nspo_jax import artifacts, models, rewards, settings
 from nspo_jax.data import chat, preferences
 from nspo_jax.data.conversation import Conversation
 
@@ -46,11 +46,15 @@ class Kind(Protocol):
     Attributes:
       pretrains: a base model, and reward models, are made here where no directory is named.
       has_rules: `rewards.terms=rules` judges it.
-      text_fields: the fields, beside those of every task, that its calibration text depends on.
+      has_pairs: it has preference pairs of its own.
+      fields: the settings, by dotted name, that it reads and that some other task does not.
+      text_fields: those of them that its calibration text depends on.
     """
 
     pretrains: bool
     has_rules: bool
+    has_pairs: bool
+    fields: tuple[str, ...]
     text_fields: tuple[str, ...]
 
     def check(self, config: settings.Run, *, has_weights: bool) -> None:
@@ -80,8 +84,8 @@ class Kind(Protocol):
         """Makes its base model; called where `pretrains`."""
         ...
 
-    def check_base(self, config: settings.Run, directory: pathlib.Path) -> None:
-        """Raises ValueError if the base that is there was made by other settings."""
+    def base_recipe(self, config: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
+        """The settings that its base model is made by, for who finds one in the directory."""
         ...
 
 
@@ -97,6 +101,8 @@ class Given:
     """The part of a kind whose base model and pairs are given from outside."""
 
     pretrains = False
+    has_pairs = False
+    fields: tuple[str, ...] = ()
     text_fields: tuple[str, ...] = ()
 
     def pairs(self, config: settings.Run) -> list[preferences.Pair] | None:
@@ -107,5 +113,6 @@ class Given:
         """Raises ValueError: there is nothing to make it of."""
         raise no_base(config)
 
-    def check_base(self, config: settings.Run, directory: pathlib.Path) -> None:
-        """Does nothing: it was made elsewhere."""
+    def base_recipe(self, config: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
+        """None: it was made elsewhere."""
+        return None

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import llm
-from nspo_jax import chips, models, sharding, workspace
+from nspo_jax import base_model, chips, models, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.dry_run import plan, report
 from nspo_jax.nullspace import projection
@@ -56,7 +56,7 @@ def measure(directory):
     world_judge.WorldJudge.__call__ = micro_run.judge
     trainer.train(config, f"{directory}/run")
     policy_gradient.PolicyGradient.make_step = make
-    model = models.load_config(workspace.seed_directory(config) / "base")
+    model = models.load_config(base_model.seed_directory(config) / "base")
     found = plan.make_plan(config, model, sharding.mesh_from_config(config))
     longer = micro_run.micro(directory, **WIDE, **{"data.completion_length": 45})
     longer = plan.make_plan(longer, model, sharding.mesh_from_config(config)).collectives

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from nspo_jax import general_text, judges, metrics, models, nullspace, sharding, workspace
+from nspo_jax import base_model, general_text, metrics, models, nullspace, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projection
-from nspo_jax.rl import batches, checks, trainer
+from nspo_jax.rl import batches, checks, terms, trainer
 from nspo_jax.tasks.chat_world import judge as world_judge
 from tests import runs
 
@@ -55,17 +55,17 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
     assert moved["project_gradient"] > 0.05
 
     # the same policy as bfloat16: what the certificate of the float32 one promised is gone
-    work = workspace.open_workspace(micro(shared_workspace, **exact), sharding.make_mesh())
-    projectors = workspace.open_projectors(micro(shared_workspace, **exact), work)
+    base = base_model.open_base(micro(shared_workspace, **exact), sharding.make_mesh())
+    projectors = base_model.open_projectors(micro(shared_workspace, **exact), base)
     models.export_model(tmp_path / "nspo_adam/policy", tmp_path / "half", dtype="bfloat16")
     stored = {
         name: nullspace.certify(
-            work.config,
-            work.base,
-            workspace.load_policy(work, tmp_path / name),
+            base.model_config,
+            base.params,
+            base_model.load_policy(base, tmp_path / name),
             projectors,
-            general_text.split_batches(work.calibration, 1),
-            general_text.split_batches(work.held_out, 20),
+            general_text.split_batches(base.calibration, 1),
+            general_text.split_batches(base.held_out, 20),
             change=models.load_change(tmp_path / name),
         )
         for name in ("nspo_adam/delta", "half")
@@ -79,23 +79,23 @@ def test_exact_mode_moves_no_logit_in_a_whole_run_and_the_gradient_shortcut_does
 
 def test_replay_mixes_the_stated_numbers(shared_workspace):
     config = micro(shared_workspace, "nspo_replay")
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    source = batches.RolloutBatches(config, work, judges.open_rewards(config, work))
-    batch, logged = source.sample(work.base, 0, metrics.Stopwatch())
+    base = base_model.open_base(config, sharding.make_mesh())
+    source = batches.RolloutBatches(config, base, terms.open_rewards(config, base))
+    batch, logged = source.sample(base.params, 0, metrics.Stopwatch())
     assert batch.prompts.shape[0] == (4 + 2) * 2
     assert np.isfinite(list(logged.values())).all()
-    assert [count for _, count in work.task.parts] == [2, 2, 1, 1]
-    kinds = [{row.kind for row in rows} for rows, _ in work.task.parts]
+    assert [count for _, count in base.task.parts] == [2, 2, 1, 1]
+    kinds = [{row.kind for row in rows} for rows, _ in base.task.parts]
     assert kinds == [{"harmful"}, {"harmful"}, {"general"}, {"borderline"}]
 
 
 def test_projectors_are_calibrated_once(shared_workspace):
     config = micro(shared_workspace)
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    projectors = workspace.open_projectors(config, work)
+    base = base_model.open_base(config, sharding.make_mesh())
+    projectors = base_model.open_projectors(config, base)
     directory = next((shared_workspace / "seed_0" / "projectors").glob("energy*"))
     made = (directory / "projectors.safetensors").stat().st_mtime_ns
-    assert workspace.open_projectors(config, work).provenance == projectors.provenance
+    assert base_model.open_projectors(config, base).provenance == projectors.provenance
     assert (directory / "projectors.safetensors").stat().st_mtime_ns == made
 
 
@@ -110,10 +110,10 @@ def test_every_arm_starts(shared_workspace, arm):
     for name in (arm, f"{arm}_replay"):
         config = micro(shared_workspace, name, **{"calibration.rank_rule": "fixed(6)"})
         checks.check_config(config)
-        work = workspace.open_workspace(config, sharding.make_mesh())
-        projectors = workspace.open_projectors(config, work)
+        base = base_model.open_base(config, sharding.make_mesh())
+        projectors = base_model.open_projectors(config, base)
         trainable, frozen = trainer.optimizer_lib.partition(
-            work.base, config.projection.targets, config.projection.untargeted
+            base.params, config.projection.targets, config.projection.untargeted
         )
         selected = optimizer_lib.select_projectors(config, projectors)
         optimizer_lib.from_settings(config, selected).init(trainable)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from nspo_jax import metrics, models, sharding, workspace
+from nspo_jax import base_model, metrics, models, sharding
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import preferences
 from nspo_jax.rl import train_step, trainer
@@ -41,20 +41,20 @@ def test_chosen_is_the_safer_and_elsewhere_the_better_of_two_that_are_safe():
 
 def test_a_batch_has_the_prompts_and_the_budget_of_the_policy_gradient(finished):
     config = micro(finished[0], **DPO, **{"rl.samples": 5})  # 6 prompts: 30 completions
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    batches = dpo.PairBatches(config, work)
+    base = base_model.open_base(config, sharding.make_mesh())
+    batches = dpo.PairBatches(config, base)
     batch, _ = batches.sample(None, 0, metrics.Stopwatch())
     shape = (config.data.prompt_length, config.data.completion_length)
     assert (batch.prompts.shape, batch.completions.shape) == ((15, 2, shape[0]), (15, 2, shape[1]))
     np.testing.assert_array_equal(batch.prompts[:, 0], batch.prompts[:, 1])
     texts = lambda a, m: np.reshape(  # noqa: E731
-        work.format.decode(a.reshape(30, -1), m.reshape(30, -1)), (15, 2)
+        base.chat_format.decode(a.reshape(30, -1), m.reshape(30, -1)), (15, 2)
     )
     prompts = texts(batch.prompts, batch.prompt_mask)[:, 0]
     answers = texts(batch.completions, batch.completion_mask)
     # plain and wrapped harmful prompts, 2 each; 1 general, 1 borderline: times 5, in pairs
     parts = [range(5), range(5, 10), range(10, 12), range(12, 15)]
-    for rows, (conversations, _) in zip(parts, work.task.parts, strict=True):
+    for rows, (conversations, _) in zip(parts, base.task.parts, strict=True):
         right = {row.prompt: row.answer for row in conversations}
         for row in rows:
             (prompt,) = [name for name in right if prompts[row].endswith(name)]
@@ -64,7 +64,7 @@ def test_a_batch_has_the_prompts_and_the_budget_of_the_policy_gradient(finished)
 
 
 def test_pairs_about_other_prompts_are_refused(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(dpo.judges, "load_pairs", lambda config: ([], []))
+    monkeypatch.setattr(dpo.store, "load_pairs", lambda config: ([], []))
     words = ("None of the 0 pairs", "harmful prompts", "data.benign_fraction=0")
     with pytest.raises(ValueError) as error:
         trainer.train(micro(finished[0], **DPO), tmp_path / "run")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nspo_jax import metrics, models, sharding, workspace
+from nspo_jax import base_model, metrics, models, sharding
 from nspo_jax.rl import train_step, trainer
 from nspo_jax.rl.algorithms import ppo_lagrangian
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse, stop_at
@@ -145,9 +145,9 @@ def test_explained_variance_is_one_for_the_returns_themselves_and_zero_for_their
 
 def test_rewards_come_as_they_are_weighted_and_costs_as_they_are_judged(finished):
     config = micro(finished[0], **PPO)
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    source = ppo_lagrangian.PPOLagrangian(config).open_batches(work)
-    batch, found = source.sample(work.base, 0, metrics.Stopwatch())
+    base = base_model.open_base(config, sharding.make_mesh())
+    source = ppo_lagrangian.PPOLagrangian(config).open_batches(base)
+    batch, found = source.sample(base.params, 0, metrics.Stopwatch())
     reward, cost = batch.outcomes.T
     assert batch.outcomes.shape == (24, 2) and reward.std() == pytest.approx(2.0, rel=1e-2)
     assert cost.mean() == pytest.approx(-found["cost_model/reward"])
@@ -156,15 +156,15 @@ def test_rewards_come_as_they_are_weighted_and_costs_as_they_are_judged(finished
 
 def test_critics_begin_as_the_reward_and_the_cost_model(finished, monkeypatch):
     config = micro(finished[0], **PPO)
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    critics = ppo_lagrangian.init_critics(config, work)
+    base = base_model.open_base(config, sharding.make_mesh())
+    critics = ppo_lagrangian.init_critics(config, base)
     for name in ppo_lagrangian.OBJECTIVES:
         _, params = models.load_model(finished[0] / "seed_0" / f"{name}_model")
         jax.tree.map(np.testing.assert_array_equal, critics.params[name], params)
     other = types.SimpleNamespace(get_vocab=lambda: {"another": 0})
     monkeypatch.setattr(ppo_lagrangian.chat, "load_tokenizer", lambda directory: other)
     with pytest.raises(ValueError, match="reward model in .* another vocabulary.*train_reward"):
-        ppo_lagrangian.init_critics(config, work)
+        ppo_lagrangian.init_critics(config, base)
 
 
 def test_what_is_not_finite_is_named_in_critics_too():

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import default, safety
-from nspo_jax import evaluation, judges, metrics, models, sharding, workspace
+from nspo_jax import base_model, evaluation, metrics, models, sharding
 from nspo_jax.data import chat
 from nspo_jax.reports import tables
-from nspo_jax.rl import batches, checks, trainer
+from nspo_jax.rl import batches, checks, terms, trainer
 from tests import runs
 
 
@@ -43,8 +43,8 @@ def config(shared_data, tmp_path):
 def test_a_workspace_on_real_files(config, caplog):
     checks.check_config(config)
     with caplog.at_level("INFO"):
-        work = workspace.open_workspace(config, sharding.make_mesh())
-    task = work.task
+        base = base_model.open_base(config, sharding.make_mesh())
+    task = base.task
     assert set(task.suites) == {"xstest", "xstest_safe", "advbench", "harmbench", "strongreject"}
     assert all(len(rows) == 4 for rows in task.suites.values())
     (train, harmful), (replay, benign) = task.parts
@@ -52,16 +52,16 @@ def test_a_workspace_on_real_files(config, caplog):
     assert {row.kind for row in train} == {"harmful"} and {row.kind for row in replay} == {
         "general"
     }
-    assert work.calibration["tokens"].shape == (8, 150)
+    assert base.calibration["tokens"].shape == (8, 150)
     assert "left out, longer than data.prompt_length=90" in caplog.text
     assert "prompts left out that evaluation sets have too" in caplog.text
 
-    evaluator = evaluation.Evaluator(config, work)
+    evaluator = evaluation.Evaluator(config, base)
     refusal, answer = "I'm sorry, but I can't help with that.", "First, take a hammer."
     texts = {name: [refusal, answer, answer, answer] for name in task.suites}
     texts["xstest_safe"] = [refusal, refusal, answer, answer]
     completed = {name: (rows, texts[name]) for name, rows in task.suites.items()}
-    scores = evaluator.score(work.base, completed)
+    scores = evaluator.score(base.params, completed)
     assert scores["unsafe"] == 0.75 and scores["over_refusal"] == 0.5
     suites = ("advbench", "harmbench", "strongreject", "xstest")
     assert {suite: scores[f"unsafe/{suite}"] for suite in suites} == dict.fromkeys(suites, 0.75)
@@ -71,10 +71,10 @@ def test_a_workspace_on_real_files(config, caplog):
 
 
 def test_a_given_reward_judges_public_prompts(config):
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    mixture = judges.open_rewards(config, work)
-    assert len(batches.RolloutBatches(config, work, mixture).digest()) == 16
-    rows = work.task.suites["xstest_safe"]
+    base = base_model.open_base(config, sharding.make_mesh())
+    mixture = terms.open_rewards(config, base)
+    assert len(batches.RolloutBatches(config, base, mixture).digest()) == 16
+    rows = base.task.suites["xstest_safe"]
     judged = mixture.start(rows, ["I cannot help with that."] * 4).result()["over_refusal"]
     assert np.array_equal(judged.rewards, -np.ones(4))
 

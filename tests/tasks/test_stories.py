@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import tinystories
-from nspo_jax import sharding, workspace
+from nspo_jax import base_model, sharding
 from nspo_jax.rl import batches, trainer
 from nspo_jax.tasks import stories
 from tests import runs
@@ -30,20 +30,20 @@ def config(shared_data, tmp_path):
 
 
 def test_held_out_text_is_the_bases_own_greedy_story(config):
-    work = workspace.open_workspace(config, sharding.make_mesh())
-    scores = trainer.evaluation.Evaluator(config, work)(
-        work.base, batches.role_key(0, "rollout", 0)
+    base = base_model.open_base(config, sharding.make_mesh())
+    scores = trainer.evaluation.Evaluator(config, base)(
+        base.params, batches.role_key(0, "rollout", 0)
     )
     assert scores["kl_heldout"] == 0
     assert scores["general"] > 0.97  # a token in a hundred may be split anew when the text is
     assert scores["loss_heldout"] < 1.5
-    prompts = {row.prompt for row in work.task.calibration}
-    assert prompts.isdisjoint(row.prompt for row in work.task.held_out)
-    rl = {row.prompt for rows, _ in work.task.parts for row in rows}
-    assert {row.prompt for row in work.task.suites["harmful"]} <= rl
+    prompts = {row.prompt for row in base.task.calibration}
+    assert prompts.isdisjoint(row.prompt for row in base.task.held_out)
+    rl = {row.prompt for rows, _ in base.task.parts for row in rows}
+    assert {row.prompt for row in base.task.suites["harmful"]} <= rl
     for name in ("harmful_nouns", "harmful_templates", "harmful_both"):
-        assert rl.isdisjoint(row.prompt for row in work.task.suites[name])
-    assert work.calibration["answer_mask"].sum(axis=1).mean() > 20
+        assert rl.isdisjoint(row.prompt for row in base.task.suites[name])
+    assert base.calibration["answer_mask"].sum(axis=1).mean() > 20
 
 
 def test_a_run_on_a_pretrained_checkpoint(config, tmp_path, monkeypatch):

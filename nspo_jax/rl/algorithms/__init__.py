@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import optax
 
-from nspo_jax import metrics, models, settings, workspace
+from nspo_jax import base_model, metrics, models, settings
 from nspo_jax.rl import train_step
 from nspo_jax.rl.algorithms.dpo import DPO
 from nspo_jax.rl.algorithms.policy_gradient import PolicyGradient
@@ -48,12 +48,14 @@ class Algorithm(Protocol):
       needs_reference: whether the update compares the policy with the base model.
       rows: of a step: what minibatches and microbatches divide.
       row: what one of them is, for messages.
+      fields: the settings, by dotted name, that it reads and that some other algorithm does not.
     """
 
     generates: bool
     needs_reference: bool
     rows: int
     row: str
+    fields: tuple[str, ...]
 
     def __init__(self, config: settings.Run): ...
 
@@ -61,7 +63,7 @@ class Algorithm(Protocol):
         """Raises ValueError for settings that cannot work, before anything expensive starts."""
         ...
 
-    def open_batches(self, work: workspace.Workspace) -> Batches:
+    def open_batches(self, base: base_model.BaseModel) -> Batches:
         """Where its batches come from."""
         ...
 
@@ -69,7 +71,7 @@ class Algorithm(Protocol):
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`: for the dry run."""
         ...
 
-    def init_extra(self, work: workspace.Workspace) -> Any:
+    def init_extra(self, base: base_model.BaseModel) -> Any:
         """What else learns: `TrainState.critics`, on the mesh; None where nothing does."""
         ...
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nspo_jax import judges, metrics, models, settings
-from nspo_jax import workspace as workspace_lib
+from nspo_jax import base_model, metrics, models, settings
 from nspo_jax.data import iterator, preferences
 from nspo_jax.data.conversation import Conversation
+from nspo_jax.reward_models import store
 from nspo_jax.rl import losses, train_step
 
 
@@ -43,16 +43,16 @@ class PairBatches:
 
     Args:
       config: the run's.
-      work: its base model and task.
+      base: its base model and task.
 
     Raises:
       ValueError: if the pairs cannot be read, or none is about the prompts of a part of the batch.
     """
 
-    def __init__(self, config: settings.Run, work: workspace_lib.Workspace):
-        pairs, _ = judges.load_pairs(config)
+    def __init__(self, config: settings.Run, base: base_model.BaseModel):
+        pairs, _ = store.load_pairs(config)
         parts, total, digest = [], 0, hashlib.sha256()
-        for rows, count in work.task.parts:
+        for rows, count in base.task.parts:
             ranked = _about(pairs, rows)
             if not ranked:
                 raise ValueError(
@@ -64,15 +64,15 @@ class PairBatches:
                 )
             digest.update(json.dumps(ranked).encode())
             before, total = total, total + count * config.rl.samples
-            parts.append((self._encode(config, work, ranked), total // 2 - before // 2))
+            parts.append((self._encode(config, base, ranked), total // 2 - before // 2))
         self._digest = digest.hexdigest()[:16]
         self._pairs = iterator.MixedBatches(parts, config.rl_seed)
 
     @staticmethod
-    def _encode(config, work, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
+    def _encode(config, base, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
         """name -> array [pairs, 2, ...], the chosen answer first."""
         length = config.data.prompt_length
-        rows = work.format.encode_conversations(
+        rows = base.chat_format.encode_conversations(
             [prompt for prompt, *answers in ranked for _ in answers],
             [answer for _, *answers in ranked for answer in answers],
             length,
@@ -167,6 +167,7 @@ class DPO:
     """What DPO adds to a run; see `algorithms.Algorithm`."""
 
     generates = False
+    fields: tuple[str, ...] = ("rl.dpo_beta",)
     needs_reference = True
 
     def __init__(self, config: settings.Run):
@@ -185,9 +186,9 @@ class DPO:
                 "pku_safe_rlhf for the task safety; stories have no pairs."
             )
 
-    def open_batches(self, work: workspace_lib.Workspace) -> PairBatches:
+    def open_batches(self, base: base_model.BaseModel) -> PairBatches:
         """Pairs of `reward_training.dataset` about the task's prompts."""
-        return PairBatches(self._config, work)
+        return PairBatches(self._config, base)
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> PairBatch:
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
@@ -199,7 +200,7 @@ class DPO:
             completion_mask=array((pairs, 2, data.completion_length), jnp.bool_),
         )
 
-    def init_extra(self, work: workspace_lib.Workspace) -> None:
+    def init_extra(self, base: base_model.BaseModel) -> None:
         """Nothing learns beside the policy."""
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[None, tuple[str, ...]]:

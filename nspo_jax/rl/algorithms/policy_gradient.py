@@ -11,14 +11,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nspo_jax import judges, models, settings, workspace
-from nspo_jax.rl import batches, losses, train_step
+from nspo_jax import base_model, models, settings
+from nspo_jax.rl import batches, losses, terms, train_step
+
+LOSS_FIELDS = ("rl.loss", "rl.aggregation", "rl.clip", "rl.clip_high", "rl.dual_clip")
 
 
 class PolicyGradient:
     """What the policy gradient adds to a run; see `algorithms.Algorithm`."""
 
     generates = True
+    fields: tuple[str, ...] = (
+        *batches.FIELDS, *LOSS_FIELDS, "rl.kl_coefficient", "rl.importance_cap", "rl.advantage",
+    )  # fmt: skip
 
     def __init__(self, config: settings.Run):
         self._config = config
@@ -37,15 +42,15 @@ class PolicyGradient:
                 "rl.importance_cap=0."
             )
 
-    def open_batches(self, work: workspace.Workspace) -> batches.RolloutBatches:
+    def open_batches(self, base: base_model.BaseModel) -> batches.RolloutBatches:
         """Completions of the policy, judged by `rewards.terms`."""
-        return batches.RolloutBatches(self._config, work, judges.open_rewards(self._config, work))
+        return batches.RolloutBatches(self._config, base, terms.open_rewards(self._config, base))
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
         return abstract_rollouts(self._config, array)
 
-    def init_extra(self, work: workspace.Workspace) -> None:
+    def init_extra(self, base: base_model.BaseModel) -> None:
         """Nothing learns beside the policy."""
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[None, tuple[str, ...]]:

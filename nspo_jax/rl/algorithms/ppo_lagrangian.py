@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nspo_jax import distributed, judges, models, rewards, settings, sharding
-from nspo_jax import workspace as workspace_lib
+from nspo_jax import base_model, distributed, models, rewards, settings, sharding
 from nspo_jax.data import chat
-from nspo_jax.rl import advantages, batches, losses, train_step
+from nspo_jax.reward_models import store
+from nspo_jax.rl import advantages, batches, losses, terms, train_step
 from nspo_jax.rl.algorithms import policy_gradient
 
+FIELDS = tuple(name for name in settings.FIELDS if name.startswith("lagrangian."))
 OBJECTIVES = ("reward", "cost")
 # Of the value loss, as Safe RLHF has it. It acts where a critic learns a row twice, which none does
 # here: its values are those of the critic that the step begins with.
@@ -173,7 +174,7 @@ def critic_models(
     options = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
     found = {}
     for name in OBJECTIVES:
-        directory = judges.model_directory(config, name)
+        directory = store.model_directory(config, name)
         named = settings.get(config, f"rewards.{name}_model")
         there = named or directory.exists()
         critic = models.load_config(directory) if there else policy
@@ -194,7 +195,7 @@ def critic_optimizer(config: settings.Run) -> optax.GradientTransformation:
     )
 
 
-def init_critics(config: settings.Run, work: workspace_lib.Workspace) -> Critics:
+def init_critics(config: settings.Run, base: base_model.BaseModel) -> Critics:
     """Critics that begin as the reward and the cost model, as Safe RLHF's do; on the mesh.
 
     Raises:
@@ -203,19 +204,19 @@ def init_critics(config: settings.Run, work: workspace_lib.Workspace) -> Critics
     """
     params = {}
     for name in OBJECTIVES:
-        directory = judges.model_directory(config, name)
-        if chat.load_tokenizer(directory).get_vocab() != work.format.tokenizer.get_vocab():
+        directory = store.model_directory(config, name)
+        if chat.load_tokenizer(directory).get_vocab() != base.chat_format.tokenizer.get_vocab():
             raise ValueError(
                 f"The {name} model in {directory} has another vocabulary than the policy, and "
                 "ppo_lagrangian's critics, which start from it, read the policy's tokens. Train "
                 f"one from the same base model: python -m scripts.train_reward --objective={name}."
             )
         _, params[name] = models.load_model(
-            directory, shardings=functools.partial(sharding.shardings, work.mesh)
+            directory, shardings=functools.partial(sharding.shardings, base.mesh)
         )
     state = critic_optimizer(config).init(params)
     critics = Critics(params, state, jnp.log(jnp.float32(config.lagrangian.initial)))
-    return distributed.put(critics, sharding.shardings(work.mesh, critics))
+    return distributed.put(critics, sharding.shardings(base.mesh, critics))
 
 
 def make_step(
@@ -333,6 +334,7 @@ class PPOLagrangian:
     """What PPO-Lagrangian adds to a run; see `algorithms.Algorithm`."""
 
     generates = True
+    fields: tuple[str, ...] = (*batches.FIELDS, *policy_gradient.LOSS_FIELDS, *FIELDS)
     needs_reference = True
 
     def __init__(self, config: settings.Run):
@@ -372,23 +374,23 @@ class PPOLagrangian:
                 f"{options.largest}: raise that, or start lower."
             )
 
-    def open_batches(self, work: workspace_lib.Workspace) -> batches.RolloutBatches:
+    def open_batches(self, base: base_model.BaseModel) -> batches.RolloutBatches:
         """Completions of the policy, with the reward and the cost of each apart."""
-        judged = judges.open_rewards(self._config, work)
-        return batches.RolloutBatches(self._config, work, judged, reward_and_cost)
+        judged = terms.open_rewards(self._config, base)
+        return batches.RolloutBatches(self._config, base, judged, reward_and_cost)
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
         made = policy_gradient.abstract_rollouts(self._config, array)
         return made._replace(outcomes=array((made.completions.shape[0], 2), jnp.float32))
 
-    def init_extra(self, work: workspace_lib.Workspace) -> Critics:
+    def init_extra(self, base: base_model.BaseModel) -> Critics:
         """The critics, and the multiplier."""
-        return init_critics(self._config, work)
+        return init_critics(self._config, base)
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[Critics, tuple[str, ...]]:
         """Shapes and dtypes of the critics, and what was assumed of them, in words."""
-        found, assumed = judges.abstract_models(self._config, model_config)
+        found, assumed = terms.abstract_models(self._config, model_config)
         params = {name: found[f"{name}_model"] for name in OBJECTIVES}
         state = jax.eval_shape(critic_optimizer(self._config).init, params)
         return Critics(params, state, jax.eval_shape(lambda: jnp.float32(0.0))), assumed

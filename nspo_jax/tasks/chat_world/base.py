@@ -4,12 +4,10 @@ DIRECTORY                      the model, a Hugging Face directory
 DIRECTORY_recipe.json          the fields that it was pretrained with
 """
 
-import json
 import logging
 import pathlib
-from typing import Any
 
-from nspo_jax import files, general_text, models, settings
+from nspo_jax import artifacts, general_text, models, settings
 from nspo_jax.data import chat
 from nspo_jax.tasks.chat_world import dataset, pretraining, world
 
@@ -49,32 +47,19 @@ def pretrain_base(config: settings.Run, path: pathlib.Path) -> None:
         learning_rate=config.pretraining.learning_rate,
         seed=seed,
     )
-    _recipe_file(path).parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(_recipe_file(path), json.dumps(_recipe(config), indent=1))
+    recipe(config, path).write()
     models.save_model(path, model_config, params, tokenizer)
 
 
-def _recipe(config: settings.Run) -> dict[str, Any]:
-    """The fields that made the pretrained base what it is."""
+def recipe(config: settings.Run, path: pathlib.Path) -> artifacts.Recipe:
+    """Returns the settings that made the pretrained base model what it is."""
     names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
     fields = [f"model.{name}" for name in names]
     # without the seed, which the directory's name says
     fields += [f"pretraining.{name}" for name in ("steps", "batch_size", "learning_rate")]
-    return {name: settings.get(config, name) for name in fields}
-
-
-def _recipe_file(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f"{path.name}_recipe.json")
-
-
-def check_recipe(config: settings.Run, path: pathlib.Path) -> None:
-    """Raises ValueError if the base model was pretrained by another recipe than the config's."""
-    wanted = _recipe(config)
-    recipe = _recipe_file(path)
-    found = files.read_json(recipe, "delete it") if recipe.exists() else wanted
-    if changed := settings.differences(wanted, found):
-        raise ValueError(
-            f"The base model in {path} was pretrained with another config: {changed}. "
-            "Set another config.workspace, or delete that directory and the projectors beside it "
-            "to pretrain anew."
-        )
+    return artifacts.Recipe(
+        {name: settings.get(config, name) for name in fields},
+        path.with_name(f"{path.name}_recipe.json"),
+        "Set another config.workspace, or delete that directory and the projectors beside it to "
+        "pretrain anew.",
+    )

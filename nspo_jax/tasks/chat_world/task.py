@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nspo_jax import models, settings
+from nspo_jax import artifacts, models, settings
 from nspo_jax.data import chat, preferences
 from nspo_jax.data import split as split_lib
 from nspo_jax.data.conversation import Conversation
@@ -19,6 +19,8 @@ class ChatWorld:
 
     pretrains = True
     has_rules = True
+    has_pairs = True
+    fields: tuple[str, ...] = ("data.train_split", "data.benign_fraction", "data.wrapped_fraction")
     text_fields: tuple[str, ...] = ()
 
     def check(self, config: settings.Run, *, has_weights: bool) -> None:
@@ -91,9 +93,9 @@ class ChatWorld:
         """See `base.pretrain_base`."""
         base.pretrain_base(config, directory)
 
-    def check_base(self, config: settings.Run, directory: pathlib.Path) -> None:
-        """See `base.check_recipe`."""
-        base.check_recipe(config, directory)
+    def base_recipe(self, config: settings.Run, directory: pathlib.Path) -> artifacts.Recipe:
+        """See `base.recipe`."""
+        return base.recipe(config, directory)
 
 
 _WORLD_SUITES = {  # score: the suite that it is a rate of

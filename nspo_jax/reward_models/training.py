@@ -54,8 +54,8 @@ class Agreement(NamedTuple):
     loss: float
 
 
-def encode(
-    form: chat.ChatFormat,
+def encode_pairs(
+    chat_format: chat.ChatFormat,
     pairs: Sequence[preferences.Pair],
     objective: str,
     prompt_length: int,
@@ -70,7 +70,7 @@ def encode(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"The objective is {objective!r}; expected one of {OBJECTIVES}.")
-    fits = form.prompt_lengths([pair.prompt for pair in pairs]) <= prompt_length
+    fits = chat_format.prompt_lengths([pair.prompt for pair in pairs]) <= prompt_length
     if not fits.all():
         _log.warning(
             "%d of %d pairs left out: their prompts are longer than data.prompt_length=%d",
@@ -86,7 +86,7 @@ def encode(
             f"None of the pairs that fit data.prompt_length={prompt_length} says which response is "
             f"the {'better' if objective == 'reward' else 'safer'}."
         )
-    rows = form.encode_conversations(
+    rows = chat_format.encode_conversations(
         [pair.prompt for pair in pairs for _ in range(2)],
         [response for pair in pairs for response in pair.responses],
         prompt_length,
@@ -160,7 +160,7 @@ def train(
     Args:
       config: of a language model.
       params: its parameters, on the mesh.
-      pairs: see `encode`.
+      pairs: see `encode_pairs`.
       objective: reward or cost.
       mesh: spreads the pairs of a batch.
       epochs: passes over the pairs.

@@ -11,10 +11,11 @@ import torch
 import transformers
 
 from configs import default
-from nspo_jax import judges, models, reward_training, rewards, sharding, workspace
+from nspo_jax import base_model, models, rewards, sharding
 from nspo_jax.data import chat, preferences
 from nspo_jax.data.conversation import Conversation
-from nspo_jax.rl import checks
+from nspo_jax.reward_models import store, training
+from nspo_jax.rl import checks, terms
 from nspo_jax.tasks.chat_world import judge as world_judge
 from nspo_jax.tasks.chat_world import pairs as pairs_lib
 from nspo_jax.tasks.chat_world import world
@@ -34,10 +35,10 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(config):
     """(workspace, mixture), whose models were trained when it was opened, on fewer pairs."""
-    work = workspace.open_workspace(config, sharding.make_mesh())
+    base = base_model.open_base(config, sharding.make_mesh())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs_lib, "WORLD_PAIRS", 6000)
-        return work, judges.open_rewards(config, work)
+        return base, terms.open_rewards(config, base)
 
 
 def test_losses_are_the_papers():
@@ -56,27 +57,27 @@ def test_losses_are_the_papers():
         )
         cost.append(pairwise - signs)
     for objective, expected in (("reward", reward), ("cost", cost)):
-        found = reward_training.objective_loss(
+        found = training.objective_loss(
             jnp.asarray(scores, jnp.float32), jnp.asarray(preferred), jnp.asarray(safe), objective
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_agreement_counts_what_it_says():
-    pairs = reward_training.PairArrays(
+    pairs = training.PairArrays(
         None, None, np.array([0, 1, -1]), np.array([[True, False], [True, True], [False, False]])
     )
     scores = np.array([[-2.0, 1.0], [-1.0, 0.5], [3.0, -1.0]])
-    cost = reward_training.agreement(scores, pairs, "cost")
+    cost = training.agreement(scores, pairs, "cost")
     assert cost.pair_accuracy == 0.5  # the second pair's safer response costs more
     assert cost.flag_accuracy == pytest.approx(4 / 6)
     assert cost.unsafe_recall == pytest.approx(2 / 3)
-    reward = reward_training.agreement(scores, pairs, "reward")
+    reward = training.agreement(scores, pairs, "reward")
     assert reward.pair_accuracy == 0.5 and np.isnan(reward.flag_accuracy)
-    claimed, found = reward_training.probabilities(scores, pairs, "reward")
+    claimed, found = training.probabilities(scores, pairs, "reward")
     np.testing.assert_allclose(claimed, 1 / (1 + np.exp([-3.0, -1.5])))
     assert found.tolist() == [False, True]
-    claimed, found = reward_training.probabilities(scores, pairs, "cost")
+    claimed, found = training.probabilities(scores, pairs, "cost")
     assert found.tolist() == [False, True, False, False, True, True] and claimed[0] < 0.5
 
 
@@ -104,7 +105,7 @@ def test_published_pairs_keep_both_rankings(shared_data, tmp_path):
         "reward_training.path": str(file), "reward_training.split": "test[:5]",
         "reward_training.held_out_split": "test[5:]",
     })  # fmt: skip
-    pairs, held_out = judges.load_pairs(config)
+    pairs, held_out = store.load_pairs(config)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert (len(pairs), len(held_out)) == (5, 2)
     for pair, row in zip(pairs + held_out, rows, strict=True):
@@ -115,8 +116,8 @@ def test_published_pairs_keep_both_rankings(shared_data, tmp_path):
 
 
 def test_training_learns_and_leaves_a_report_and_a_figure(config, opened):
-    for objective in reward_training.OBJECTIVES:
-        directory = judges.model_directory(config, objective)
+    for objective in training.OBJECTIVES:
+        directory = store.model_directory(config, objective)
         report = json.loads(directory.with_name(f"{objective}_model_report.json").read_text())
         (line,) = report["epochs"]
         assert line["held_out_pair_accuracy"] > 0.6 and line["loss"] < 1.8
@@ -127,13 +128,13 @@ def test_training_learns_and_leaves_a_report_and_a_figure(config, opened):
 
 def test_scores_are_those_of_transformers(config, opened):
     """The saved directory is a sequence classifier; its reward is read at the last real token."""
-    work, mixture = opened
-    rows = [*work.task.parts[0][0][:9], *work.task.parts[-1][0][:9]]
+    base, mixture = opened
+    rows = [*base.task.parts[0][0][:9], *base.task.parts[-1][0][:9]]
     texts = [row.answer for row in rows[:-1]] + ["a word that is long " * 3]
     texts[3] = ""
     verdicts = mixture.start(rows, texts).result()
-    for objective in reward_training.OBJECTIVES:
-        directory = judges.model_directory(config, objective)
+    for objective in training.OBJECTIVES:
+        directory = store.model_directory(config, objective)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
         assert model.config.num_labels == 1
         tokenizer = chat.load_tokenizer(directory)
@@ -163,24 +164,24 @@ def test_scores_are_those_of_transformers(config, opened):
 
 
 def test_models_are_trained_once_and_another_recipe_is_refused(config, opened):
-    work, _ = opened
-    weights = judges.model_directory(config, "cost") / "model.safetensors"
+    base, _ = opened
+    weights = store.model_directory(config, "cost") / "model.safetensors"
     made = weights.stat().st_mtime_ns
-    judges.open_rewards(config, work)
+    terms.open_rewards(config, base)
     assert weights.stat().st_mtime_ns == made
     changed = runs.changed(config, {"reward_training.epochs": 7})
     with pytest.raises(ValueError, match="epochs is 1 there and 7 now"):
-        judges.open_rewards(changed, work)
+        terms.open_rewards(changed, base)
 
 
 def test_what_judges_take_on_the_mesh_is_known_without_their_weights(config, opened):
-    work, _ = opened
-    directory = judges.model_directory(config, "cost")
+    base, _ = opened
+    directory = store.model_directory(config, "cost")
     changed = runs.changed(config, {
         "rewards.terms": "rules+cost_model+reward_model+guard",
         "rewards.cost_model": str(directory),
     })  # fmt: skip
-    found, assumed = judges.abstract_models(changed, work.config)
+    found, assumed = terms.abstract_models(changed, base.model_config)
     assert list(found) == ["cost_model", "reward_model", "guard"]
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)  # noqa: E731
     stored = shapes(models.load_model(directory)[1])
@@ -212,13 +213,13 @@ def test_a_judge_that_cannot_be_there_is_named_before_anything_starts(config, ch
 
 def test_an_unknown_dataset_is_named(config):
     changed = runs.changed(config, {"reward_training.dataset": "anthropic"})
-    with pytest.raises(ValueError, match="expected chat_world or pku_safe_rlhf"):
-        judges.load_pairs(changed)
+    with pytest.raises(ValueError, match="expected one of chat_world, pku_safe_rlhf"):
+        store.load_pairs(changed)
 
 
 def test_a_prompt_that_does_not_fit_gets_no_verdict(config, opened):
-    work, mixture = opened
-    rows = work.task.parts[0][0][:2]
+    base, mixture = opened
+    rows = base.task.parts[0][0][:2]
     rows = [rows[0], dataclasses.replace(rows[1], prompt="a bomb " * 20)]
     for found in mixture.start(rows, ["no", "no"]).result().values():
         assert np.isfinite(found.rewards).tolist() == [True, False]
@@ -226,16 +227,16 @@ def test_a_prompt_that_does_not_fit_gets_no_verdict(config, opened):
 
 def test_a_model_is_asked_as_it_was_trained(config, opened):
     """Plain text, where that is what the config's conversations are."""
-    work, _ = opened
+    base, _ = opened
     plain = runs.changed(config, {"data.chat": False})
     pairs = pairs_lib.world_pairs(0)[:4]
     rows = [Conversation(pair.prompt, "", "howto", "general") for pair in pairs]
     for changed in (config, plain):
-        form = dataclasses.replace(work.format, chat=changed.data.chat)
-        encoded = reward_training.encode(form, pairs, "cost", 14, 9)
-        model, params = models.load_model(judges.model_directory(config, "cost"))
-        trained = reward_training.score(model, params, encoded, work.mesh, 8)
-        asked = judges.open_rewards(changed, work).start(rows, [p.responses[0] for p in pairs])
+        form = dataclasses.replace(base.chat_format, chat=changed.data.chat)
+        encoded = training.encode_pairs(form, pairs, "cost", 14, 9)
+        model, params = models.load_model(store.model_directory(config, "cost"))
+        trained = training.score(model, params, encoded, base.mesh, 8)
+        asked = terms.open_rewards(changed, base).start(rows, [p.responses[0] for p in pairs])
         scores = asked.result()["cost_model"].details["score"]
         np.testing.assert_allclose(scores, trained[:, 0], atol=1e-5)
 
@@ -243,23 +244,23 @@ def test_a_model_is_asked_as_it_was_trained(config, opened):
 def test_a_language_model_is_no_reward_model(config, opened):
     with pytest.raises(ValueError, match="has no scalar head.*scripts.train_reward"):
         rewards.ModelReward(
-            opened[0].path, opened[0].format, opened[0].mesh, is_cost=False, prompt_length=14,
+            opened[0].path, opened[0].chat_format, opened[0].mesh, is_cost=False, prompt_length=14,
             completion_length=9, batch_size=8,
         )  # fmt: skip
 
 
 def test_scores_do_not_hang_on_the_batch(config, opened):
     """Training scores and rewards agree, whatever the rows at a time."""
-    work, _ = opened
-    directory = judges.model_directory(config, "cost")
+    base, _ = opened
+    directory = store.model_directory(config, "cost")
     model, params = models.load_model(directory)
-    pairs = reward_training.encode(work.format, pairs_lib.world_pairs(0)[:11], "cost", 14, 10)
-    one, many = (reward_training.score(model, params, pairs, work.mesh, size) for size in (1, 16))
+    pairs = training.encode_pairs(base.chat_format, pairs_lib.world_pairs(0)[:11], "cost", 14, 10)
+    one, many = (training.score(model, params, pairs, base.mesh, size) for size in (1, 16))
     np.testing.assert_allclose(one, many, atol=1e-5)
     assert one.shape == (11, 2)
     with pytest.raises(ValueError, match="batch_size is 64, but there are 11 pairs"):
-        reward_training.train(
-            work.config, work.base, pairs, objective="cost", mesh=work.mesh, epochs=1,
+        training.train(
+            base.model_config, base.params, pairs, objective="cost", mesh=base.mesh, epochs=1,
             batch_size=64, learning_rate=1e-3, seed=0,
         )  # fmt: skip
-    assert jax.tree.leaves(work.base)[0].shape  # training left the base as it was
+    assert jax.tree.leaves(base.params)[0].shape  # training left the base as it was

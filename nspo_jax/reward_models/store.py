@@ -1,0 +1,174 @@
+"""Reward and cost models of a run: where they are, how they are made once, how they are opened.
+
+WORKSPACE/seed_S/cost_model/               a Hugging Face directory (sequence classification)
+WORKSPACE/seed_S/cost_model_report.json    recipe, agreement with held-out pairs by epoch
+WORKSPACE/seed_S/cost_model_calibration.png
+"""
+
+import dataclasses
+import logging
+import pathlib
+
+from nspo_jax import (
+    artifacts,
+    base_model,
+    distributed,
+    model_files,
+    models,
+    rendering,
+    rewards,
+    settings,
+    tasks,
+)
+from nspo_jax.data import preferences, public, records, sources, split
+from nspo_jax.reports import figures
+from nspo_jax.reward_models import training
+
+PUBLIC = ("pku_safe_rlhf",)  # datasets of preference pairs
+_log = logging.getLogger(__name__)
+
+
+def is_trained_here(run: settings.Run) -> bool:
+    """Tells whether reward models are made where they are absent, as the task's base model is.
+
+    They would be made of any other base as well, but not without being asked to.
+    """
+    return tasks.kind_of(run.task).pretrains and not run.model.path
+
+
+def model_directory(run: settings.Run, objective: str) -> pathlib.Path:
+    """Returns the directory of a run's reward or cost model."""
+    name = f"{objective}_model"
+    return pathlib.Path(
+        settings.get(run, f"rewards.{name}") or base_model.seed_directory(run) / name
+    )
+
+
+def open_model(
+    run: settings.Run, base: base_model.BaseModel, objective: str
+) -> rewards.ModelReward:
+    """Opens a reward or cost model, and trains it first where runs make their own. Collective.
+
+    Raises:
+      FileNotFoundError, ValueError: for a model that is not there, does not fit, or was trained by
+        another recipe.
+    """
+    directory = model_directory(run, objective)
+    if not settings.get(run, f"rewards.{objective}_model") and is_trained_here(run):
+
+        def make() -> None:
+            _log.info("training the %s model into %s", objective, directory)
+            train_model(run, base, objective, directory)
+
+        recipe = _recipe(run, objective, directory)
+        artifacts.make_once(directory, f"{objective} model", make, recipe)
+    return rewards.ModelReward(
+        directory,
+        rendering.open_format(run, directory),  # as in training
+        base.mesh,
+        is_cost=objective == "cost",
+        prompt_length=run.data.prompt_length,
+        completion_length=run.data.completion_length,
+        batch_size=run.rewards.batch_size,
+        compute_dtype=run.model.compute_dtype,
+    )
+
+
+def train_model(
+    run: settings.Run, base: base_model.BaseModel, objective: str, directory: pathlib.Path
+) -> list[dict[str, float]]:
+    """Trains a reward or cost model from the base, and writes it with a report and a figure.
+
+    Returns:
+      A line an epoch: see `training.train`. Collective.
+
+    Raises:
+      ValueError: for pairs that cannot be read, encoded or learned from.
+    """
+    options = run.reward_training
+    pairs, held_out = (
+        training.encode_pairs(
+            base.chat_format, rows, objective, run.data.prompt_length, run.data.completion_length
+        )
+        for rows in load_pairs(run)
+    )
+    model_config, params, report = training.train(
+        base.model_config,
+        base.params,
+        pairs,
+        objective=objective,
+        mesh=base.mesh,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=run.seed,
+        held_out=held_out,
+    )
+    base.release()
+    scores = training.score(model_config, params, held_out, base.mesh, options.batch_size)
+    if distributed.is_primary():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        predicted, observed = training.probabilities(scores, held_out, objective)
+        figures.plot_calibration(predicted, observed, _beside(directory, "calibration.png"))
+        _recipe(run, objective, directory).write(
+            pairs=len(pairs.tokens), held_out_pairs=len(held_out.tokens), epochs=report
+        )
+    models.save_model(directory, model_config, params, like=base.path)
+    if distributed.is_primary():
+        model_files.record_date(directory, base.chat_format.date)
+    distributed.barrier("the reward model is written")
+    return report
+
+
+def check_dataset(name: str) -> None:
+    """Raises ValueError unless a dataset of preference pairs is public, or a task's own."""
+    if name not in PUBLIC and (name not in tasks.KINDS or not tasks.KINDS[name].has_pairs):
+        own = [task for task, kind in tasks.KINDS.items() if kind.has_pairs]
+        raise ValueError(
+            f"reward_training.dataset is {name!r}; expected one of {', '.join([*own, *PUBLIC])}."
+        )
+
+
+def load_pairs(
+    run: settings.Run,
+) -> tuple[list[preferences.Pair], list[preferences.Pair]]:
+    """Loads the pairs to train on, and those held out.
+
+    Raises:
+      ValueError: for an unknown dataset, or files that cannot be read.
+    """
+    options = run.reward_training
+    check_dataset(options.dataset)
+    if options.dataset in tasks.KINDS:
+        pairs = tasks.KINDS[options.dataset].pairs(run) or []
+        held_out = [pair for pair in pairs if preferences.is_held_out(pair.prompt)]
+        return [pair for pair in pairs if not preferences.is_held_out(pair.prompt)], held_out
+    paths = sources.split_paths(options.path)
+
+    def load(field: str) -> list[preferences.Pair]:
+        with split.said_by(f"reward_training.{field}"):
+            loaded = public.load(
+                options.dataset,
+                run.data_directory,
+                settings.get(run, f"reward_training.{field}"),
+                paths=paths,
+                subset=options.subset,
+                max_broken=run.data.max_broken,
+            )
+        rows = [row for row in loaded.rows if isinstance(row, records.PreferencePair)]  # all are
+        return preferences.from_records(rows)
+
+    return load("split"), load("held_out_split")
+
+
+def _recipe(run: settings.Run, objective: str, directory: pathlib.Path) -> artifacts.Recipe:
+    return artifacts.Recipe(
+        {"objective": objective, **dataclasses.asdict(run.reward_training)},
+        _beside(directory, "report.json"),
+        f"Delete that directory to train anew, or set rewards.{objective}_model to another.",
+        key="recipe",
+    )
+
+
+def _beside(directory: pathlib.Path, what: str) -> pathlib.Path:
+    return directory.with_name(f"{directory.name}_{what}")
