@@ -288,8 +288,9 @@ def _sites(config, model, rank_share) -> tuple[dict[str, projection.Site], tuple
         if projectors_lib.target_of(name) not in targets:
             continue
         size, rule = leaves[kernels[0]].shape[-2], rules.of(name)
-        rank = int(rule.value) if rule.name == "fixed" else round(rank_share * size)
-        guessed |= set() if rule.name == "fixed" else {str(rule)}
+        known = rule.known_rank
+        rank = round(rank_share * size) if known is None else known
+        guessed |= {str(rule)} if known is None else set()
         side = projection.PROTECTED if rank <= size - rank else projection.NULL
         side = projection.NULL if coordinates else side
         stack = (model.num_layers,) if name.startswith("layers/") else ()

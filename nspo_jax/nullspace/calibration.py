@@ -265,7 +265,7 @@ def _warn_of_massive_directions(
     """Logs where one direction's energy leaves a rule that goes by shares nearly nothing else."""
     found = {}
     for name, site in projectors.sites.items():
-        if site.side == projection.ROWS or rules.of(name).name == "fixed":
+        if site.side == projection.ROWS or rules.of(name).known_rank is not None:
             continue
         ranks, layers = site.protected_ranks.reshape(-1), []
         for layer, (rank, spectrum) in enumerate(

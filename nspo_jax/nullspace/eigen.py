@@ -39,7 +39,7 @@ _FACTOR_ROUNDING = 1e-5
 
 
 # (leading eigenvalues, descending; the number of all; their sum) -> rank, None: more are needed.
-RankOf = Callable[[np.ndarray, int, float], int | None]
+RanksOf = Callable[[np.ndarray, int, float], list[int] | None]
 
 
 class Eigenpairs(NamedTuple):
@@ -64,23 +64,24 @@ class Eigenpairs(NamedTuple):
 
 
 def decompose(
-    matrix: jax.Array | np.ndarray, rank_of: RankOf, guess: int = 0
-) -> tuple[Eigenpairs, int]:
-    """As many leading eigenpairs of a positive semi-definite matrix as its rank needs.
+    matrix: jax.Array | np.ndarray, ranks_of: RanksOf, guess: int = 0
+) -> tuple[Eigenpairs, list[int]]:
+    """Computes as many leading eigenpairs of a positive semi-definite matrix as its ranks need.
 
     Decomposes fully (LAPACK, float64, on the host) up to `full_size` and where more than half of
     the directions are asked for; else iterates on the device.
 
     Args:
       matrix: float32 or float64 [d, d], symmetric.
-      rank_of: says the rank that the eigenvalues found so far mean.
+      ranks_of: (eigenvalues found so far, size, trace) to the ranks that they mean, by several
+        rules; None where one of them hangs on eigenvalues that are not found.
       guess: the rank to be expected; 0: no idea.
 
     Returns:
-      The pairs, more than the rank unless they are all; and the rank. Of pairs that are not all,
-      the value after the rank is the largest eigenvalue of what the first `rank` vectors leave
-      free, from below (a few power iterations), `bound` is the same from above, and the vectors
-      after it mean nothing.
+      The pairs, more than the largest rank unless they are all; and the ranks. Of pairs that are
+      not all, the value after the largest rank is the largest eigenvalue of what the first vectors
+      leave free, from below (a few power iterations), `bound` is the same from above, and the
+      vectors after it mean nothing.
 
     Raises:
       ValueError: as `leading`.
@@ -92,16 +93,17 @@ def decompose(
         if _block(count, size) > FULL_SHARE * size:
             count = size
         pairs = leading(matrix, count, start=start)
-        rank = rank_of(pairs.values, size, pairs.trace)
-        if rank is None:  # not where all eigenvalues are known
+        ranks = ranks_of(pairs.values, size, pairs.trace)
+        if ranks is None:  # not where all eigenvalues are known
             start, count = pairs.vectors, 2 * count
             continue
         if len(pairs.values) == size:
-            return pairs, rank
+            return pairs, ranks
+        rank = max(ranks)
         values = pairs.values[: rank + 1].copy()
         values[rank], bound = _bound_outside(jnp.asarray(matrix, jnp.float32), pairs, rank)
         vectors = pairs.vectors[:, : rank + 1]
-        return pairs._replace(values=values, vectors=vectors, bound=bound), rank
+        return pairs._replace(values=values, vectors=vectors, bound=bound), ranks
 
 
 def full_size() -> int:

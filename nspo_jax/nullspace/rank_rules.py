@@ -4,16 +4,88 @@ A rule is written as in a config: `relative_max(5e-4)`, `energy(0.05)`, `absolut
 `fixed(32)`; with other rules for some sites as `energy(0.05)+mlp/out=fixed(64)`.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 # Float32 inputs put the noise of a Gram matrix at 1e-8 to 1e-7 of its largest eigenvalue: below
 # this threshold a rule would tell noise from noise.
 SMALLEST_ALPHA = 1e-6
-NAMES = ("relative_max", "energy", "absolute", "fixed")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+class Known(NamedTuple):
+    """What is known of one spectrum.
+
+    values: [known] eigenvalues, descending and not negative: all of them, or the leading ones;
+    size: the number of all; trace: the sum of all, or None.
+    """
+
+    values: np.ndarray
+    size: int
+    trace: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One kind of rank rule.
+
+    Attributes:
+      argument: the name of its number, such as EPS.
+      holds: tells whether a number is one that it takes.
+      expected: the numbers that it takes, in words.
+      rank: number and spectrum to the rank; any rank that is not below the number of known
+        eigenvalues means that more of them are needed.
+      is_known: its number is the rank, before anything is decomposed.
+    """
+
+    argument: str
+    holds: Callable[[float], bool]
+    expected: str
+    rank: Callable[[float, Known], int]
+    is_known: bool = False
+
+
+def _above(least: float, known: Known) -> int:
+    rank = int(np.sum(known.values >= least))
+    return known.size if rank == len(known.values) else rank  # the next may be large enough too
+
+
+def _energy(share: float, known: Known) -> int:
+    values, size, trace = known
+    if len(values) == size:
+        tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
+        return size - int(np.sum(tail <= share * values.sum()))
+    if trace is None:
+        raise TypeError("The rule energy needs the trace where eigenvalues are not known.")
+    left = trace - np.cumsum(values)  # outside of the 1, 2, ... largest
+    enough = left <= share * trace
+    return int(np.argmax(enough)) + 1 if enough.any() else size
+
+
+RULES: dict[str, Rule] = {
+    "relative_max": Rule(
+        "ALPHA",
+        lambda alpha: SMALLEST_ALPHA <= alpha < 1,
+        f"alpha in [{SMALLEST_ALPHA:g}, 1): smaller eigenvalues of float32 statistics are "
+        "rounding noise",
+        lambda alpha, known: _above(alpha * known.values[0], known),
+    ),
+    "energy": Rule("EPS", lambda share: 0 < share < 1, "a share of energy in (0, 1)", _energy),
+    "absolute": Rule(
+        "EIGENVALUE", lambda least: 0 < least < np.inf, "a positive eigenvalue", _above
+    ),
+    "fixed": Rule(
+        "RANK",
+        lambda rank: rank >= 1 and float(rank).is_integer(),
+        "a positive whole rank",
+        lambda rank, known: min(int(rank), known.size),
+        is_known=True,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +110,11 @@ class RankRule:
     value: float
 
     def __post_init__(self):
-        name, value, text = self.name, float(self.value), str(self)
-        if name not in NAMES:
-            raise ValueError(_unknown(text))
-        if name == "relative_max" and not SMALLEST_ALPHA <= value < 1:
-            raise ValueError(
-                f"The rank rule is {text!r}; alpha must be in [{SMALLEST_ALPHA:g}, 1): smaller "
-                "eigenvalues of float32 statistics are rounding noise."
-            )
-        if name == "energy" and not 0 < value < 1:
-            raise ValueError(f"The rank rule is {text!r}; expected a share of energy in (0, 1).")
-        if name == "absolute" and not 0 < value < np.inf:
-            raise ValueError(f"The rank rule is {text!r}; expected a positive eigenvalue.")
-        if name == "fixed" and not (value >= 1 and value.is_integer()):
-            raise ValueError(f"The rank rule is {text!r}; expected a positive whole rank.")
+        if self.name not in RULES:
+            raise ValueError(_unknown(str(self)))
+        rule = RULES[self.name]
+        if not rule.holds(float(self.value)):
+            raise ValueError(f"The rank rule is {str(self)!r}; expected {rule.expected}.")
 
     @classmethod
     def parse(cls, text: str) -> "RankRule":
@@ -69,6 +132,11 @@ class RankRule:
         short = f"{self.value:g}"
         return f"{self.name}({short if float(short) == self.value else repr(float(self.value))})"
 
+    @property
+    def known_rank(self) -> int | None:
+        """The rank where the rule says it before anything is decomposed; None: it does not."""
+        return int(self.value) if RULES[self.name].is_known else None
+
     def rank(
         self, eigenvalues: np.ndarray, *, size: int | None = None, trace: float | None = None
     ) -> int | None:
@@ -84,21 +152,7 @@ class RankRule:
         """
         values = np.maximum(eigenvalues, 0.0)  # rounding makes half of the noise floor negative
         size = len(values) if size is None else size
-        if self.name == "fixed":
-            rank = min(int(self.value), size)
-        elif self.name == "energy" and len(values) == size:
-            tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
-            rank = size - int(np.sum(tail <= self.value * values.sum()))
-        elif self.name == "energy":
-            if trace is None:
-                raise TypeError("The rule energy needs the trace where eigenvalues are not known.")
-            left = trace - np.cumsum(values)  # outside of the 1, 2, ... largest
-            enough = left <= self.value * trace
-            rank = int(np.argmax(enough)) + 1 if enough.any() else size
-        else:
-            least = self.value * values[0] if self.name == "relative_max" else self.value
-            rank = int(np.sum(values >= least))
-            rank = size if rank == len(values) else rank  # the next may be large enough too
+        rank = RULES[self.name].rank(self.value, Known(values, size, trace))
         return rank if rank < len(values) or len(values) == size else None
 
 
@@ -175,7 +229,8 @@ def as_rules(rules: str | RankRule | RankRules) -> RankRules:
 
 
 def _unknown(text: str) -> str:
+    rules = [f"{name}({rule.argument})" for name, rule in RULES.items()]
     return (
-        f"The rank rule is {text!r}; expected relative_max(ALPHA), energy(EPS), absolute(VALUE) or "
-        "fixed(RANK), for example energy(0.05)."
+        f"The rank rule is {text!r}; expected {', '.join(rules[:-1])} or {rules[-1]}, for example "
+        "energy(0.05)."
     )

@@ -226,21 +226,21 @@ def _decompose(
     apart: _Apart, rules: Sequence[rank_rules.RankRule], guess: int
 ) -> tuple[eigen.Eigenpairs, list[int], spectrum_lib.Spectrum]:
     """Eigenpairs, the rank by each rule, and the spectrum."""
-    first, found = apart.first.shape[1], []
-    known = [int(rule.value) for rule in rules if rule.name == "fixed"]
+    first = apart.first.shape[1]
+    known = [rule.known_rank for rule in rules if rule.known_rank is not None]
     guess = max(guess, *(first + rank for rank in known), 0)
 
-    def rank_of(values: np.ndarray, size: int, trace: float) -> int | None:
+    def ranks_of(values: np.ndarray, size: int, trace: float) -> list[int] | None:
         if first == size:
-            found[:] = [size] * len(rules)
-            return size
+            return [size] * len(rules)
         if len(values) <= first:
             return None
         size, trace = size - first, trace - first * apart.spike
-        found[:] = [rule.rank(values[first:], size=size, trace=trace) for rule in rules]
-        return None if None in found else first + max(found)
+        ranks = [rule.rank(values[first:], size=size, trace=trace) for rule in rules]
+        found = [first + rank for rank in ranks if rank is not None]
+        return found if len(found) == len(ranks) else None
 
-    pairs, _ = eigen.decompose(apart.matrix, rank_of, guess)
+    pairs, ranks = eigen.decompose(apart.matrix, ranks_of, guess)
     spectrum = spectrum_lib.single(
         np.concatenate([apart.energies, pairs.values[first:]]),
         pairs.trace if apart.trace is None else apart.trace,
@@ -248,7 +248,6 @@ def _decompose(
         first,
         pairs.bound,
     )
-    ranks = found if first == spectrum.size else [first + rank for rank in found]
     return pairs, ranks, spectrum
 
 
