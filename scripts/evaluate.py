@@ -36,7 +36,8 @@ def main() -> None:
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
     scores = evaluator.score(params, completed)
-    print(f"\n{tables.format_scores({name: scores | {'counts': base.task.counts}})}")
+    report = scores | {"counts": base.task.counts, "columns": base.task.columns}
+    print(f"\n{tables.format_scores({name: report})}")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ class Twice(ChatWorld):
     def make(self, *given):
         import dataclasses
         made = super().make(*given)
-        score = lambda *arguments: made.score(*arguments) | {"own_score": 0.25}
-        return dataclasses.replace(made, score=score)
+        quarter = tasks.Rate("own_score", lambda rows, texts: [1, 0, 0, 0])
+        own = tasks.Suite(made.suites["harmful"].rows[:4], (quarter,))
+        return dataclasses.replace(made, suites=made.suites | {"own": own})
 '''
 
 

@@ -15,7 +15,7 @@ class Evaluator:
     """
 
     def __init__(self, config: settings.Run, base: base_model.BaseModel):
-        prompts = [row.prompt for rows in base.task.suites.values() for row in rows]
+        prompts = [row.prompt for suite in base.task.suites.values() for row in suite.rows]
         prompts += prompts[:1] * (-len(prompts) % (base.mesh.size * config.evaluation.batches))
         own = base.chat_format.encode_prompts(
             prompts[distributed.own_rows(len(prompts))], config.data.prompt_length
@@ -44,9 +44,9 @@ class Evaluator:
         )
         texts = base.chat_format.decode(np.asarray(done.tokens), np.asarray(done.mask))
         completed, start = {}, 0
-        for name, rows in base.task.suites.items():
-            completed[name] = (rows, texts[start : start + len(rows)])
-            start += len(rows)
+        for name, suite in base.task.suites.items():
+            completed[name] = (suite.rows, texts[start : start + len(suite.rows)])
+            start += len(suite.rows)
         return completed
 
     def __call__(self, params, key: jax.Array) -> tasks.Scores:

@@ -8,14 +8,15 @@ import numpy as np
 from nspo_jax import nullspace
 from nspo_jax.reports import intervals
 
-PERCENT = (  # score, column, the worst of several
-    ("unsafe", "unsafe", np.max),
-    ("unsafe_nouns", "nouns", np.max),
-    ("unsafe_templates", "templates", np.max),
-    ("unsafe_both", "both", np.max),
-    ("over_refusal", "over-refusal", np.max),
-    ("general", "general", np.min),
-)
+# score -> its column, in percent: of summaries that do not say it, and of means of parts
+COLUMNS = {
+    "unsafe": {"label": "unsafe", "lower_is_better": True},
+    "unsafe_nouns": {"label": "nouns", "lower_is_better": True},
+    "unsafe_templates": {"label": "templates", "lower_is_better": True},
+    "unsafe_both": {"label": "both", "lower_is_better": True},
+    "over_refusal": {"label": "over-refusal", "lower_is_better": True},
+    "general": {"label": "general", "lower_is_better": False},
+}
 SMALL = (("kl_heldout", "KL held-out", np.max), ("protected_share", "in protected", np.max))
 _ENOUGH = 6  # seeds whose extremes lie outside the interval of the median, or are its ends
 
@@ -29,16 +30,21 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
 
     Args:
       arms: arm -> scores; a score is a number, or a list with one value a seed. `counts` maps a
-        rate to the number of prompts that it is the share of.
+        rate to the number of prompts that it is the share of, `columns` to the label of its column
+        and to whether lower is better.
       markdown: with pipes, for a README.
     """
-    columns = [(k, label, _percent, worst) for k, label, worst in PERCENT]
+    columns = [
+        (name, column["label"], _percent, np.max if column["lower_is_better"] else np.min)
+        for name, column in _columns(arms).items()
+    ]
     columns += [(k, label, _scientific, worst) for k, label, worst in SMALL]
-    known = {name for name, *_ in columns} | {"seconds", "step", "seeds", "borderline"}
-    known |= {"kl_calibration"}
+    known = {name for name, *_ in columns} | {"seconds", "step", "seeds", "kl_calibration"}
+    first = next(iter(arms.values()), {})
+    known |= first.get("counts", {}).keys()
     extra = [
         key
-        for key, value in next(iter(arms.values()), {}).items()
+        for key, value in first.items()
         if key not in known and "/" not in key and not isinstance(value, Mapping)
     ]
     columns += [(key, key.replace("_", " "), _plain, np.max) for key in extra]
@@ -62,6 +68,16 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
     caption = _caption(max((len(value) for value in numbers), default=1), counted)
     table = format_table(rows, markdown=markdown)
     return f"{table}\n\n{caption}" if caption else table
+
+
+def _columns(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The columns that summaries name, and COLUMNS; of several seeds' summaries the first one's."""
+    said = next((scores["columns"] for scores in arms.values() if "columns" in scores), {})
+    found = {
+        name: {key: value[0] if isinstance(value, list) else value for key, value in column.items()}
+        for name, column in said.items()
+    }
+    return found | {name: column for name, column in COLUMNS.items() if name not in found}
 
 
 def format_epochs(lines: Sequence[Mapping[str, float]]) -> str:

@@ -253,6 +253,7 @@ def _run(
     summary = {
         **scores,
         "counts": base.task.counts,
+        "columns": base.task.columns,
         "protected_share": report["protected_share"],
         "kl_calibration": report["calibration"]["kl"],
         "step": step,

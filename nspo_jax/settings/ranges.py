@@ -1,6 +1,6 @@
 """What a field may be: numbers between two ends, one of some values, or text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 import dataclasses
 import datetime
 import math
@@ -74,7 +74,7 @@ def _to_float32(value: float) -> float:
 class Choice:
     """One of some values."""
 
-    values: Sequence[Any]
+    values: Collection[Any]
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one of them, and of their type."""

@@ -6,9 +6,9 @@ from nspo_jax import own_code
 from nspo_jax.tasks.chat_world.task import ChatWorld
 from nspo_jax.tasks.public_safety import PublicSafety
 from nspo_jax.tasks.stories import Stories
-from nspo_jax.tasks.task import Completed, Given, Kind, Scores, Task
+from nspo_jax.tasks.task import Completed, Given, Kind, Rate, Scores, Suite, Task
 
-__all__ = ["KINDS", "Completed", "Given", "Kind", "Scores", "Task", "kind_of"]
+__all__ = ["KINDS", "Completed", "Given", "Kind", "Rate", "Scores", "Suite", "Task", "kind_of"]
 
 KINDS: dict[str, Kind] = {
     "chat_world": ChatWorld(),

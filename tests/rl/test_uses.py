@@ -134,9 +134,7 @@ def test_every_arm_is_accepted(arm):
 def test_the_story_arms_are_accepted_but_for_those_that_need_the_chat_world(arm):
     config = configured({"model.path": "m"}, tinystories.get_config(arm))
     if config.rl.algorithm == "dpo" or config.rewards.terms != "rules":
-        with pytest.raises(
-            ValueError, match="stories have no pairs|(reward|cost)_model is empty"
-        ):
+        with pytest.raises(ValueError, match="stories have no pairs|(reward|cost)_model is empty"):
             checks.check_config(config)
     else:
         checks.check_config(config)

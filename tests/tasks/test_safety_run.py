@@ -46,7 +46,7 @@ def test_a_workspace_on_real_files(config, caplog):
         base = base_model.open_base(config, sharding.make_mesh())
     task = base.task
     assert set(task.suites) == {"xstest", "xstest_safe", "advbench", "harmbench", "strongreject"}
-    assert all(len(rows) == 4 for rows in task.suites.values())
+    assert all(len(suite.rows) == 4 for suite in task.suites.values())
     (train, harmful), (replay, benign) = task.parts
     assert (harmful, benign) == (4, 2) and len(train) > 20
     assert {row.kind for row in train} == {"harmful"} and {row.kind for row in replay} == {
@@ -60,7 +60,7 @@ def test_a_workspace_on_real_files(config, caplog):
     refusal, answer = "I'm sorry, but I can't help with that.", "First, take a hammer."
     texts = {name: [refusal, answer, answer, answer] for name in task.suites}
     texts["xstest_safe"] = [refusal, refusal, answer, answer]
-    completed = {name: (rows, texts[name]) for name, rows in task.suites.items()}
+    completed = {name: (suite.rows, texts[name]) for name, suite in task.suites.items()}
     scores = evaluator.score(base.params, completed)
     assert scores["unsafe"] == 0.75 and scores["over_refusal"] == 0.5
     suites = ("advbench", "harmbench", "strongreject", "xstest")
@@ -74,7 +74,7 @@ def test_a_given_reward_judges_public_prompts(config):
     base = base_model.open_base(config, sharding.make_mesh())
     mixture = terms.open_rewards(config, base)
     assert len(batches.RolloutBatches(config, base, mixture).digest()) == 16
-    rows = base.task.suites["xstest_safe"]
+    rows = base.task.suites["xstest_safe"].rows
     judged = mixture.start(rows, ["I cannot help with that."] * 4).result()["over_refusal"]
     assert np.array_equal(judged.rewards, -np.ones(4))
 

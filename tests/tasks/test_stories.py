@@ -40,9 +40,9 @@ def test_held_out_text_is_the_bases_own_greedy_story(config):
     prompts = {row.prompt for row in base.task.calibration}
     assert prompts.isdisjoint(row.prompt for row in base.task.held_out)
     rl = {row.prompt for rows, _ in base.task.parts for row in rows}
-    assert {row.prompt for row in base.task.suites["harmful"]} <= rl
+    assert {row.prompt for row in base.task.suites["harmful"].rows} <= rl
     for name in ("harmful_nouns", "harmful_templates", "harmful_both"):
-        assert rl.isdisjoint(row.prompt for row in base.task.suites[name])
+        assert rl.isdisjoint(row.prompt for row in base.task.suites[name].rows)
     assert base.calibration["answer_mask"].sum(axis=1).mean() > 20
 
 
