@@ -15,29 +15,27 @@ from nspo_jax.models import generation
 Batch = dict[str, np.ndarray]
 
 
-def encode(
-    config: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]
-) -> Batch:
+def encode(run: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]) -> Batch:
     """The conversations' `tokens`, `mask` and `answer_mask`: see `data.chat`."""
     tokens, mask, answer_mask = chat_format.encode_conversations(
         [row.prompt for row in rows],
         [row.answer for row in rows],
-        config.data.prompt_length,
-        config.data.completion_length,
+        run.data.prompt_length,
+        run.data.completion_length,
     )
     return {"tokens": tokens, "mask": mask, "answer_mask": answer_mask}
 
 
 def generate(
-    config: settings.Run,
+    run: settings.Run,
     model_config: models.ModelConfig,
     base: Any,
     chat_format: chat.ChatFormat,
     rows: Sequence[Conversation],
 ) -> Batch:
     """The rows' prompts, answered by the base model: sampled by calibration.seed."""
-    prompts = chat_format.encode_prompts([row.prompt for row in rows], config.data.prompt_length)
-    options = config.calibration
+    prompts = chat_format.encode_prompts([row.prompt for row in rows], run.data.prompt_length)
+    options = run.calibration
     parts = []
     batches = split_batches(prompts._asdict(), options.batch_size)
     total = -(-len(rows) // options.batch_size)
@@ -50,7 +48,7 @@ def generate(
             batch["tokens"],
             batch["mask"],
             jax.random.fold_in(jax.random.key(options.seed), index),
-            max_new_tokens=config.data.completion_length,
+            max_new_tokens=run.data.completion_length,
             stop_ids=chat_format.stop_ids,
             temperature=options.temperature,
         )
@@ -81,12 +79,12 @@ def data_digest(arrays: Batch) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_lengths(config: settings.Run, model: models.ModelConfig) -> None:
+def check_lengths(run: settings.Run, model_config: models.ModelConfig) -> None:
     """Raises ValueError unless prompts and completions of a run fit the model."""
-    length = config.data.prompt_length + config.data.completion_length
-    if length > model.max_length:
+    length = run.data.prompt_length + run.data.completion_length
+    if length > model_config.max_length:
         raise ValueError(
-            f"data.prompt_length is {config.data.prompt_length} and data.completion_length "
-            f"{config.data.completion_length}, together more than the {model.max_length} positions "
-            "that the model was made for. Lower them."
+            f"data.prompt_length is {run.data.prompt_length} and data.completion_length "
+            f"{run.data.completion_length}, together more than the "
+            f"{model_config.max_length} positions that the model was made for. Lower them."
         )

@@ -163,29 +163,29 @@ def _is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
 
 
 def select_projectors(
-    config: settings.Run, projectors: projectors_lib.Projectors
+    run: settings.Run, projectors: projectors_lib.Projectors
 ) -> projectors_lib.Projectors | None:
-    """Those that `config.projection` names; None for mode none."""
-    if config.projection.mode == "none":
+    """Those that `run.projection` names; None for mode none."""
+    if run.projection.mode == "none":
         return None
-    selected = projectors.select(config.projection.targets)
-    if config.projection.basis == "random":
-        selected = selected.randomized(config.rl_seed)
+    selected = projectors.select(run.projection.targets)
+    if run.projection.basis == "random":
+        selected = selected.randomized(run.rl_seed)
     return selected
 
 
-def from_settings(config: settings.Run, projectors: Any) -> optax.GradientTransformation:
-    """The optax chain that `config.optimizer` and `config.projection` describe."""
+def from_settings(run: settings.Run, projectors: Any) -> optax.GradientTransformation:
+    """The optax chain that `run.optimizer` and `run.projection` describe."""
     return build_optimizer(
-        config.optimizer.learning_rate,
+        run.optimizer.learning_rate,
         projectors,
-        name=config.optimizer.name,
-        mode=config.projection.mode,
-        period=config.projection.period,
-        max_gradient_norm=config.optimizer.max_gradient_norm,
-        weight_decay=config.optimizer.weight_decay,
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
+        name=run.optimizer.name,
+        mode=run.projection.mode,
+        period=run.projection.period,
+        max_gradient_norm=run.optimizer.max_gradient_norm,
+        weight_decay=run.optimizer.weight_decay,
+        b1=run.optimizer.b1,
+        b2=run.optimizer.b2,
     )
 
 

@@ -15,32 +15,32 @@ from nspo_jax.data import chat
 _log = logging.getLogger(__name__)
 
 
-def open_format(config: settings.Run, directory: str | pathlib.Path) -> chat.ChatFormat:
+def open_format(run: settings.Run, directory: str | pathlib.Path) -> chat.ChatFormat:
     """How conversations become tokens by the config, for the model in a directory. Collective.
 
     A chat template that states today's date states the same one in all runs of a workspace:
-    `config.data.date`, or the one that the model's directory records, or else the workspace's,
+    `run.data.date`, or the one that the model's directory records, or else the workspace's,
     which is the day of its first use.
 
     Raises:
       FileNotFoundError, ValueError: as `chat.load_format`.
     """
-    form = chat.load_format(
+    chat_format = chat.load_format(
         directory,
-        chat=config.data.chat,
-        system=config.data.system_prompt or None,
-        thinking=config.data.thinking,
-        date=config.data.date or None,
+        chat=run.data.chat,
+        system=run.data.system_prompt or None,
+        thinking=run.data.thinking,
+        date=run.data.date or None,
     )
-    if not form.reads_clock:
-        return dataclasses.replace(form, date=None)
-    recorded = _recorded_date(config, form.date)
-    return form if form.date else dataclasses.replace(form, date=recorded)
+    if not chat_format.reads_clock:
+        return dataclasses.replace(chat_format, date=None)
+    recorded = _recorded_date(run, chat_format.date)
+    return chat_format if chat_format.date else dataclasses.replace(chat_format, date=recorded)
 
 
-def _recorded_date(config: settings.Run, wanted: str | None) -> str | None:
+def _recorded_date(run: settings.Run, wanted: str | None) -> str | None:
     """The workspace's date; the first to ask fixes it, at `wanted` or today. Collective."""
-    directory = pathlib.Path(config.workspace)
+    directory = pathlib.Path(run.workspace)
     if distributed.primary_says(model_files.recorded_date(directory) is None):
         if distributed.is_primary():
             date = wanted or datetime.date.today().isoformat()
@@ -51,11 +51,11 @@ def _recorded_date(config: settings.Run, wanted: str | None) -> str | None:
     return model_files.recorded_date(directory)
 
 
-def text_fields(config: settings.Run, form: chat.ChatFormat) -> dict[str, Any]:
+def text_fields(run: settings.Run, chat_format: chat.ChatFormat) -> dict[str, Any]:
     """The fields that make the encoded calibration text what it is, and the template's date."""
     names = ["task", "seed", "data.prompt_length", "data.completion_length", "data.chat",
              "data.thinking", "data.system_prompt"]  # fmt: skip
-    names += tasks.kind_of(config.task).text_fields
-    if config.calibration.completions == "generated":
+    names += tasks.kind_of(run.task).text_fields
+    if run.calibration.completions == "generated":
         names += ["calibration.temperature", "calibration.seed", "calibration.batch_size"]
-    return {name: settings.get(config, name) for name in names} | {"data.date": form.date or ""}
+    return {name: settings.get(run, name) for name in names} | {"data.date": chat_format.date or ""}

@@ -34,22 +34,20 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     )
 
 
-def restore_defaults(config: settings.Run, workdir: pathlib.Path) -> settings.Run:
+def restore_defaults(run: settings.Run, workdir: pathlib.Path) -> settings.Run:
     """The config with fields that a workdir's is older than as they were then; it is logged."""
     path = workdir / "config.json"
     if not path.exists():
-        return config
+        return run
     found = read_config(workdir)
     for name, value in _BEFORE.items():
-        if name not in found and settings.get(config, name) != value:
+        if name not in found and settings.get(run, name) != value:
             _log.warning("%s is older than %s, which is %r here", path, name, value)
-            config = settings.replace(config, {name: value})
-    return config
+            run = settings.replace(run, {name: value})
+    return run
 
 
-def resumes_finished(
-    config: settings.Run, workdir: pathlib.Path, allow_change: bool = False
-) -> bool:
+def resumes_finished(run: settings.Run, workdir: pathlib.Path, allow_change: bool = False) -> bool:
     """Whether this very run already finished in the workdir. Collective.
 
     With `allow_change`, a run of another config is not finished: it goes on with this one, and the
@@ -58,7 +56,7 @@ def resumes_finished(
     Raises:
       ValueError: listing the differences, if the workdir belongs to another config.
     """
-    wanted, found = _essential(settings.flatten(config)), {}
+    wanted, found = _essential(settings.flatten(run)), {}
     if (workdir / "config.json").exists():
         found = _essential(_BEFORE | read_config(workdir))
     changed = [
@@ -78,7 +76,7 @@ def resumes_finished(
     return distributed.primary_says(finished)
 
 
-def with_recorded(config: settings.Run, workdir: pathlib.Path) -> settings.Run:
+def with_recorded(run: settings.Run, workdir: pathlib.Path) -> settings.Run:
     """The config with what the workdir's run settled at its start where it leaves that open.
 
     That is data.date: a run that goes on tomorrow, or in another workspace, keeps its date.
@@ -86,10 +84,10 @@ def with_recorded(config: settings.Run, workdir: pathlib.Path) -> settings.Run:
     recorded = ""
     if (workdir / "config.json").exists():
         recorded = read_config(workdir).get("data.date") or ""
-    return settings.replace(config, {"data.date": config.data.date or recorded})
+    return settings.replace(run, {"data.date": run.data.date or recorded})
 
 
-def write_config(config: settings.Run, workdir: pathlib.Path) -> None:
+def write_config(run: settings.Run, workdir: pathlib.Path) -> None:
     """Makes the workdir this config's; once it is set up, so that a mistake does not claim it.
 
     Collective. A summary that is there is of another config, and goes.
@@ -97,7 +95,7 @@ def write_config(config: settings.Run, workdir: pathlib.Path) -> None:
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "summary.json").unlink(missing_ok=True)
-        files.write_text(workdir / "config.json", json.dumps(settings.flatten(config), indent=1))
+        files.write_text(workdir / "config.json", json.dumps(settings.flatten(run), indent=1))
     distributed.barrier("the config is written")
 
 

@@ -50,12 +50,12 @@ class RandomSource:
 
     def part(self, name: str) -> dict:
         """Embedding or final norm."""
-        return {name: _draw(self.config, name, 0)}
+        return {name: _draw(self.model_config, name, 0)}
 
     def layer(self, index: int) -> dict:
         """One layer's weights."""
         STARTS.append(time.perf_counter())
-        return jax.tree.map(lambda leaf: leaf[0], _draw(self.config, "layers", index))
+        return jax.tree.map(lambda leaf: leaf[0], _draw(self.model_config, "layers", index))
 
     def fingerprint(self) -> str:
         """None that means anything."""
@@ -63,12 +63,12 @@ class RandomSource:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _draw(config: models.ModelConfig, name: str, index):
+def _draw(model_config: models.ModelConfig, name: str, index):
     """A part of a model of one layer; the rest is never made."""
     key = jax.random.fold_in(jax.random.key(0), index)
-    params = models.init_params(dataclasses.replace(config, num_layers=1), key)
+    params = models.init_params(dataclasses.replace(model_config, num_layers=1), key)
     # residual kernels as at the model's depth
-    scale = config.num_layers**-0.5
+    scale = model_config.num_layers**-0.5
     for block, kernel in (("attention", "o"), ("mlp", "down")):
         params["layers"][block][kernel]["kernel"] *= scale
     return params[name]

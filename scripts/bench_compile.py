@@ -29,15 +29,15 @@ REPEATS = flags.DEFINE_integer("repeats", 5, "Compilations of each, interleaved.
 
 def lower(depth: int) -> jax.stages.Lowered:
     """The update of a model with that many layers, all of its MLP and attention projected."""
-    config = models.ModelConfig(
+    model_config = models.ModelConfig(
         vocab_size=512, hidden_size=64, intermediate_size=176, num_layers=depth, num_heads=8,
         num_kv_heads=4, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False,
         max_length=64,
     )  # fmt: skip
-    params = models.abstract_params(config)
+    params = models.abstract_params(model_config)
     leaves = projection.leaves_by_path(params)
     sites = {}
-    for name, kernels in models.input_sites(config).items():
+    for name, kernels in models.input_sites(model_config).items():
         size = leaves[kernels[0]].shape[-2]
         stack = (depth,) if name.startswith("layers/") else ()
         basis = np.broadcast_to(
@@ -59,7 +59,9 @@ def lower(depth: int) -> jax.stages.Lowered:
         prompts=tokens(prompt), prompt_mask=flags_(prompt), completions=tokens(completion),
         completion_mask=flags_(completion), old_logprobs=numbers(completion), advantages=numbers(),
     )  # fmt: skip
-    return policy_gradient.make_train_step(config, optimizer).lower(state, frozen, None, batch)
+    return policy_gradient.make_train_step(model_config, optimizer).lower(
+        state, frozen, None, batch
+    )
 
 
 def main() -> None:

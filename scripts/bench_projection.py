@@ -88,14 +88,14 @@ def measure_basis(size: int, repeats: int) -> dict[str, float]:
 
 def measure_update(layers: int, repeats: int) -> dict[str, float]:
     """The optimizer phase with and without the projection, against the whole update."""
-    config = models.ModelConfig(
+    model_config = models.ModelConfig(
         vocab_size=16000, hidden_size=512, intermediate_size=2048, num_layers=layers, num_heads=8,
         num_kv_heads=8, head_dim=64, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True,
         max_length=512,
     )  # fmt: skip
-    params = models.init_params(config, jax.random.key(0))
+    params = models.init_params(model_config, jax.random.key(0))
     leaves, rng, sites = projection.leaves_by_path(params), np.random.default_rng(0), {}
-    for name, kernels in models.input_sites(config).items():
+    for name, kernels in models.input_sites(model_config).items():
         size = leaves[kernels[0]].shape[-2]
         basis = np.linalg.qr(rng.standard_normal((size, size // 8)))[0].astype(np.float32)
         basis = np.broadcast_to(basis, (layers, *basis.shape)).copy()
@@ -118,7 +118,7 @@ def measure_update(layers: int, repeats: int) -> dict[str, float]:
     gradient = jax.tree.map(lambda x: 1e-3 * x, params)
     phases = {name: jax.jit(optimizer.update) for name, optimizer in optimizers.items()}
     states = {name: optimizer.init(params) for name, optimizer in optimizers.items()}
-    step = policy_gradient.make_train_step(config, optimizers["plain"])
+    step = policy_gradient.make_train_step(model_config, optimizers["plain"])
     nothing = jax.tree.map(lambda _: None, params)
     times: dict[str, list[float]] = {"plain": [], "projected": [], "update": []}
     state = train_step.TrainState(

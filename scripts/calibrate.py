@@ -31,16 +31,16 @@ TRY_RULE = flags.DEFINE_multi_string(
 
 def main() -> None:
     """Calibrates, or tries rules, and prints the table."""
-    config = settings.from_config(CONFIG.value)
+    run = settings.from_config(CONFIG.value)
     if TRY_RULE.value and OUTPUT.value:
         raise ValueError("--try_rule stores nothing; --output is for a calibration. Give one.")
-    checks.check_config(config, is_run=False)
-    base = base_model.open_base(config, sharding.mesh_from_config(config))
+    checks.check_config(run, is_run=False)
+    base = base_model.open_base(run, sharding.mesh_from_config(run))
     if TRY_RULE.value:
-        rows = base_model.preview_projectors(config, base, TRY_RULE.value)
+        rows = base_model.preview_projectors(run, base, TRY_RULE.value)
         print(f"\n{tables.format_rules(rows)}")
         return
-    projectors = base_model.open_projectors(config, base)
+    projectors = base_model.open_projectors(run, base)
     if OUTPUT.value:
         projectors.save(OUTPUT.value)
     print(f"\n{tables.format_projectors(projectors)}")

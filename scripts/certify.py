@@ -34,17 +34,17 @@ FAIL_ABOVE = flags.DEFINE_string(
 
 def main() -> None:
     """Certifies, prints, writes, and fails above a limit."""
-    config = settings.from_config(CONFIG.value)
+    run = settings.from_config(CONFIG.value)
     limits = limits_lib.parse_limits(FAIL_ABOVE.value)
-    checks.check_config(config, is_run=False)
-    base = base_model.open_base(config, sharding.mesh_from_config(config))
+    checks.check_config(run, is_run=False)
+    base = base_model.open_base(run, sharding.mesh_from_config(run))
     policy = base_model.load_policy(base, POLICY.value)
     if PROJECTORS.value:
         projectors = nullspace.load_projectors(PROJECTORS.value)
     else:
-        projectors = base_model.open_projectors(config, base)
+        projectors = base_model.open_projectors(run, base)
     calibration, held_out = (
-        general_text.split_batches(text, config.calibration.batch_size)
+        general_text.split_batches(text, run.calibration.batch_size)
         for text in (base.calibration, base.held_out)
     )
     change = models.load_change(POLICY.value, lambda params: sharding.shardings(base.mesh, params))

@@ -23,15 +23,15 @@ SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set."
 
 def main() -> None:
     """Evaluates and prints."""
-    config = settings.from_config(CONFIG.value)
-    checks.check_config(config, is_run=False)
-    base = base_model.open_base(config, sharding.mesh_from_config(config))
+    run = settings.from_config(CONFIG.value)
+    checks.check_config(run, is_run=False)
+    base = base_model.open_base(run, sharding.mesh_from_config(run))
     params, name = base.params, "base"
     if POLICY.value:
         params = base_model.load_policy(base, POLICY.value)
         name = str(pathlib.Path(POLICY.value))
-    evaluator = evaluation.Evaluator(config, base)
-    completed = evaluator.complete(params, batches.role_key(config.rl_seed, "evaluation", 0))
+    evaluator = evaluation.Evaluator(run, base)
+    completed = evaluator.complete(params, batches.role_key(run.rl_seed, "evaluation", 0))
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
             print(f"{suite:18} {row.prompt}  ->  {text}")

@@ -48,33 +48,37 @@ LENGTH_STEP = 32
 def main() -> None:
     """Answers every prompt."""
     sampling.check_options(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-    config = models.load_config(MODEL.value)  # before the weights: mistakes are cheap here
-    form = chat.load_format(MODEL.value, system=SYSTEM.value, thinking=THINKING.value)
-    use_chat = bool(form.tokenizer.chat_template) if CHAT.value is None else CHAT.value
-    form = dataclasses.replace(form, chat=use_chat)
-    form = dataclasses.replace(form, date=stated_date(form))
+    model_config = models.load_config(MODEL.value)  # before the weights: mistakes are cheap here
+    chat_format = chat.load_format(MODEL.value, system=SYSTEM.value, thinking=THINKING.value)
+    use_chat = bool(chat_format.tokenizer.chat_template) if CHAT.value is None else CHAT.value
+    chat_format = dataclasses.replace(chat_format, chat=use_chat)
+    chat_format = dataclasses.replace(chat_format, date=stated_date(chat_format))
     if SYSTEM.value is not None and not use_chat:
         raise ValueError("--system needs a chat template, and plain text is continued here.")
-    if config.head != "logits":
+    if model_config.head != "logits":
         raise ValueError(f"{MODEL.value} is a classifier: it gives a score and cannot generate.")
     given = PROMPT.value or [line.rstrip("\n") for line in sys.stdin]
     if not given:
         raise ValueError("There is no prompt: give --prompt, or lines on standard input.")
     how = "with the chat template" if use_chat else "as plain text (no chat template)"
-    how += f", which states the date {form.date}" if form.date else ""
+    how += f", which states the date {chat_format.date}" if chat_format.date else ""
     print(f"[{len(given)} prompt{'s' * (len(given) != 1)}, {how}]", file=sys.stderr)
-    prompts = [encode(config, form, prompt) for prompt in given]
-    config, params = models.load_model(MODEL.value, dtype=np.dtype(DTYPE.value))
-    config = dataclasses.replace(config, compute_dtype=DTYPE.value)
+    prompts = [encode(model_config, chat_format, prompt) for prompt in given]
+    model_config, params = models.load_model(MODEL.value, dtype=np.dtype(DTYPE.value))
+    model_config = dataclasses.replace(model_config, compute_dtype=DTYPE.value)
     for number, (text, encoded) in enumerate(zip(given, prompts, strict=True)):
         if len(given) > 1:
             print(f"[{text}]", file=sys.stderr)
         answer(
-            config, params, form, encoded, jax.random.fold_in(jax.random.key(SEED.value), number)
+            model_config,
+            params,
+            chat_format,
+            encoded,
+            jax.random.fold_in(jax.random.key(SEED.value), number),
         )
 
 
-def stated_date(form: chat.ChatFormat) -> str | None:
+def stated_date(chat_format: chat.ChatFormat) -> str | None:
     """What the chat template takes for today: --date, the policy's training's, or today.
 
     Raises:
@@ -82,62 +86,64 @@ def stated_date(form: chat.ChatFormat) -> str | None:
     """
     if DATE.value:
         settings.check_date(DATE.value, "--date")
-    if not form.reads_clock:
+    if not chat_format.reads_clock:
         return None
-    return DATE.value or form.date or datetime.date.today().isoformat()
+    return DATE.value or chat_format.date or datetime.date.today().isoformat()
 
 
-def encode(config: models.ModelConfig, form: chat.ChatFormat, prompt: str) -> chat.Encoded:
+def encode(
+    model_config: models.ModelConfig, chat_format: chat.ChatFormat, prompt: str
+) -> chat.Encoded:
     """A prompt [1, length], the length a multiple of LENGTH_STEP where the model allows it.
 
     Raises:
       ValueError: it leaves no room for an answer, or not for --max_new_tokens.
     """
-    room = config.max_length - MAX_NEW_TOKENS.value
+    room = model_config.max_length - MAX_NEW_TOKENS.value
     if room < 1:
         raise ValueError(
-            f"--max_new_tokens is {MAX_NEW_TOKENS.value}, but the model has {config.max_length} "
-            "positions for prompt and answer together: give fewer."
+            f"--max_new_tokens is {MAX_NEW_TOKENS.value}, but the model has "
+            f"{model_config.max_length} positions for prompt and answer together: give fewer."
         )
-    tokens, mask = form.encode_prompts([prompt])
+    tokens, mask = chat_format.encode_prompts([prompt])
     length = tokens.shape[1]
     if not length:
         raise ValueError("The prompt is empty: there is nothing to continue.")
-    if length >= config.max_length:
+    if length >= model_config.max_length:
         raise ValueError(
-            f"--prompt has {length} tokens, and the model has {config.max_length} positions for "
-            f"prompt and answer together: give a shorter one. It begins with {prompt[:60]!r}."
+            f"--prompt has {length} tokens, and the model has {model_config.max_length} positions "
+            f"for prompt and answer together: give a shorter one. It begins with {prompt[:60]!r}."
         )
     if length > room:
         raise ValueError(
             f"--prompt has {length} tokens and --max_new_tokens is {MAX_NEW_TOKENS.value}, "
-            f"together more than the model's {config.max_length} positions: give "
-            f"--max_new_tokens={config.max_length - length} at most, or a shorter prompt."
+            f"together more than the model's {model_config.max_length} positions: give "
+            f"--max_new_tokens={model_config.max_length - length} at most, or a shorter prompt."
         )
     missing = min(-length % LENGTH_STEP, room - length)
     return chat.Encoded(*(np.pad(array, ((0, 0), (missing, 0))) for array in (tokens, mask)))
 
 
 def answer(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     params,
-    form: chat.ChatFormat,
+    chat_format: chat.ChatFormat,
     encoded: chat.Encoded,
     key: jax.Array,
 ) -> None:
     """Streams one answer to standard output and a summary to standard error."""
     tokens, mask = encoded.tokens[0], encoded.mask[0]
-    text, count, token, started = text_stream.TextStream(form, tokens[mask]), 0, None, None
+    text, count, token, started = text_stream.TextStream(chat_format, tokens[mask]), 0, None, None
     try:
         for token in generation.stream(
-            config, params, tokens, mask, key,
-            max_new_tokens=MAX_NEW_TOKENS.value, stop_ids=form.stop_ids,
+            model_config, params, tokens, mask, key,
+            max_new_tokens=MAX_NEW_TOKENS.value, stop_ids=chat_format.stop_ids,
             temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value,
         ):  # fmt: skip
             started = started or time.perf_counter()  # the first token compiles
             count += 1
             print(text.add(token), end="", flush=True)
-        reason = "a stop token" if token in form.stop_ids else "--max_new_tokens"
+        reason = "a stop token" if token in chat_format.stop_ids else "--max_new_tokens"
     except KeyboardInterrupt:
         reason = "Ctrl-C"
     print(text.end())

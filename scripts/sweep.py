@@ -50,7 +50,7 @@ def main() -> None:
         )
     runs = sweep_runs.expand(sweep, workdir)
     unfinished = [
-        run for run in runs if not run_directory.resumes_finished(run.config, run.directory)
+        run for run in runs if not run_directory.resumes_finished(run.settings, run.directory)
     ]
     if PRINT.value:
         sweep_runs.print_commands(unfinished)
@@ -58,7 +58,7 @@ def main() -> None:
     run_directory.check_directory(workdir, "--workdir")  # with --print it may be another machine's
     if PARALLEL.value is None:
         for run in progress.Bar(runs, desc="sweep", unit="run"):
-            trainer.train(run.config, run.directory)
+            trainer.train(run.settings, run.directory)
     else:
         run_processes(runs, unfinished, workdir)
 

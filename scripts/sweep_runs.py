@@ -36,13 +36,13 @@ class Run:
 
     def makes(self) -> list[pathlib.Path]:
         """What it shares with other runs of its seed and makes where it is absent."""
-        base = self.config.model.path or base_model.seed_directory(self.config) / "base"
-        terms = {spec.name for spec in rewards.parse_terms(self.config.rewards.terms)}
+        base = self.settings.model.path or base_model.seed_directory(self.settings) / "base"
+        terms = {spec.name for spec in rewards.parse_terms(self.settings.rewards.terms)}
         learned = [name for name in training.OBJECTIVES if f"{name}_model" in terms]
         return [
             pathlib.Path(base),
-            base_model.projectors_directory(self.config),
-            *(store.model_directory(self.config, objective) for objective in learned),
+            base_model.projectors_directory(self.settings),
+            *(store.model_directory(self.settings, objective) for objective in learned),
         ]
 
 

@@ -85,8 +85,8 @@ def main() -> None:
 
 def dry_run() -> None:
     """Plans the run on as many virtual devices as its mesh has."""
-    config = settings.from_config(CONFIG.value)
-    sizes = [settings.get(config, f"mesh.{axis}") for axis in sharding.AXES]
+    run = settings.from_config(CONFIG.value)
+    sizes = [settings.get(run, f"mesh.{axis}") for axis in sharding.AXES]
     devices = DEVICES.value
     if -1 not in sizes:
         devices = devices or math.prod(sizes)
@@ -98,18 +98,18 @@ def dry_run() -> None:
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    mesh = sharding.mesh_from_config(config)
-    if config.model.path:
-        model = models.load_config(config.model.path)
-    elif config.model.preset:
-        model = models.PRESETS[config.model.preset]
+    mesh = sharding.mesh_from_config(run)
+    if run.model.path:
+        model = models.load_config(run.model.path)
+    elif run.model.preset:
+        model = models.PRESETS[run.model.preset]
     else:
         raise ValueError(
             "--dry_run needs to know the model: set --config.model.path, or take a config with a "
             "preset, such as configs/llm.py:qwen2_5_7b."
         )
-    plan = plan_lib.make_plan(config, model, mesh, rank_share=RANK_SHARE.value)
-    print(report.format_plan(plan, config, CHIP.value))
+    plan = plan_lib.make_plan(run, model, mesh, rank_share=RANK_SHARE.value)
+    print(report.format_plan(plan, run, CHIP.value))
 
 
 def parse_steps(text: str) -> tuple[int, int]:

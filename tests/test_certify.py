@@ -65,8 +65,10 @@ def test_completions_are_the_base_s_own_by_seed(made):
     assert np.any(other.calibration["tokens"] != drawn.calibration["tokens"])
     # greedy: each token is the base's most likely one
     greedy = opened(temperature=0.0)[1].calibration
-    hidden = models.forward(drawn.config, drawn.base, greedy["tokens"], greedy["mask"]).hidden
-    likely = np.argmax(models.logits(drawn.config, drawn.base, hidden), axis=-1)
+    hidden = models.forward(
+        drawn.model_config, drawn.params, greedy["tokens"], greedy["mask"]
+    ).hidden
+    likely = np.argmax(models.logits(drawn.model_config, drawn.params, hidden), axis=-1)
     scored = greedy["answer_mask"][:, 1:]
     np.testing.assert_array_equal(likely[:, :-1][scored], greedy["tokens"][:, 1:][scored])
     places = {base_model.projectors_directory(opened(**c)[0]) for c in (

@@ -37,8 +37,12 @@ def test_a_grid_becomes_named_runs_with_the_command_that_runs_each(tmp_path):
     assert [run.seed for run in runs] == [0] * 4 + [3] * 4
     run = runs[5]
     assert run.directory == tmp_path / "seed_3" / "runs" / run.name
-    assert run.config.calibration.rank_rule == "fixed(4)+mlp/in=fixed(3)"
-    assert (run.config.rl.clip, run.config.seed, run.config.workspace) == (0.1, 3, str(tmp_path))
+    assert run.settings.calibration.rank_rule == "fixed(4)+mlp/in=fixed(3)"
+    assert (run.settings.rl.clip, run.settings.seed, run.settings.workspace) == (
+        0.1,
+        3,
+        str(tmp_path),
+    )
     assert "--config=configs/tiny.py:nspo" in run.command
     assert "--config.calibration.rank_rule=fixed(4)+mlp/in=fixed(3)" in run.command
     assert "--config.rl.clip=0.1" in run.command and "--config.seed=3" in run.command
@@ -227,7 +231,7 @@ def test_the_command_of_a_run_is_its_config(tmp_path, monkeypatch):
         flags.DEFINE_string("workdir", None, "", flag_values=values)
         monkeypatch.setattr(sys, "argv", list(run.command[2:]))  # ml_collections looks there
         values(sys.argv)
-        assert settings.from_config(config.value) == run.config
+        assert settings.from_config(config.value) == run.settings
         assert values.workdir == str(run.directory)
 
 

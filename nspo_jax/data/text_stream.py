@@ -18,9 +18,9 @@ class TextStream:
         a leading blank.
     """
 
-    def __init__(self, form: chat.ChatFormat, prompt: np.ndarray):
-        self._ids = [] if form.chat else list(prompt)
-        self._form = form
+    def __init__(self, chat_format: chat.ChatFormat, prompt: np.ndarray):
+        self._ids = [] if chat_format.chat else list(prompt)
+        self._form = chat_format
         self._context, self._read = 0, len(self._ids)
 
     def add(self, token: int) -> str:

@@ -69,8 +69,8 @@ class Plan:
 
 
 def make_plan(
-    config: settings.Run,
-    model: models.ModelConfig,
+    run: settings.Run,
+    model_config: models.ModelConfig,
     mesh: jax.sharding.Mesh,
     *,
     rank_share: float = 1 / 8,
@@ -78,40 +78,40 @@ def make_plan(
     """Compiles a run's programs for a mesh without weights.
 
     Args:
-      config: the run's.
-      model: the base model's configuration.
+      run: the run's.
+      model_config: the base model's configuration.
       mesh: of any devices; nothing runs on them.
       rank_share: protected share of a site's directions, where the rank rule is not `fixed`.
 
     Raises:
       ValueError: for a config or a mesh that cannot work, before anything is compiled.
     """
-    checks.check_config(config, has_weights=False)
-    checks.check_mesh(config, mesh)
-    algorithm = algorithms.of(config)
-    model = dataclasses.replace(
-        model, compute_dtype=config.model.compute_dtype, remat=config.model.remat
+    checks.check_config(run, has_weights=False)
+    checks.check_mesh(run, mesh)
+    algorithm = algorithms.of(run)
+    model_config = dataclasses.replace(
+        model_config, compute_dtype=run.model.compute_dtype, remat=run.model.remat
     )
-    params = models.abstract_params(model)
+    params = models.abstract_params(model_config)
     sharding.check_rules(params)
     trainable, frozen = jax.eval_shape(
         lambda base: optimizer_lib.open_master(
             base,
-            config.projection.targets,
-            config.projection.untargeted,
-            config.optimizer.master,
+            run.projection.targets,
+            run.projection.untargeted,
+            run.optimizer.master,
         ),
         params,
     )
-    sites, assumptions = _sites(config, model, rank_share)
+    sites, assumptions = _sites(run, model_config, rank_share)
     bases = {name: site.basis for name, site in sites.items()}
 
     def init(trainable, bases):
         placed = {n: dataclasses.replace(s, basis=bases[n]) for n, s in sites.items()}
-        return optimizer_lib.from_settings(config, placed).init(trainable)
+        return optimizer_lib.from_settings(run, placed).init(trainable)
 
-    optimizer = optimizer_lib.from_settings(config, sites)
-    critics, assumed = algorithm.abstract_extra(model)
+    optimizer = optimizer_lib.from_settings(run, sites)
+    critics, assumed = algorithm.abstract_extra(model_config)
     assumptions += assumed
     state = train_step.TrainState(
         jax.eval_shape(lambda: jnp.int32(0)),
@@ -119,10 +119,10 @@ def make_plan(
         jax.eval_shape(init, trainable, bases),
         critics,
     )
-    frozen = optimizer_lib.freeze(frozen, config.model.frozen_dtype)
+    frozen = optimizer_lib.freeze(frozen, run.model.frozen_dtype)
     state, frozen, whole = (_placed(mesh, tree) for tree in (state, frozen, params))
     reference = whole if algorithm.needs_reference else None
-    changes = config.optimizer.master == "change"
+    changes = run.optimizer.master == "change"
     resident = {
         "trained weights": _bytes(state.trainable),  # or the change of them
         "frozen weights": _bytes(frozen),  # where a change is trained, the whole base
@@ -131,34 +131,34 @@ def make_plan(
     }
     if state.critics is not None:
         resident["critics, their moments"] = _bytes(state.critics)
-    head = whole["embed" if model.tie_embeddings else "head"]
-    width = jnp.dtype(model.compute_dtype).itemsize
+    head = whole["embed" if model_config.tie_embeddings else "head"]
+    width = jnp.dtype(model_config.compute_dtype).itemsize
     resident["base's head, to compare with"] = _bytes(head) * width // 4
     if reference is not None and changes:
         reference = frozen  # the base itself
     elif reference is not None:
         resident["reference weights"] = _bytes(reference)
-    judging, assumed = terms.abstract_models(config, model) if algorithm.generates else ({}, ())
+    judging, assumed = terms.abstract_models(run, model_config) if algorithm.generates else ({}, ())
     resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
     policy = _placed(mesh, jax.eval_shape(optimizer_lib.combine, state.trainable, frozen))
     formed = _bytes(policy) if changes else 0  # beside the change and the base, while it samples
-    at_once = config.batch_prompts // config.rl.rollout_batches  # prompts
+    at_once = run.batch_prompts // run.rl.rollout_batches  # prompts
     with jax.set_mesh(mesh):
         compiled = {
-            "evaluation": _rollout(config, model, mesh, policy, _evaluated(config, mesh), 1),
-            "update": _update(algorithm, model, mesh, optimizer, state, frozen, reference),
+            "evaluation": _rollout(run, model_config, mesh, policy, _evaluated(run, mesh), 1),
+            "update": _update(algorithm, model_config, mesh, optimizer, state, frozen, reference),
         }
         if algorithm.generates:
-            compiled["rollout"] = _rollout(config, model, mesh, policy, at_once, config.rl.samples)
-        layer = _calibration(config, model, mesh, whole)
-    rows = config.batch_prompts * config.rl.samples
-    cached = at_once * config.rl.samples if algorithm.generates else 0
-    times = {"rollout": config.rl.rollout_batches, "update": config.rl.minibatches}
+            compiled["rollout"] = _rollout(run, model_config, mesh, policy, at_once, run.rl.samples)
+        layer = _calibration(run, model_config, mesh, whole)
+    rows = run.batch_prompts * run.rl.samples
+    cached = at_once * run.rl.samples if algorithm.generates else 0
+    times = {"rollout": run.rl.rollout_batches, "update": run.rl.minibatches}
     times = {name: count for name, count in times.items() if name in compiled}
     collectives = {}
     for name, count in times.items():
         text = compiled[name].as_text()
-        found = hlo.collective_bytes(text, config.data.completion_length)
+        found = hlo.collective_bytes(text, run.data.completion_length)
         collectives[name] = {kind: count * size for kind, size in found.items()}
     return Plan(
         resident=resident,
@@ -166,11 +166,11 @@ def make_plan(
             name: _beside_arguments(program) + (formed if name != "update" else 0)
             for name, program in compiled.items()
         },
-        calibration=_calibration_bytes(config, model, mesh, whole, layer),
-        cache=_cache_bytes(model, mesh, cached, _length(config)),
-        flops=step_flops(model, config),
+        calibration=_calibration_bytes(run, model_config, mesh, whole, layer),
+        cache=_cache_bytes(model_config, mesh, cached, _length(run)),
+        flops=step_flops(model_config, run),
         collectives=collectives,
-        tokens=rows * _length(config),
+        tokens=rows * _length(run),
         parameters=_count(params),
         trained=_count(trainable),
         devices=mesh.size,
@@ -178,25 +178,25 @@ def make_plan(
     )
 
 
-def step_flops(model: models.ModelConfig, config: settings.Run) -> dict[str, float]:
+def step_flops(model_config: models.ModelConfig, run: settings.Run) -> dict[str, float]:
     """Floating-point operations of a step, by formula: 2 a weight and token, and attention's.
 
     A gradient costs two forward passes more, and one again for what is rematerialised; a reference
     is one pass, a critic a pass for its values and a gradient. The projection's products are
     counted in "update" by none: they do not grow with tokens.
     """
-    algorithm, prompts = algorithms.of(config), config.batch_prompts
-    rows = prompts * config.rl.samples
-    prompt, completion = config.data.prompt_length, config.data.completion_length
-    forward = models.flops_per_token(model, (prompt + completion) / 2)
-    gradient = 3 + (config.model.remat != "none")
-    critics, _ = algorithm.abstract_extra(model)
+    algorithm, prompts = algorithms.of(run), run.batch_prompts
+    rows = prompts * run.rl.samples
+    prompt, completion = run.data.prompt_length, run.data.completion_length
+    forward = models.flops_per_token(model_config, (prompt + completion) / 2)
+    gradient = 3 + (run.model.remat != "none")
+    critics, _ = algorithm.abstract_extra(model_config)
     beside = 0 if critics is None else len(critics.params) * (1 + gradient)
     passes = gradient + algorithm.needs_reference + beside
     found = {"update": passes * rows * (prompt + completion) * forward}
     if algorithm.generates:
-        found["rollout"] = prompts * prompt * models.flops_per_token(model, prompt / 2) + (
-            rows * completion * models.flops_per_token(model, prompt + completion / 2)
+        found["rollout"] = prompts * prompt * models.flops_per_token(model_config, prompt / 2) + (
+            rows * completion * models.flops_per_token(model_config, prompt + completion / 2)
         )
     return found
 
@@ -204,65 +204,67 @@ def step_flops(model: models.ModelConfig, config: settings.Run) -> dict[str, flo
 # ------------------------------------------------------------------------------------ the programs
 
 
-def _rollout(config, model, mesh, policy, prompts, samples):
-    shape = (prompts, config.data.prompt_length)
+def _rollout(run, model_config, mesh, policy, prompts, samples):
+    shape = (prompts, run.data.prompt_length)
     return generation.generate.lower(
-        model,
+        model_config,
         policy,
         _rows(mesh, shape, jnp.int32),
         _rows(mesh, shape, jnp.bool_),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts * samples)),
         samples=samples,
-        max_new_tokens=config.data.completion_length,
+        max_new_tokens=run.data.completion_length,
         stop_ids=(0,),
-        temperature=config.rl.temperature,
-        gather=config.mesh.gather_for_rollouts,
+        temperature=run.rl.temperature,
+        gather=run.mesh.gather_for_rollouts,
     ).compile()
 
 
-def _evaluated(config, mesh) -> int:
+def _evaluated(run, mesh) -> int:
     """Prompts that an evaluation answers at once."""
-    share = mesh.size * config.evaluation.batches
-    return -(-SUITES * config.evaluation.prompts // share) * mesh.size
+    share = mesh.size * run.evaluation.batches
+    return -(-SUITES * run.evaluation.prompts // share) * mesh.size
 
 
-def _update(algorithm, model, mesh, optimizer, state, frozen, reference):
+def _update(algorithm, model_config, mesh, optimizer, state, frozen, reference):
     batch = algorithm.abstract_batch(functools.partial(_rows, mesh))
-    step = algorithm.make_step(model, optimizer)
+    step = algorithm.make_step(model_config, optimizer)
     return step.lower(state, frozen, reference, batch).compile()
 
 
-def _calibration(config, model, mesh, params):
-    rows, time = _calibration_shape(config, mesh)
+def _calibration(run, model_config, mesh, params):
+    rows, time = _calibration_shape(run, mesh)
     batch = {
         "tokens": _rows(mesh, (rows, time), jnp.int32),
         "mask": _rows(mesh, (rows, time), jnp.bool_),
         "first": _rows(mesh, (rows,), jnp.int32),
     }
-    hidden = _rows(mesh, (rows * time, model.hidden_size), jnp.dtype(model.compute_dtype))
+    hidden = _rows(
+        mesh, (rows * time, model_config.hidden_size), jnp.dtype(model_config.compute_dtype)
+    )
     return activations.lower_layer(
-        model, mesh, moments.OBSERVE[config.calibration.first_token],
+        model_config, mesh, moments.OBSERVE[run.calibration.first_token],
         _first_layer(params), hidden, batch,
     ).compile()  # fmt: skip
 
 
-def _calibration_shape(config, mesh) -> tuple[int, int]:
+def _calibration_shape(run, mesh) -> tuple[int, int]:
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = min(config.calibration.batch_size, config.calibration.rows)
-    return -(-rows // shards) * shards, _length(config)
+    rows = min(run.calibration.batch_size, run.calibration.rows)
+    return -(-rows // shards) * shards, _length(run)
 
 
-def _calibration_bytes(config, model, mesh, params, program) -> int:
+def _calibration_bytes(run, model_config, mesh, params, program) -> int:
     """One layer's step, all batches' hidden states, and the sums of its moments."""
-    rows, time = _calibration_shape(config, mesh)
-    batches = -(-config.calibration.rows // rows)
+    rows, time = _calibration_shape(run, mesh)
+    batches = -(-run.calibration.rows // rows)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    width = jnp.dtype(model.compute_dtype).itemsize * model.hidden_size
+    width = jnp.dtype(model_config.compute_dtype).itemsize * model_config.hidden_size
     hidden = batches * rows * time * width // shards
     leaves = projection.leaves_by_path(params)
     squares = sum(
         4 * leaves[paths[0]].shape[-2] ** 2
-        for site, paths in models.input_sites(model).items()
+        for site, paths in models.input_sites(model_config).items()
         if site.startswith("layers/")
     )
     stats = program.memory_analysis()
@@ -273,18 +275,18 @@ def _calibration_bytes(config, model, mesh, params, program) -> int:
 # ------------------------------------------------------------------------------------ the shapes
 
 
-def _sites(config, model, rank_share) -> tuple[dict[str, projection.Site], tuple[str, ...]]:
+def _sites(run, model_config, rank_share) -> tuple[dict[str, projection.Site], tuple[str, ...]]:
     """The targeted sites, their bases abstract."""
-    if config.projection.mode == "none":
+    if run.projection.mode == "none":
         return {}, ()
     if not 0 < rank_share < 1:
         raise ValueError(f"The assumed rank share is {rank_share}; expected one in (0, 1).")
-    rules = rank_rules.RankRules.parse(config.calibration.rank_rule)
-    leaves = projection.leaves_by_path(models.abstract_params(model))
-    targets = projectors_lib.parse_targets(config.projection.targets)
-    coordinates = config.projection.mode == "coordinates"
+    rules = rank_rules.RankRules.parse(run.calibration.rank_rule)
+    leaves = projection.leaves_by_path(models.abstract_params(model_config))
+    targets = projectors_lib.parse_targets(run.projection.targets)
+    coordinates = run.projection.mode == "coordinates"
     sites, guessed = {}, set()
-    for name, kernels in models.input_sites(model).items():
+    for name, kernels in models.input_sites(model_config).items():
         if projectors_lib.target_of(name) not in targets:
             continue
         size, rule = leaves[kernels[0]].shape[-2], rules.of(name)
@@ -293,12 +295,12 @@ def _sites(config, model, rank_share) -> tuple[dict[str, projection.Site], tuple
         guessed |= {str(rule)} if known is None else set()
         side = projection.PROTECTED if rank <= size - rank else projection.NULL
         side = projection.NULL if coordinates else side
-        stack = (model.num_layers,) if name.startswith("layers/") else ()
+        stack = (model_config.num_layers,) if name.startswith("layers/") else ()
         columns = rank if side == projection.PROTECTED else size - rank
         basis = jax.eval_shape(functools.partial(jnp.zeros, (*stack, size, columns), jnp.float32))
         sites[name] = projection.Site(kernels, basis, side, np.full(stack, columns, np.int32))
     if "embed" in targets:
-        basis = jax.eval_shape(lambda: jnp.zeros((model.vocab_size, 1), jnp.float32))
+        basis = jax.eval_shape(lambda: jnp.zeros((model_config.vocab_size, 1), jnp.float32))
         sites["embed/tokens"] = projection.Site(
             ("embed/embedding",), basis, projection.ROWS, np.int32(1)
         )
@@ -306,8 +308,8 @@ def _sites(config, model, rank_share) -> tuple[dict[str, projection.Site], tuple
     return sites, (words,) if guessed else ()
 
 
-def _length(config) -> int:
-    return config.data.prompt_length + config.data.completion_length
+def _length(run) -> int:
+    return run.data.prompt_length + run.data.completion_length
 
 
 def _rows(mesh, shape, dtype) -> jax.ShapeDtypeStruct:
@@ -345,8 +347,8 @@ def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _cache_bytes(model, mesh, rows: int, slots: int) -> int:
-    cache = jax.eval_shape(lambda: models.empty_cache(model, rows, slots))
+def _cache_bytes(model_config, mesh, rows: int, slots: int) -> int:
+    cache = jax.eval_shape(lambda: models.empty_cache(model_config, rows, slots))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in (cache.keys, cache.values))
     return size // (mesh.shape["data"] * mesh.shape["fsdp"])
 

@@ -8,12 +8,12 @@ from nspo_jax.reports import tables
 _WORK = ("rollout", "update")
 
 
-def format_plan(plan: plan_lib.Plan, config: settings.Run, chip: str | None) -> str:
+def format_plan(plan: plan_lib.Plan, run: settings.Run, chip: str | None) -> str:
     """The plan as tables: memory of a device, work of a step, and what to change.
 
     Args:
       plan: of the config.
-      config: the run's.
+      run: the run's.
       chip: a name of `chips.CHIPS`, to say whether it fits; None: all of them.
     """
     rows = [["memory of a device", "GiB"]]
@@ -48,11 +48,11 @@ def format_plan(plan: plan_lib.Plan, config: settings.Run, chip: str | None) -> 
         if plan.fits(found):
             lines.append(f"fits {name} ({room})")
         else:
-            lines.append(f"does not fit {name} ({room}): {first_change(plan, config, found)}")
+            lines.append(f"does not fit {name} ({room}): {first_change(plan, run, found)}")
     return "\n".join(lines)
 
 
-def first_change(plan: plan_lib.Plan, config: settings.Run, chip: chips.Chip) -> str:
+def first_change(plan: plan_lib.Plan, run: settings.Run, chip: chips.Chip) -> str:
     """The first field to change so that a plan may fit a chip."""
     room = plan_lib.USABLE * chip.memory * plan_lib.GIB
     held = sum(plan.resident.values())
@@ -60,7 +60,7 @@ def first_change(plan: plan_lib.Plan, config: settings.Run, chip: chips.Chip) ->
         return "lower calibration.batch_size"
     if held > 0.8 * room:
         frozen = plan.resident["frozen weights"]
-        if frozen > held / 8 and config.model.frozen_dtype == "float32":
+        if frozen > held / 8 and run.model.frozen_dtype == "float32":
             return "set model.frozen_dtype=bfloat16 (for a checkpoint that is stored so)"
         return "more devices on mesh.fsdp, or fewer projection.targets"
     worst = max(plan.phases, key=lambda phase: plan.phases[phase])
@@ -68,7 +68,7 @@ def first_change(plan: plan_lib.Plan, config: settings.Run, chip: chips.Chip) ->
         "rollout": "rl.rollout_batches", "update": "rl.microbatches",
         "evaluation": "evaluation.batches",
     }  # fmt: skip
-    value = settings.get(config, fields[worst])
+    value = settings.get(run, fields[worst])
     return f"raise {fields[worst]} above {value}, or more devices on mesh.fsdp"
 
 

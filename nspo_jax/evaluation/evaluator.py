@@ -14,25 +14,25 @@ class Evaluator:
     process renders and tokenizes its own rows; all get every completion, and the same scores.
     """
 
-    def __init__(self, config: settings.Run, base: base_model.BaseModel):
+    def __init__(self, run: settings.Run, base: base_model.BaseModel):
         prompts = [row.prompt for suite in base.task.suites.values() for row in suite.rows]
-        prompts += prompts[:1] * (-len(prompts) % (base.mesh.size * config.evaluation.batches))
+        prompts += prompts[:1] * (-len(prompts) % (base.mesh.size * run.evaluation.batches))
         own = base.chat_format.encode_prompts(
-            prompts[distributed.own_rows(len(prompts))], config.data.prompt_length
+            prompts[distributed.own_rows(len(prompts))], run.data.prompt_length
         )
         self._prompts = distributed.gather_rows(tuple(own))
         self._reference = nullspace.Reference(
             base.model_config,
             base.params,
-            general_text.split_batches(base.held_out, config.calibration.batch_size),
+            general_text.split_batches(base.held_out, run.calibration.batch_size),
         )
         self._base = base
         self._options = {
-            "batches": config.evaluation.batches,
-            "max_new_tokens": config.data.completion_length,
+            "batches": run.evaluation.batches,
+            "max_new_tokens": run.data.completion_length,
             "stop_ids": base.chat_format.stop_ids,
-            "temperature": config.evaluation.temperature,
-            "gather": config.mesh.gather_for_rollouts,
+            "temperature": run.evaluation.temperature,
+            "gather": run.mesh.gather_for_rollouts,
         }
 
     def complete(self, params, key: jax.Array) -> tasks.Completed:

@@ -10,8 +10,8 @@ functions run it:
 `bind(config, params)` gives the same model as a Flax NNX module.
 """
 
+from nspo_jax.models.architecture import ModelConfig, RopeScaling
 from nspo_jax.models.cache import Cache, empty_cache, repeat_cache
-from nspo_jax.models.config import ModelConfig, RopeScaling
 from nspo_jax.models.delta import export_delta, load_change, save_delta
 from nspo_jax.models.families import FAMILIES
 from nspo_jax.models.flops import flops_per_token

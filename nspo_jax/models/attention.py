@@ -7,8 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import layers
+from nspo_jax.models import architecture, layers
 
 _MASKED = -1e30  # finite, so that a row with nothing to attend to has no NaN, forward or backward
 
@@ -50,7 +49,7 @@ class Context(NamedTuple):
 
 
 def make_context(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     mask: jax.Array,
     first: jax.Array,
     past_valid: jax.Array | None,
@@ -58,7 +57,7 @@ def make_context(
     """The context of new tokens.
 
     Args:
-      config: the model.
+      model_config: the model.
       mask: bool [batch, time], the real ones among the new tokens.
       first: int32 [batch], the position of each row's first real new token.
       past_valid: bool [batch, slots], the cache's real tokens; None without a cache.
@@ -71,13 +70,19 @@ def make_context(
         past_distance = positions[:, :, None] - past_positions[:, None, :]
         past_mask = jnp.broadcast_to(past_valid[:, None, :], past_distance.shape)
     local = None
-    if config.local_rope_theta is not None:
-        local = _rotation(_frequencies(config.local_rope_theta, config.head_dim), positions)
+    if model_config.local_rope_theta is not None:
+        local = _rotation(
+            _frequencies(model_config.local_rope_theta, model_config.head_dim), positions
+        )
     return Context(
         mask=mask[:, None, :] & jnp.tril(jnp.ones((time, time), bool)),
         distance=positions[:, :, None] - positions[:, None, :],
         rotation=_rotation(
-            _scale(_frequencies(config.rope_theta, config.head_dim), config.rope_scaling), positions
+            _scale(
+                _frequencies(model_config.rope_theta, model_config.head_dim),
+                model_config.rope_scaling,
+            ),
+            positions,
         ),
         local_rotation=local,
         past_mask=past_mask,
@@ -88,8 +93,8 @@ def make_context(
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
-        c, d, stddev = config, config.hidden_size, layers.INIT_STDDEV
+    def __init__(self, model_config: architecture.ModelConfig, *, rngs: nnx.Rngs):
+        c, d, stddev = model_config, model_config.hidden_size, layers.INIT_STDDEV
         self.kv_heads, self.head_dim = c.num_kv_heads, c.head_dim
         self.scale = (c.query_scale or c.head_dim) ** -0.5
         self.softcap = c.attention_softcap

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nspo_jax import sharding
-from nspo_jax.models import config as config_lib
+from nspo_jax.models import architecture
 
 
 class Cache(NamedTuple):
@@ -27,21 +27,21 @@ class Cache(NamedTuple):
     positions: jax.Array
 
 
-def empty_cache(config: config_lib.ModelConfig, batch: int, size: int) -> Cache:
+def empty_cache(model_config: architecture.ModelConfig, batch: int, size: int) -> Cache:
     """A cache with `size` free slots for each of `batch` rows.
 
     Raises:
-      ValueError: `size` exceeds `config.max_length`.
+      ValueError: `size` exceeds `model_config.max_length`.
     """
-    if size > config.max_length:
+    if size > model_config.max_length:
         raise ValueError(
-            f"A cache of {size} slots for a model of max_length {config.max_length}: ask for fewer "
-            "(prompt + new tokens)."
+            f"A cache of {size} slots for a model of max_length {model_config.max_length}: ask for "
+            "fewer (prompt + new tokens)."
         )
-    shape = (config.num_layers, batch, size, config.num_kv_heads, config.head_dim)
+    shape = (model_config.num_layers, batch, size, model_config.num_kv_heads, model_config.head_dim)
     return Cache(
-        keys=sharding.shard_rows(jnp.zeros(shape, config.compute_dtype), 1),
-        values=sharding.shard_rows(jnp.zeros(shape, config.compute_dtype), 1),
+        keys=sharding.shard_rows(jnp.zeros(shape, model_config.compute_dtype), 1),
+        values=sharding.shard_rows(jnp.zeros(shape, model_config.compute_dtype), 1),
         valid=jnp.zeros((batch, size), bool),
         length=jnp.zeros((), jnp.int32),
         positions=jnp.zeros((batch,), jnp.int32),

@@ -12,8 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from nspo_jax import distributed, files, model_files, progress
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf, hf_export, transformer, trees
+from nspo_jax.models import architecture, hf, hf_export, transformer, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +62,18 @@ def export_delta(
         raise ValueError(
             f"The base {base} is a delta itself: make a plain model of it with export_model first."
         )
-    config, after = hf_export.open_checked(policy)
+    model_config, after = hf_export.open_checked(policy)
     base_config, before = hf_export.open_checked(base)
-    if hf_export.stored(config) != hf_export.stored(base_config):
+    if hf_export.stored(model_config) != hf_export.stored(base_config):
         raise ValueError(
             f"{policy} and {base} differ in their architecture "
-            f"({hf_export.differences(config, base_config)}): a delta needs the base that the "
-            "policy was trained from."
+            f"({hf_export.differences(model_config, base_config)}): a delta needs the base that "
+            "the policy was trained from."
         )
     delta, inexact, elements, energy = {}, 0, 0, 0.0
-    for name in progress.Bar(hf.expected_tensors(config), desc="delta", unit="tensor", leave=False):
+    for name in progress.Bar(
+        hf.expected_tensors(model_config), desc="delta", unit="tensor", leave=False
+    ):
         old, new = before.read(name), after.read(name)
         elements += new.size
         if not np.array_equal(old, new):
@@ -82,14 +83,14 @@ def export_delta(
     report = DeltaReport(list(delta), energy**0.5, inexact, elements)
 
     files.write_directory(
-        target, lambda folder: _write_delta(folder, config, policy, base, delta, report)
+        target, lambda folder: _write_delta(folder, model_config, policy, base, delta, report)
     )
     return report
 
 
 def save_delta(
     directory: str | os.PathLike,
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     change: transformer.Params,
     base: str | os.PathLike,
 ) -> None:
@@ -100,7 +101,7 @@ def save_delta(
 
     Args:
       directory: where the result goes; see `save_model` for its errors.
-      config: the model's.
+      model_config: the model's.
       change: float32, laid out as in `transformer`, None at leaves that did not change.
       base: the directory of the model that the change is of, which may be a delta: then the sum of
         its own base and difference is written out, in float32, as the base.
@@ -111,7 +112,7 @@ def save_delta(
         path: leaf for path, leaf in trees.flatten(change).items()
         if leaf is not None
     }  # fmt: skip
-    expected = hf.expected_tensors(config)
+    expected = hf.expected_tensors(model_config)
     names = [name for name, (path, *_) in expected.items() if path in flat]
     delta = {}
     for name in names:
@@ -126,19 +127,19 @@ def save_delta(
     elements = sum(int(np.prod(shape)) for *_, shape in expected.values())
     report = DeltaReport(names, energy**0.5, 0, elements)
     files.write_directory(
-        target, lambda folder: _write_delta(folder, config, base, base, delta, report)
+        target, lambda folder: _write_delta(folder, model_config, base, base, delta, report)
     )
 
 
 def _write_delta(
     folder: pathlib.Path,
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     like: pathlib.Path,
     base: pathlib.Path,
     delta: dict[str, np.ndarray],
     report: DeltaReport,
 ) -> None:
-    hf_export.write_like(folder, like, config, "float32")
+    hf_export.write_like(folder, like, model_config, "float32")
     if (base / hf.DELTA).exists():
         hf_export.export_model(base, folder / hf.BASE)
     else:
@@ -160,9 +161,9 @@ def _copy_delta(source: pathlib.Path, base: pathlib.Path, target: pathlib.Path) 
     fields = model_files.read_json(source / hf.DELTA)
     report = DeltaReport(**{name: value for name, value in fields.items() if name != "format"})
     delta = safetensors.numpy.load_file(source / hf.DELTA_WEIGHTS)
-    config, like = hf.load_config(source), source
+    model_config, like = hf.load_config(source), source
     files.write_directory(
-        target, lambda folder: _write_delta(folder, config, like, base, delta, report)
+        target, lambda folder: _write_delta(folder, model_config, like, base, delta, report)
     )
     return report
 
@@ -185,17 +186,19 @@ def load_change(
     directory = pathlib.Path(directory)
     if not (directory / hf.DELTA).exists():
         return None
-    config = hf.load_config(directory)
-    tensors = _Change(directory, config)
-    abstract = transformer.abstract_params(config)
+    model_config = hf.load_config(directory)
+    tensors = _Change(directory, model_config)
+    abstract = transformer.abstract_params(model_config)
     placed = hf.default_shardings(abstract) if shardings is None else shardings(abstract)
     placed = trees.flatten(placed)
     found = {}
     for path, leaf in trees.flatten(abstract).items():
-        changed = any(name in tensors.names() for name in hf.tensor_layers(config, path))
+        changed = any(name in tensors.names() for name in hf.tensor_layers(model_config, path))
         dtype, place = np.dtype(np.float32), placed[path]
         found[path] = (
-            hf.load_parameter(config, tensors, path, leaf.shape, dtype, place) if changed else None
+            hf.load_parameter(model_config, tensors, path, leaf.shape, dtype, place)
+            if changed
+            else None
         )
     return trees.unflatten(found)
 
@@ -203,11 +206,13 @@ def load_change(
 class _Change(hf.Tensors):
     """The tensors of a difference; those that it leaves out are zero."""
 
-    def __init__(self, directory: pathlib.Path, config: config_lib.ModelConfig):
+    def __init__(self, directory: pathlib.Path, model_config: architecture.ModelConfig):
         file = hf.open_file(directory / hf.DELTA_WEIGHTS)
         self.directory, self.stored, self._delta = directory, self, {}
         self._files = dict.fromkeys(file.keys(), file)
-        self._shapes = {name: shape for name, (*_, shape) in hf.expected_tensors(config).items()}
+        self._shapes = {
+            name: shape for name, (*_, shape) in hf.expected_tensors(model_config).items()
+        }
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax import distributed, sharding
+from nspo_jax.models import architecture, heads, sampling, transformer
 from nspo_jax.models import cache as cache_lib
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import heads, sampling, transformer
 
 
 class Completions(NamedTuple):
@@ -46,7 +45,7 @@ class Decoding(NamedTuple):
 
 
 def prefill(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -58,9 +57,9 @@ def prefill(
     count, length = prompts.shape
     # the barrier keeps XLA from folding the attention to empty slots at compile time, for seconds
     cache = jax.lax.optimization_barrier(
-        cache_lib.empty_cache(config, count, length + max_new_tokens)
+        cache_lib.empty_cache(model_config, count, length + max_new_tokens)
     )
-    out = transformer.forward(config, params, prompts, prompt_mask, cache)
+    out = transformer.forward(model_config, params, prompts, prompt_mask, cache)
     assert out.cache is not None  # one was given
     return Decoding(
         hidden=jnp.repeat(out.hidden[:, -1], samples, axis=0),
@@ -71,7 +70,7 @@ def prefill(
 
 
 def decode(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params,
     state: Decoding,
     keys: jax.Array,
@@ -82,7 +81,7 @@ def decode(
     top_p: float,
 ) -> tuple[Decoding, tuple[jax.Array, jax.Array, jax.Array]]:
     """Draws one token a row; returns the state after it and (token, logprob, live), each [rows]."""
-    logits = heads.logits(config, params, state.hidden)  # [rows, vocab]
+    logits = heads.logits(model_config, params, state.hidden)  # [rows, vocab]
     token, logprob = sampling.sample_token(
         logits,
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step),
@@ -92,7 +91,7 @@ def decode(
     )
     live = ~state.done
     done = state.done | jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=-1)
-    out = transformer.forward(config, params, token[:, None], live[:, None], state.cache)
+    out = transformer.forward(model_config, params, token[:, None], live[:, None], state.cache)
     assert out.cache is not None  # one was given
     after = Decoding(out.hidden[:, 0], out.cache, done, state.step + 1)
     return after, (jnp.where(live, token, 0), jnp.where(live, logprob, 0.0), live)
@@ -101,11 +100,11 @@ def decode(
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "config", "samples", "max_new_tokens", "stop_ids", "top_k", "top_p", "gather",
+        "model_config", "samples", "max_new_tokens", "stop_ids", "top_k", "top_p", "gather",
     ),
 )  # fmt: skip
 def generate(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params,
     prompts: jax.Array,
     prompt_mask: jax.Array,
@@ -122,7 +121,7 @@ def generate(
     """Samples `samples` completions for every prompt.
 
     Args:
-      config: the model's configuration.
+      model_config: the model's configuration.
       params: the policy.
       prompts: int32 [prompts, prompt_length], left-padded: the last column is the last token.
       prompt_mask: bool, same shape.
@@ -138,11 +137,11 @@ def generate(
         all of them in the compute dtype.
     """
     if gather:
-        params = sharding.gather(params, config.compute_dtype)
+        params = sharding.gather(params, model_config.compute_dtype)
     rows = len(prompts) * samples
     keys = jax.random.split(key, rows) if key.ndim == 0 else key
     state = prefill(
-        config, params, prompts, prompt_mask, samples=samples, max_new_tokens=max_new_tokens
+        model_config, params, prompts, prompt_mask, samples=samples, max_new_tokens=max_new_tokens
     )
 
     def running(carry):
@@ -152,7 +151,7 @@ def generate(
     def step(carry):
         state, output = carry
         after, drawn = decode(
-            config, params, state, keys,
+            model_config, params, state, keys,
             stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         columns = zip(output, drawn, strict=True)
@@ -167,7 +166,7 @@ def generate(
 
 
 def generate_in_batches(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params,
     mesh: jax.sharding.Mesh,
     prompts: np.ndarray,
@@ -183,7 +182,7 @@ def generate_in_batches(
     Every row has a key of its own: what is drawn does not hang on how many are drawn at once.
 
     Args:
-      config: see `generate`, like what is not named here.
+      model_config: see `generate`, like what is not named here.
       params: the policy.
       mesh: spreads the rows of each part.
       prompts: int32 [prompts, prompt_length], on the host.
@@ -198,7 +197,7 @@ def generate_in_batches(
     found = [
         distributed.fetch(
             generate(
-                config, params, *sharding.shard_batch(mesh, part), part_keys,
+                model_config, params, *sharding.shard_batch(mesh, part), part_keys,
                 samples=samples, **options,
             )
         )
@@ -207,14 +206,14 @@ def generate_in_batches(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
 
 
-_prefill = jax.jit(prefill, static_argnames=("config", "samples", "max_new_tokens"))
+_prefill = jax.jit(prefill, static_argnames=("model_config", "samples", "max_new_tokens"))
 _decode = jax.jit(
-    decode, static_argnames=("config", "stop_ids", "top_k", "top_p"), donate_argnames="state"
+    decode, static_argnames=("model_config", "stop_ids", "top_k", "top_p"), donate_argnames="state"
 )
 
 
 def stream(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params,
     prompt: np.ndarray,
     prompt_mask: np.ndarray,
@@ -229,7 +228,7 @@ def stream(
     """Yields the tokens of one completion as they are drawn: those of `generate` with this row key.
 
     Args:
-      config: the model's configuration.
+      model_config: the model's configuration.
       params: the model.
       prompt: int32 [prompt_length], left-padded.
       prompt_mask: bool, same shape.
@@ -241,11 +240,16 @@ def stream(
       top_p: 1 is off.
     """
     state = _prefill(
-        config, params, prompt[None], prompt_mask[None], samples=1, max_new_tokens=max_new_tokens
+        model_config,
+        params,
+        prompt[None],
+        prompt_mask[None],
+        samples=1,
+        max_new_tokens=max_new_tokens,
     )
     for _ in range(max_new_tokens):
         state, (token, _, _) = _decode(
-            config, params, state, key[None],
+            model_config, params, state, key[None],
             stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         yield int(token[0])

@@ -12,22 +12,21 @@ import jax
 import jax.numpy as jnp
 
 from nspo_jax import sharding
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import layers, transformer
+from nspo_jax.models import architecture, layers, transformer
 
 # Logits of so many numbers, 1 GiB in float32, are in memory at once.
 CHUNK_ELEMENTS = 2**28
 
 
 def logits(
-    config: config_lib.ModelConfig, params: transformer.Params, hidden: jax.Array
+    model_config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array
 ) -> jax.Array:
     """Next-token logits, float32 [..., vocab], of final hidden states [..., d]."""
-    return transformer.bind(config, params).logits(hidden)
+    return transformer.bind(model_config, params).logits(hidden)
 
 
 def map_positions(
-    config: config_lib.ModelConfig, function: Callable[..., Any], *arrays: jax.Array
+    model_config: architecture.ModelConfig, function: Callable[..., Any], *arrays: jax.Array
 ) -> Any:
     """Applies a function of logits to every position without holding all logits at once.
 
@@ -36,7 +35,7 @@ def map_positions(
     recompute a chunk's logits instead of keeping them. What fits at once is computed at once.
 
     Args:
-      config: the model: its vocabulary decides the chunk.
+      model_config: the model: its vocabulary decides the chunk.
       function: takes the arrays cut to [batch, chunk, ...], such as hidden states and tokens, and
         returns a tree of arrays [batch, chunk, ...]. It treats positions independently.
       *arrays: each [batch, time, ...].
@@ -45,7 +44,7 @@ def map_positions(
       The function's result for all positions, arrays [batch, time, ...].
     """
     batch, time = arrays[0].shape[:2]
-    chunk = max(1, CHUNK_ELEMENTS * sharding.shards_of(batch) // (batch * config.vocab_size))
+    chunk = max(1, CHUNK_ELEMENTS * sharding.shards_of(batch) // (batch * model_config.vocab_size))
     if chunk >= time:
         return function(*arrays)
     count = -(-time // chunk)
@@ -67,39 +66,39 @@ def map_positions(
 
 
 def with_scalar_head(
-    config: config_lib.ModelConfig, params: transformer.Params, key: jax.Array
-) -> tuple[config_lib.ModelConfig, transformer.Params]:
+    model_config: architecture.ModelConfig, params: transformer.Params, key: jax.Array
+) -> tuple[architecture.ModelConfig, transformer.Params]:
     """The same decoder with a fresh scalar head in place of its language-model head.
 
     Args:
-      config: of a language model.
+      model_config: of a language model.
       params: its parameters; shared, not copied.
       key: of the head's initial weights, normal 0.02.
     """
     params = {name: value for name, value in params.items() if name != "head"}
-    kernel = jax.random.normal(key, (config.hidden_size, 1), jnp.float32)
+    kernel = jax.random.normal(key, (model_config.hidden_size, 1), jnp.float32)
     params["score"] = {"kernel": layers.INIT_STDDEV * kernel}
-    return dataclasses.replace(config, head="scalar"), params
+    return dataclasses.replace(model_config, head="scalar"), params
 
 
 def values(
-    config: config_lib.ModelConfig, params: transformer.Params, hidden: jax.Array
+    model_config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array
 ) -> jax.Array:
     """A scalar head at every token: float32 [batch, time] of final hidden states [batch, time, d].
 
     Raises:
       ValueError: the model has no scalar head.
     """
-    if config.head != "scalar":
+    if model_config.head != "scalar":
         raise ValueError(
-            f"head is {config.head!r}: values need a model with a scalar head; make one of a "
+            f"head is {model_config.head!r}: values need a model with a scalar head; make one of a "
             "language model with with_scalar_head."
         )
-    return transformer.bind(config, params).values(hidden)
+    return transformer.bind(model_config, params).values(hidden)
 
 
 def scores(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params: transformer.Params,
     tokens: jax.Array,
     mask: jax.Array,
@@ -107,7 +106,7 @@ def scores(
     """A reward or cost model's score of each sequence: its value at the last real token.
 
     Args:
-      config: a model with a scalar head.
+      model_config: a model with a scalar head.
       params: its parameters.
       tokens: int32 [batch, time].
       mask: bool [batch, time], False at padding, which may be anywhere.
@@ -118,7 +117,7 @@ def scores(
     Raises:
       ValueError: the model has no scalar head.
     """
-    hidden = transformer.forward(config, params, tokens, mask).hidden
+    hidden = transformer.forward(model_config, params, tokens, mask).hidden
     last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)  # [batch]
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)  # [batch, 1, d]
-    return values(config, params, at_last)[:, 0]
+    return values(model_config, params, at_last)[:, 0]

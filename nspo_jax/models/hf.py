@@ -20,8 +20,7 @@ import safetensors
 
 from nspo_jax import distributed, model_files
 from nspo_jax import progress as progress_lib
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import families, hf_config, transformer, trees
+from nspo_jax.models import architecture, families, hf_config, transformer, trees
 
 CONFIG, GENERATION = model_files.CONFIG, "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -44,7 +43,7 @@ def load_model(
     directory: str | os.PathLike,
     dtype: Any = jnp.float32,
     shardings: Shardings | None = None,
-) -> tuple[config_lib.ModelConfig, transformer.Params]:
+) -> tuple[architecture.ModelConfig, transformer.Params]:
     """Reads a checkpoint of any supported family.
 
     Args:
@@ -65,17 +64,17 @@ def load_model(
         config says (all of them listed in one message).
     """
     directory = pathlib.Path(directory)
-    config = load_config(directory)
+    model_config = load_config(directory)
     tensors = Tensors(directory)
-    check_tensors(config, tensors)
-    abstract = transformer.abstract_params(config)
+    check_tensors(model_config, tensors)
+    abstract = transformer.abstract_params(model_config)
     placed = default_shardings(abstract) if shardings is None else shardings(abstract)
     placed = trees.flatten(placed)
     params = {
-        path: load_parameter(config, tensors, path, leaf.shape, np.dtype(dtype), placed[path])
+        path: load_parameter(model_config, tensors, path, leaf.shape, np.dtype(dtype), placed[path])
         for path, leaf in trees.flatten(abstract).items()
     }
-    return config, trees.unflatten(params)
+    return model_config, trees.unflatten(params)
 
 
 def default_shardings(abstract: transformer.Params) -> transformer.Params:
@@ -84,7 +83,7 @@ def default_shardings(abstract: transformer.Params) -> transformer.Params:
     return jax.tree.map(lambda leaf: device, abstract)
 
 
-def load_config(directory: str | os.PathLike) -> config_lib.ModelConfig:
+def load_config(directory: str | os.PathLike) -> architecture.ModelConfig:
     """What a checkpoint is, from its config.json and its tokenizer, without its weights.
 
     Raises:
@@ -92,9 +91,9 @@ def load_config(directory: str | os.PathLike) -> config_lib.ModelConfig:
       ValueError: as `load_model`, and for a tokenizer with ids that have no row in the embedding.
     """
     directory = model_files.check_directory(directory)
-    config = hf_config.read_config(model_files.read_json(directory / CONFIG))
-    absent = model_files.absent_ids(directory, config.vocab_size)
-    return dataclasses.replace(config, absent_ids=absent)
+    model_config = hf_config.read_config(model_files.read_json(directory / CONFIG))
+    absent = model_files.absent_ids(directory, model_config.vocab_size)
+    return dataclasses.replace(model_config, absent_ids=absent)
 
 
 def stored_as(directory: str | os.PathLike) -> str:
@@ -127,17 +126,17 @@ def stored_fingerprint(
     Raises:
       FileNotFoundError, ValueError: as `load_model`.
     """
-    config, tensors = load_config(directory), Tensors(pathlib.Path(directory))
-    check_tensors(config, tensors)
+    model_config, tensors = load_config(directory), Tensors(pathlib.Path(directory))
+    check_tensors(model_config, tensors)
     digest = hashlib.sha256()
-    abstract = trees.flatten(transformer.abstract_params(config))
+    abstract = trees.flatten(transformer.abstract_params(model_config))
     for path, leaf in progress_lib.Bar(
         sorted(abstract.items()), desc="fingerprint", unit="parameter",
         disable=not (progress and distributed.is_primary()),
         leave=False,
     ):  # fmt: skip
         digest.update(f"{path} {leaf.shape} {np.dtype(dtype)}\n".encode())
-        for name in tensor_layers(config, path):
+        for name in tensor_layers(model_config, path):
             array = tensors.read(name, dtype=dtype, transpose=is_transposed(path))
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:16]
@@ -205,12 +204,12 @@ class Tensors:
         return out.T if transpose else out
 
 
-def tensor_layers(config: config_lib.ModelConfig, path: str) -> list[str]:
+def tensor_layers(model_config: architecture.ModelConfig, path: str) -> list[str]:
     """The tensors that make up one parameter, one a layer where there are layers."""
-    name = families.FAMILIES[config.family].tensor(path)
+    name = families.FAMILIES[model_config.family].tensor(path)
     if not path.startswith("layers/"):
         return [name]
-    return [name.format(layer) for layer in range(config.num_layers)]
+    return [name.format(layer) for layer in range(model_config.num_layers)]
 
 
 def is_transposed(path: str) -> bool:
@@ -218,12 +217,14 @@ def is_transposed(path: str) -> bool:
     return path.endswith("/kernel")
 
 
-def expected_tensors(config: config_lib.ModelConfig) -> dict[str, tuple[str, int | None, tuple]]:
+def expected_tensors(
+    model_config: architecture.ModelConfig,
+) -> dict[str, tuple[str, int | None, tuple]]:
     """Every tensor of a model, in transformers' order: name -> (path, layer or None, shape)."""
     found, order = [], list(families.TENSORS)
-    abstract = trees.flatten(transformer.abstract_params(config))
+    abstract = trees.flatten(transformer.abstract_params(model_config))
     for place, path in enumerate(sorted(abstract, key=order.index)):
-        leaf, names = abstract[path], tensor_layers(config, path)
+        leaf, names = abstract[path], tensor_layers(model_config, path)
         stacked = path.startswith("layers/")
         shape = leaf.shape[1:] if stacked else leaf.shape
         shape = shape[::-1] if is_transposed(path) else shape
@@ -233,14 +234,14 @@ def expected_tensors(config: config_lib.ModelConfig) -> dict[str, tuple[str, int
     return {name: entry for *_, name, entry in sorted(found, key=lambda row: row[:3])}
 
 
-def check_tensors(config: config_lib.ModelConfig, tensors: Tensors) -> None:
+def check_tensors(model_config: architecture.ModelConfig, tensors: Tensors) -> None:
     """Raises ValueError listing every tensor that is missing, extra, misshaped or oddly typed.
 
     A tied model may store its head too, as long as it is the embedding; it is not read.
     """
-    expected, names = expected_tensors(config), tensors.names()
+    expected, names = expected_tensors(model_config), tensors.names()
     problems = [f"missing {name} {list(expected[name][2])}" for name in expected.keys() - names]
-    tied_head = families.TENSORS["head/kernel"] if config.tie_embeddings else None
+    tied_head = families.TENSORS["head/kernel"] if model_config.tie_embeddings else None
     for name in names:
         if fnmatch.fnmatch(name, _DERIVED):
             continue
@@ -269,7 +270,7 @@ def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Arra
 
 
 def load_parameter(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     tensors: Tensors,
     path: str,
     shape: tuple[int, ...],
@@ -278,7 +279,7 @@ def load_parameter(
     layer: int | None = None,
 ) -> jax.Array:
     """One parameter in its sharding; of a stack one layer, if that is given, in its part of it."""
-    names, transpose = tensor_layers(config, path), is_transposed(path)
+    names, transpose = tensor_layers(model_config, path), is_transposed(path)
 
     def read(name: str, index: Index) -> np.ndarray:
         index = index[::-1] if transpose else index

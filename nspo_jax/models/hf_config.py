@@ -6,8 +6,7 @@ import functools
 import logging
 from typing import Any
 
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import families
+from nspo_jax.models import architecture, families
 
 # Fields that describe training, tokens, storage or the interface, never the output.
 _IGNORED = frozenset(
@@ -62,7 +61,7 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
-def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
+def read_config(fields: Mapping[str, Any]) -> architecture.ModelConfig:
     """Reads the content of a config.json, as transformers 4 or 5 spells it.
 
     A field that is not known here is an error rather than a guess, unless it is null. Bookkeeping
@@ -135,7 +134,7 @@ def read_config(fields: Mapping[str, Any]) -> config_lib.ModelConfig:
     }
     for name, (ours, absent) in family.fields.items():
         values[ours] = fields.get(name, absent)
-    return config_lib.ModelConfig(
+    return architecture.ModelConfig(
         **values,
         family=family.model_type,
         head=_head(family, fields),
@@ -150,39 +149,39 @@ def _tell(names: str) -> None:
     _log.info("config.json: read past %s, which cannot change the output", names)
 
 
-def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
+def write_config(model_config: architecture.ModelConfig) -> dict[str, Any]:
     """The content of a config.json that transformers 4 (from 4.53 on) and 5 both load.
 
     Special tokens belong to a tokenizer, not to this config, so they are null.
     """
-    family = families.FAMILIES[config.family]
+    family = families.FAMILIES[model_config.family]
     fields: dict[str, Any] = {
         **family.fixed,
-        **{theirs: getattr(config, ours) for theirs, ours in families.REQUIRED.items()},
+        **{theirs: getattr(model_config, ours) for theirs, ours in families.REQUIRED.items()},
         "model_type": family.model_type,
-        "architectures": [family.causal if config.head == "logits" else family.classifier],
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": _write_scaling(config.rope_scaling),
+        "architectures": [family.causal if model_config.head == "logits" else family.classifier],
+        "num_key_value_heads": model_config.num_kv_heads,
+        "head_dim": model_config.head_dim,
+        "tie_word_embeddings": model_config.tie_embeddings,
+        "rope_theta": model_config.rope_theta,
+        "rope_scaling": _write_scaling(model_config.rope_scaling),
         "torch_dtype": "float32",
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    fields |= {name: getattr(config, ours) for name, (ours, _) in family.fields.items()}
-    if config.head == "scalar":
+    fields |= {name: getattr(model_config, ours) for name, (ours, _) in family.fields.items()}
+    if model_config.head == "scalar":
         fields |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    if config.local_rope_theta is not None:
-        fields[_LOCAL_THETA] = config.local_rope_theta
+    if model_config.local_rope_theta is not None:
+        fields[_LOCAL_THETA] = model_config.local_rope_theta
     if family.is_windowed:
-        window = max(config.windows, default=0) or None
+        window = max(model_config.windows, default=0) or None
         fields |= {
             "sliding_window": window,
             "layer_types": [
-                _WINDOWED if i < len(config.windows) and config.windows[i] else _FULL
-                for i in range(config.num_layers)
+                _WINDOWED if i < len(model_config.windows) and model_config.windows[i] else _FULL
+                for i in range(model_config.num_layers)
             ],
         }
         if family.window_switch:
@@ -280,7 +279,7 @@ def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scaling(
     name: str, rope: Mapping[str, Any], fields: Mapping[str, Any]
-) -> config_lib.RopeScaling | None:
+) -> architecture.RopeScaling | None:
     """The scaling that one mapping of config.json describes, refusing what is not implemented."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
     wanted = {"default": (), "linear": _LINEAR, "llama3": _LLAMA3}.get(kind)
@@ -292,10 +291,10 @@ def _scaling(
             f"{name} is {fields[name]!r}: supported are rope_type 'default', 'linear' with factor, "
             f"and 'llama3' with {', '.join(_LLAMA3)}, and nothing besides."
         )
-    return config_lib.RopeScaling(kind, *(rope[name] for name in wanted)) if wanted else None
+    return architecture.RopeScaling(kind, *(rope[name] for name in wanted)) if wanted else None
 
 
-def _write_scaling(scaling: config_lib.RopeScaling | None) -> dict[str, Any] | None:
+def _write_scaling(scaling: architecture.RopeScaling | None) -> dict[str, Any] | None:
     if scaling is None:
         return None
     numbers = (

@@ -19,8 +19,7 @@ import safetensors.numpy
 
 from nspo_jax import distributed, files, model_files
 from nspo_jax import progress as progress_lib
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf, hf_config, transformer, trees
+from nspo_jax.models import architecture, hf, hf_config, transformer, trees
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 SHARD_BYTES = 5 * 10**9  # as transformers cuts them
@@ -37,7 +36,7 @@ _MODEL_FILES = (
 
 def save_model(
     directory: str | os.PathLike,
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params: transformer.Params,
     tokenizer: Any = None,
     *,
@@ -55,7 +54,7 @@ def save_model(
 
     Args:
       directory: where the model goes: new, empty, or a model to replace.
-      config: the model's config; its compute dtype and remat policy are not stored.
+      model_config: the model's config; its compute dtype and remat policy are not stored.
       params: parameters laid out as in `transformer`.
       tokenizer: None, or a transformers tokenizer to save along. Its special token ids go into
         config.json; without one they are null.
@@ -72,11 +71,11 @@ def save_model(
     """
     check_apart(directory, like)
     flat = trees.flatten(params)
-    _check_params(config, flat)
+    _check_params(model_config, flat)
     target = check_target(directory, dtype)
     if like is not None and tokenizer is not None:
         raise ValueError("like brings its tokenizer along: give tokenizer or like, not both.")
-    expected = hf.expected_tensors(config)
+    expected = hf.expected_tensors(model_config)
 
     def read(name: str) -> np.ndarray:
         path, layer, _ = expected[name]
@@ -86,9 +85,9 @@ def save_model(
 
     def write(folder: pathlib.Path) -> None:
         if like is not None:
-            write_like(folder, pathlib.Path(like), config, dtype)
+            write_like(folder, pathlib.Path(like), model_config, dtype)
         else:
-            fields = hf_config.write_config(config) | {"torch_dtype": dtype}
+            fields = hf_config.write_config(model_config) | {"torch_dtype": dtype}
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
                 names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -127,8 +126,8 @@ def export_model(
     """
     check_apart(directory, source)
     source, target = pathlib.Path(source), check_target(directory, dtype)
-    config, tensors = open_checked(source)
-    expected = hf.expected_tensors(config)
+    model_config, tensors = open_checked(source)
+    expected = hf.expected_tensors(model_config)
     shapes = {name: shape for name, (*_, shape) in expected.items()}
 
     def read(name: str) -> np.ndarray:
@@ -140,7 +139,7 @@ def export_model(
         return value.T if transpose else value
 
     def write(folder: pathlib.Path) -> None:
-        write_like(folder, source, config, dtype)
+        write_like(folder, source, model_config, dtype)
         _write_weights(folder, shapes, read, dtype, shard_bytes)
 
     files.write_directory(target, write)
@@ -185,12 +184,12 @@ def _write_weights(
 
 
 def write_like(
-    folder: pathlib.Path, like: pathlib.Path, config: config_lib.ModelConfig, dtype: str
+    folder: pathlib.Path, like: pathlib.Path, model_config: architecture.ModelConfig, dtype: str
 ) -> None:
     """Writes the config of `like`, changed as little as needed, and copies what goes with it."""
     fields = model_files.read_json(like / hf.CONFIG)
     theirs = hf_config.read_config(fields)
-    ours = stored(config)
+    ours = stored(model_config)
     if dataclasses.replace(theirs, head=ours.head) != ours:
         raise ValueError(
             f"The model is not of the architecture of {like} ({differences(ours, theirs)}): name "
@@ -210,21 +209,21 @@ def write_like(
         shutil.copyfile(file, folder / file.name)
 
 
-def stored(config: config_lib.ModelConfig) -> config_lib.ModelConfig:
+def stored(model_config: architecture.ModelConfig) -> architecture.ModelConfig:
     """The config as its file holds it: neither how to compute, nor what the tokenizer lacks."""
-    fresh = {field.name: field.default for field in dataclasses.fields(config)}
+    fresh = {field.name: field.default for field in dataclasses.fields(model_config)}
     names = ("compute_dtype", "remat", "absent_ids")
-    return dataclasses.replace(config, **{name: fresh[name] for name in names})
+    return dataclasses.replace(model_config, **{name: fresh[name] for name in names})
 
 
-def open_checked(directory: pathlib.Path) -> tuple[config_lib.ModelConfig, hf.Tensors]:
-    config = hf.load_config(directory)
+def open_checked(directory: pathlib.Path) -> tuple[architecture.ModelConfig, hf.Tensors]:
+    model_config = hf.load_config(directory)
     tensors = hf.Tensors(directory)
-    hf.check_tensors(config, tensors)
-    return config, tensors
+    hf.check_tensors(model_config, tensors)
+    return model_config, tensors
 
 
-def differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
+def differences(a: architecture.ModelConfig, b: architecture.ModelConfig) -> str:
     names = [field.name for field in dataclasses.fields(a)]
     return "; ".join(
         f"{name} {getattr(a, name)!r} against {getattr(b, name)!r}"
@@ -233,8 +232,8 @@ def differences(a: config_lib.ModelConfig, b: config_lib.ModelConfig) -> str:
     )
 
 
-def _check_params(config: config_lib.ModelConfig, flat: dict[str, Any]) -> None:
-    abstract = trees.flatten(transformer.abstract_params(config))
+def _check_params(model_config: architecture.ModelConfig, flat: dict[str, Any]) -> None:
+    abstract = trees.flatten(transformer.abstract_params(model_config))
     problems = [f"missing {path} {list(abstract[path].shape)}" for path in abstract.keys() - flat]
     for path, value in flat.items():
         if path not in abstract:

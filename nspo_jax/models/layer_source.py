@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf, transformer, trees
+from nspo_jax.models import architecture, hf, transformer, trees
 
 
 class LayerSource(Protocol):
     """A model's weights, a part at a time."""
 
     @property
-    def config(self) -> config_lib.ModelConfig:
+    def model_config(self) -> architecture.ModelConfig:
         """The model; sizes and layers as in `transformer`."""
         ...
 
@@ -44,7 +43,7 @@ class LayerSource(Protocol):
 class ParamsSource:
     """Parameters in memory, as `load_model` gives them."""
 
-    config: config_lib.ModelConfig
+    model_config: architecture.ModelConfig
     params: transformer.Params
 
     def part(self, name: str) -> transformer.Params:
@@ -80,12 +79,12 @@ class FileSource:
         shardings: hf.Shardings | None = None,
     ):
         self._directory = pathlib.Path(directory)
-        self.config = dataclasses.replace(
+        self.model_config = dataclasses.replace(
             hf.load_config(self._directory), compute_dtype=compute_dtype
         )
         self._tensors = hf.Tensors(self._directory)
-        hf.check_tensors(self.config, self._tensors)
-        abstract = transformer.abstract_params(self.config)
+        hf.check_tensors(self.model_config, self._tensors)
+        abstract = transformer.abstract_params(self.model_config)
         self._abstract = trees.flatten(abstract)
         placed = hf.default_shardings(abstract) if shardings is None else shardings(abstract)
         self._placed = trees.flatten(placed)
@@ -110,8 +109,8 @@ class FileSource:
     def _read(self, paths: list[str], layer: int | None) -> transformer.Params:
         arrays: dict[str, Any] = {
             path: hf.load_parameter(
-                self.config, self._tensors, path, self._abstract[path].shape, np.dtype(jnp.float32),
-                self._placed[path], layer,
+                self.model_config, self._tensors, path, self._abstract[path].shape,
+                np.dtype(jnp.float32), self._placed[path], layer,
             )
             for path in paths
         }  # fmt: skip

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nspo_jax import sharding
-from nspo_jax.models import config as config_lib
+from nspo_jax.models import architecture
 
 INIT_STDDEV = 0.02
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}  # jax's default gelu is the tanh one
@@ -68,12 +68,12 @@ class Embedding(nnx.Module):
 class MLP(nnx.Module):
     """The gated MLP: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
-        d, ff = config.hidden_size, config.intermediate_size
-        self.activation = config.activation
+    def __init__(self, model_config: architecture.ModelConfig, *, rngs: nnx.Rngs):
+        d, ff = model_config.hidden_size, model_config.intermediate_size
+        self.activation = model_config.activation
         self.gate = Linear(d, ff, INIT_STDDEV, rngs=rngs)
         self.up = Linear(d, ff, INIT_STDDEV, rngs=rngs)
-        self.down = Linear(ff, d, residual_stddev(config.num_layers), rngs=rngs)
+        self.down = Linear(ff, d, residual_stddev(model_config.num_layers), rngs=rngs)
 
     def __call__(self, x: jax.Array, observe: Callable[[str, jax.Array], None]) -> jax.Array:
         observe("layers/mlp/in", x)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax import sharding
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import heads, transformer
+from nspo_jax.models import architecture, heads, transformer
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -22,7 +21,7 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def sequence_logprobs(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params: transformer.Params,
     tokens: jax.Array,
     mask: jax.Array,
@@ -30,7 +29,7 @@ def sequence_logprobs(
     """log p of each token given those before it.
 
     Args:
-      config: a language model's.
+      model_config: a language model's.
       params: its parameters.
       tokens: int32 [batch, time].
       mask: bool [batch, time], False at padding, which is before or after a sequence.
@@ -39,25 +38,25 @@ def sequence_logprobs(
       float32 [batch, time - 1]: entry t is of token t + 1, in nats; 0 where that is padding, or the
       first of its sequence.
     """
-    hidden = transformer.forward(config, params, tokens, mask).hidden[:, :-1]
-    found = _following_logprobs(config, params, hidden, tokens[:, 1:])
+    hidden = transformer.forward(model_config, params, tokens, mask).hidden[:, :-1]
+    found = _following_logprobs(model_config, params, hidden, tokens[:, 1:])
     return jnp.where(mask[:, 1:] & mask[:, :-1], found, 0.0)
 
 
-def predicting_states(config: config_lib.ModelConfig, params, batch: Any) -> jax.Array:
+def predicting_states(model_config: architecture.ModelConfig, params, batch: Any) -> jax.Array:
     """Final hidden states before each completion token: [batch, completion_length, d].
 
     They are at the positions that predict it: what is known when it is drawn.
     """
     tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
     mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
-    hidden = transformer.forward(config, params, tokens, mask).hidden
+    hidden = transformer.forward(model_config, params, tokens, mask).hidden
     start = batch.prompts.shape[1] - 1  # the last prompt position predicts the first answer token
     return hidden[:, start : start + batch.completions.shape[1]]
 
 
 def completion_logprobs(
-    config: config_lib.ModelConfig, params, batch: Any, temperature: float = 1.0
+    model_config: architecture.ModelConfig, params, batch: Any, temperature: float = 1.0
 ) -> jax.Array:
     """log p of the completion tokens: float32 [batch, completion_length].
 
@@ -65,17 +64,17 @@ def completion_logprobs(
     at a time where the vocabulary is large.
 
     Args:
-      config: the model.
+      model_config: the model.
       params: its parameters.
       batch: anything with the first four fields of `rl.train_step.RolloutBatch`.
       temperature: divides the logits.
     """
-    predicting = predicting_states(config, params, batch)
-    return _following_logprobs(config, params, predicting, batch.completions, temperature)
+    predicting = predicting_states(model_config, params, batch)
+    return _following_logprobs(model_config, params, predicting, batch.completions, temperature)
 
 
 def _following_logprobs(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params: transformer.Params,
     hidden: jax.Array,
     tokens: jax.Array,
@@ -83,22 +82,25 @@ def _following_logprobs(
 ) -> jax.Array:
     """log p of tokens [batch, time] from the states [batch, time, d] before them: float32."""
     # of the head alone, once and not for every chunk
-    name = "embed" if config.tie_embeddings else "head"
-    head = params | sharding.gather({name: params[name]}, config.compute_dtype)
+    name = "embed" if model_config.tie_embeddings else "head"
+    head = params | sharding.gather({name: params[name]}, model_config.compute_dtype)
 
     def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-        return token_logprobs(heads.logits(config, head, hidden) / temperature, tokens)
+        return token_logprobs(heads.logits(model_config, head, hidden) / temperature, tokens)
 
-    return heads.map_positions(config, logprobs, hidden, tokens)
+    return heads.map_positions(model_config, logprobs, hidden, tokens)
 
 
 def text_logprobs(
-    config: config_lib.ModelConfig, params: transformer.Params, tokenizer: Any, texts: Sequence[str]
+    model_config: architecture.ModelConfig,
+    params: transformer.Params,
+    tokenizer: Any,
+    texts: Sequence[str],
 ) -> list[np.ndarray]:
     """log p of each token of each text given those before it: `sequence_logprobs` of plain text.
 
     Args:
-      config: a language model's, as `load_model` gives it.
+      model_config: a language model's, as `load_model` gives it.
       params: its parameters.
       tokenizer: the model's, as `model_files.load_tokenizer` gives it; where it begins a text with
         a token of its own, so it does here.
@@ -112,13 +114,13 @@ def text_logprobs(
     """
     ids = [tokenizer(text)["input_ids"] for text in texts]
     for text, row in zip(texts, ids, strict=True):
-        if not 2 <= len(row) <= config.max_length:
+        if not 2 <= len(row) <= model_config.max_length:
             raise ValueError(
                 f"The text {text[:60]!r} has {len(row)} tokens; expected 2 or more, and at most "
-                f"the {config.max_length} of the model's context."
+                f"the {model_config.max_length} of the model's context."
             )
     longest = max(map(len, ids), default=2)
     tokens = np.array([np.pad(row, (0, longest - len(row))) for row in ids], np.int32)
     mask = np.array([np.arange(longest) < len(row) for row in ids])
-    found = np.asarray(sequence_logprobs(config, params, tokens, mask))
+    found = np.asarray(sequence_logprobs(model_config, params, tokens, mask))
     return [logprobs[: len(row) - 1] for logprobs, row in zip(found, ids, strict=True)]

@@ -8,15 +8,14 @@ import dataclasses
 import os
 from typing import Any
 
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf_config
+from nspo_jax.models import architecture, hf_config
 
 
-def _preset(model_type: str, **fields: Any) -> config_lib.ModelConfig:
+def _preset(model_type: str, **fields: Any) -> architecture.ModelConfig:
     return hf_config.read_config({"model_type": model_type, **fields})
 
 
-def _qwen(model_type: str, **fields: Any) -> config_lib.ModelConfig:
+def _qwen(model_type: str, **fields: Any) -> architecture.ModelConfig:
     return _preset(
         model_type,
         max_position_embeddings=32768,
@@ -34,7 +33,7 @@ _LLAMA3 = {
     "rms_norm_eps": 1e-5,
 }
 
-PRESETS: dict[str, config_lib.ModelConfig] = {
+PRESETS: dict[str, architecture.ModelConfig] = {
     "qwen2_5_0_5b": _qwen(
         "qwen2", hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
         num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
@@ -71,7 +70,9 @@ PRESETS: dict[str, config_lib.ModelConfig] = {
 }  # fmt: skip
 
 
-def check_preset(name: str, config: config_lib.ModelConfig, path: str | os.PathLike) -> None:
+def check_preset(
+    name: str, model_config: architecture.ModelConfig, path: str | os.PathLike
+) -> None:
     """Raises ValueError unless a checkpoint's config is the preset's.
 
     The context length may differ: base and instruct checkpoints of a model state different ones.
@@ -79,16 +80,16 @@ def check_preset(name: str, config: config_lib.ModelConfig, path: str | os.PathL
 
     Args:
       name: of `PRESETS`.
-      config: what the checkpoint's config.json says.
+      model_config: what the checkpoint's config.json says.
       path: where that is, for the message.
     """
     preset = PRESETS[name]
     changed = [
-        f"{field.name} is {getattr(config, field.name)!r} there, {getattr(preset, field.name)!r} "
-        "in the preset"
-        for field in dataclasses.fields(config)
+        f"{field.name} is {getattr(model_config, field.name)!r} there, "
+        f"{getattr(preset, field.name)!r} in the preset"
+        for field in dataclasses.fields(model_config)
         if field.name not in ("max_length", "absent_ids")
-        and getattr(config, field.name) != getattr(preset, field.name)
+        and getattr(model_config, field.name) != getattr(preset, field.name)
     ]
     if changed:
         raise ValueError(

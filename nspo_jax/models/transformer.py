@@ -33,9 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax import sharding
-from nspo_jax.models import attention
+from nspo_jax.models import architecture, attention
 from nspo_jax.models import cache as cache_lib
-from nspo_jax.models import config as config_lib
 from nspo_jax.models import layers as layers_lib
 
 Params = dict[str, Any]
@@ -64,18 +63,18 @@ class Output(NamedTuple):
 class Layer(nnx.Module):
     """One pre-norm decoder layer; with `post_norms` its two outputs are normalised too."""
 
-    def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: architecture.ModelConfig, *, rngs: nnx.Rngs):
         def norm():
             return layers_lib.RMSNorm(
-                config.hidden_size, config.rms_norm_eps, offset=config.norm_offset
+                model_config.hidden_size, model_config.rms_norm_eps, offset=model_config.norm_offset
             )
 
         self.attention_norm = norm()
-        self.attention = attention.Attention(config, rngs=rngs)
+        self.attention = attention.Attention(model_config, rngs=rngs)
         self.mlp_norm = norm()
-        self.mlp = layers_lib.MLP(config, rngs=rngs)
-        self.post_norms = config.post_norms
-        if config.post_norms:
+        self.mlp = layers_lib.MLP(model_config, rngs=rngs)
+        self.post_norms = model_config.post_norms
+        if model_config.post_norms:
             self.attention_post_norm = norm()
             self.mlp_post_norm = norm()
 
@@ -89,21 +88,25 @@ class Layer(nnx.Module):
 class Transformer(nnx.Module):
     """The decoder as an NNX module; `layers` holds one `Layer` with stacked parameters."""
 
-    def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
-        self.config, d = config, config.hidden_size
-        self.embed = layers_lib.Embedding(config.vocab_size, d, rngs=rngs)
+    def __init__(self, model_config: architecture.ModelConfig, *, rngs: nnx.Rngs):
+        self.model_config, d = model_config, model_config.hidden_size
+        self.embed = layers_lib.Embedding(model_config.vocab_size, d, rngs=rngs)
 
-        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.split_rngs(splits=model_config.num_layers)
         @nnx.vmap
         def stack(rngs):
-            return Layer(config, rngs=rngs)
+            return Layer(model_config, rngs=rngs)
 
         self.layers = stack(rngs)
-        self.norm = layers_lib.RMSNorm(d, config.rms_norm_eps, offset=config.norm_offset)
-        if config.head == "scalar":
+        self.norm = layers_lib.RMSNorm(
+            d, model_config.rms_norm_eps, offset=model_config.norm_offset
+        )
+        if model_config.head == "scalar":
             self.score = layers_lib.Linear(d, 1, layers_lib.INIT_STDDEV, rngs=rngs)
-        elif not config.tie_embeddings:
-            self.head = layers_lib.Linear(d, config.vocab_size, layers_lib.INIT_STDDEV, rngs=rngs)
+        elif not model_config.tie_embeddings:
+            self.head = layers_lib.Linear(
+                d, model_config.vocab_size, layers_lib.INIT_STDDEV, rngs=rngs
+            )
 
     def __call__(
         self,
@@ -113,13 +116,13 @@ class Transformer(nnx.Module):
         observe: Observe | None = None,
     ) -> Output:
         """See `forward`."""
-        config = self.config
-        _check_shapes(config, tokens, mask, cache)
+        model_config = self.model_config
+        _check_shapes(model_config, tokens, mask, cache)
         batch, time = tokens.shape
         mask = mask.astype(bool)
         first = jnp.zeros((batch,), jnp.int32) if cache is None else cache.positions
         context = attention.make_context(
-            config, mask, first, None if cache is None else cache.valid
+            model_config, mask, first, None if cache is None else cache.valid
         )
 
         def run_layer(x, inputs):
@@ -129,12 +132,12 @@ class Transformer(nnx.Module):
             x, new = layer(x, context.of_layer(window), past, recorder)
             return x, (new, recorder.results)
 
-        x = _to_residual(config, self.embed(tokens.reshape(-1)))  # [batch * time, d]
+        x = _to_residual(model_config, self.embed(tokens.reshape(-1)))  # [batch * time, d]
         layer_def, layers = nnx.split(self.layers)
         past = None if cache is None else (cache.keys, cache.values)
-        windows = jnp.asarray(config.windows, jnp.int32) if config.windows else None
+        windows = jnp.asarray(model_config.windows, jnp.int32) if model_config.windows else None
         x, (new, observations) = jax.lax.scan(
-            _rematerialised(run_layer, config.remat), x, (layers, past, windows)
+            _rematerialised(run_layer, model_config.remat), x, (layers, past, windows)
         )
         x = self.norm(x)
         if hasattr(self, "head"):
@@ -147,14 +150,14 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See `heads.logits`."""
-        tied = self.config.tie_embeddings
+        tied = self.model_config.tie_embeddings
         kernel = self.embed.embedding[...].T if tied else self.head.kernel[...]  # [d, vocab]
         result = self._apply(kernel, hidden)
-        result = layers_lib.softcap(result, self.config.logits_softcap)
-        if not self.config.absent_ids:
+        result = layers_lib.softcap(result, self.model_config.logits_softcap)
+        if not self.model_config.absent_ids:
             return result
-        absent = np.zeros(self.config.vocab_size, bool)
-        for first, end in self.config.absent_ids:
+        absent = np.zeros(self.model_config.vocab_size, bool)
+        for first, end in self.model_config.absent_ids:
             absent[first:end] = True
         return jnp.where(absent, _ABSENT, result)
 
@@ -164,7 +167,7 @@ class Transformer(nnx.Module):
 
     def _apply(self, kernel, hidden):
         """hidden @ kernel, float32 [..., out]."""
-        x = hidden.reshape(-1, hidden.shape[-1]).astype(self.config.compute_dtype)
+        x = hidden.reshape(-1, hidden.shape[-1]).astype(self.model_config.compute_dtype)
         x = sharding.shard_rows(x)
         result = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         result = sharding.shard_rows(result)
@@ -176,24 +179,24 @@ class Transformer(nnx.Module):
 # ------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def init_params(config: config_lib.ModelConfig, key: jax.Array) -> Params:
+@functools.partial(jax.jit, static_argnames="model_config")
+def init_params(model_config: architecture.ModelConfig, key: jax.Array) -> Params:
     """Float32 parameters: normal 0.02, `o` and `down` divided by sqrt(2 layers), norms neutral."""
-    return nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(params=key))))
+    return nnx.to_pure_dict(nnx.state(Transformer(model_config, rngs=nnx.Rngs(params=key))))
 
 
-def abstract_params(config: config_lib.ModelConfig) -> Params:
+def abstract_params(model_config: architecture.ModelConfig) -> Params:
     """The tree of `init_params` as `jax.ShapeDtypeStruct`, without allocating it."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.eval_shape(lambda: init_params(model_config, jax.random.key(0)))
 
 
-def bind(config: config_lib.ModelConfig, params: Params) -> Transformer:
+def bind(model_config: architecture.ModelConfig, params: Params) -> Transformer:
     """The NNX module that holds these parameters (shared, not copied)."""
-    return nnx.merge(_graphdef(config), nnx.State(params))
+    return nnx.merge(_graphdef(model_config), nnx.State(params))
 
 
 def forward(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     params: Params,
     tokens: jax.Array,
     mask: jax.Array,
@@ -206,7 +209,7 @@ def forward(
     cache large enough for all tokens it will see, since `length` is not known under jit.
 
     Args:
-      config: the model.
+      model_config: the model.
       params: nested dict as in the module docstring.
       tokens: [batch, time] int32. The value at padding does not matter.
       mask: [batch, time] bool, False at padding, which may be anywhere. A token's position is the
@@ -222,23 +225,24 @@ def forward(
       An `Output`.
 
     Raises:
-      ValueError: shapes that do not agree, or more tokens than `config.max_length` or the cache.
+      ValueError: shapes that do not agree, or more tokens than the model's `max_length`, or the
+        cache's slots.
     """
-    return bind(config, params)(tokens, mask, cache, observe)
+    return bind(model_config, params)(tokens, mask, cache, observe)
 
 
-def embed(config: config_lib.ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
+def embed(model_config: architecture.ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """What the first layer sees: [batch * time, d] in the compute dtype, of tokens [batch, time].
 
     `params` needs `embed` alone. With `run_layer` and `final_norm`, a forward pass that holds one
     layer at a time.
     """
     rows = params["embed"]["embedding"][tokens.reshape(-1)]
-    return _to_residual(config, sharding.shard_rows(rows))
+    return _to_residual(model_config, sharding.shard_rows(rows))
 
 
 def run_layer(
-    config: config_lib.ModelConfig,
+    model_config: architecture.ModelConfig,
     layer: Params,
     window: int | jax.Array,
     x: jax.Array,
@@ -248,7 +252,7 @@ def run_layer(
     """One layer of `forward`, without a cache.
 
     Args:
-      config: the model.
+      model_config: the model.
       layer: its parameters: those under `layers`, without the leading axis.
       window: its window, 0 for none.
       x: [batch * time, d], what the layer before it gave, or `embed`.
@@ -259,21 +263,23 @@ def run_layer(
       [batch * time, d], and the observations by site.
     """
     mask, recorder = mask.astype(bool), _Recorder(observe)
-    context = attention.make_context(config, mask, jnp.zeros(len(mask), jnp.int32), None)
-    module = nnx.merge(_layer_graphdef(config), nnx.State(layer))
-    narrowed = context.of_layer(jnp.asarray(window, jnp.int32) if config.windows else None)
+    context = attention.make_context(model_config, mask, jnp.zeros(len(mask), jnp.int32), None)
+    module = nnx.merge(_layer_graphdef(model_config), nnx.State(layer))
+    narrowed = context.of_layer(jnp.asarray(window, jnp.int32) if model_config.windows else None)
     x, _ = module(x, narrowed, None, recorder)
     return x, recorder.results
 
 
-def final_norm(config: config_lib.ModelConfig, params: Params, x: jax.Array) -> jax.Array:
+def final_norm(model_config: architecture.ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     """What the head sees of the last layer's output; `params` needs `norm` alone."""
-    norm = layers_lib.RMSNorm(config.hidden_size, config.rms_norm_eps, offset=config.norm_offset)
+    norm = layers_lib.RMSNorm(
+        model_config.hidden_size, model_config.rms_norm_eps, offset=model_config.norm_offset
+    )
     norm.scale = nnx.Param(params["norm"]["scale"])
     return norm(x)
 
 
-def input_sites(config: config_lib.ModelConfig) -> dict[str, tuple[str, ...]]:
+def input_sites(model_config: architecture.ModelConfig) -> dict[str, tuple[str, ...]]:
     """Input site -> paths of the kernels that read it.
 
     A tied head is left out: it cannot be projected without touching the embedding. So is a scalar
@@ -285,7 +291,7 @@ def input_sites(config: config_lib.ModelConfig) -> dict[str, tuple[str, ...]]:
         "layers/mlp/in": ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"),
         "layers/mlp/out": ("layers/mlp/down/kernel",),
     }
-    if config.tie_embeddings or config.head == "scalar":
+    if model_config.tie_embeddings or model_config.head == "scalar":
         return sites
     return sites | {"head/in": ("head/kernel",)}
 
@@ -308,20 +314,20 @@ class _Recorder:
 
 
 @functools.lru_cache(maxsize=32)
-def _graphdef(config):
-    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+def _graphdef(model_config):
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(model_config, rngs=nnx.Rngs(0))))
 
 
 @functools.lru_cache(maxsize=32)
-def _layer_graphdef(config):
-    return nnx.graphdef(nnx.eval_shape(lambda: Layer(config, rngs=nnx.Rngs(0))))
+def _layer_graphdef(model_config):
+    return nnx.graphdef(nnx.eval_shape(lambda: Layer(model_config, rngs=nnx.Rngs(0))))
 
 
-def _to_residual(config, embedded):
+def _to_residual(model_config, embedded):
     """Embedded tokens as the residual stream begins."""
-    x = embedded.astype(config.compute_dtype)
-    scale = math.sqrt(config.hidden_size)
-    return x * jnp.asarray(scale, x.dtype) if config.scale_embedding else x
+    x = embedded.astype(model_config.compute_dtype)
+    scale = math.sqrt(model_config.hidden_size)
+    return x * jnp.asarray(scale, x.dtype) if model_config.scale_embedding else x
 
 
 def _rematerialised(run_layer, remat):
@@ -338,13 +344,13 @@ def _rematerialised(run_layer, remat):
     return jax.checkpoint(run_layer, prevent_cse=False, policy=policy)
 
 
-def _check_shapes(config, tokens, mask, cache):
+def _check_shapes(model_config, tokens, mask, cache):
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise ValueError(f"tokens {tokens.shape} and mask {mask.shape} must both be [batch, time].")
     batch, time = tokens.shape
-    if time > config.max_length:
+    if time > model_config.max_length:
         raise ValueError(
-            f"{time} tokens for a model of max_length {config.max_length}: shorten the input."
+            f"{time} tokens for a model of max_length {model_config.max_length}: shorten the input."
         )
     if cache is not None and (cache.valid.shape[0] != batch or cache.valid.shape[1] < time):
         raise ValueError(

@@ -42,7 +42,7 @@ class Activations:
         self._batches = [self._place(batch) for batch in batches]
         embedding = source.part("embed")
         embed = _embed(mesh)
-        self._hidden = [embed(source.config, embedding, batch) for batch in self._batches]
+        self._hidden = [embed(source.model_config, embedding, batch) for batch in self._batches]
         self._next = 0
 
     def run_layer(
@@ -58,14 +58,14 @@ class Activations:
         Returns:
           What `fold` gave last.
         """
-        config, index, total = self._source.config, self._next, None
-        window = config.windows[index] if config.windows else 0
+        model_config, index, total = self._source.model_config, self._next, None
+        window = model_config.windows[index] if model_config.windows else 0
         layer = self._source.layer(index)
         run = _run_layer(self._mesh)
         for place, batch in enumerate(self._batches):
             with self._context():
                 self._hidden[place], observed = run(
-                    config, observe, layer, window, self._hidden[place], batch, extra
+                    model_config, observe, layer, window, self._hidden[place], batch, extra
                 )
             if observe is not None and fold is not None:
                 total = fold(total, observed)
@@ -78,7 +78,7 @@ class Activations:
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
             with self._context():
                 observed = _run_head(self._mesh)(
-                    self._source.config, observe, norm, hidden, batch, extra
+                    self._source.model_config, observe, norm, hidden, batch, extra
                 )
             total = fold(total, observed)
         return total
@@ -98,10 +98,10 @@ class Activations:
         return sharding.shard_batch(self._mesh, padded)
 
 
-def lower_layer(config: models.ModelConfig, mesh, observe: Observe, layer, hidden, batch):
+def lower_layer(model_config: models.ModelConfig, mesh, observe: Observe, layer, hidden, batch):
     """The program of one layer on one batch, for abstract arrays: `jax.stages.Lowered`."""
-    window = config.windows[0] if config.windows else 0
-    return _run_layer(mesh).lower(config, observe, layer, window, hidden, batch, None)
+    window = model_config.windows[0] if model_config.windows else 0
+    return _run_layer(mesh).lower(model_config, observe, layer, window, hidden, batch, None)
 
 
 def _rows(mesh):
@@ -114,19 +114,19 @@ def _everywhere(mesh):
 
 @functools.cache
 def _embed(mesh):
-    def embed(config, params, batch):
-        return models.embed(config, params, batch["tokens"])
+    def embed(model_config, params, batch):
+        return models.embed(model_config, params, batch["tokens"])
 
     return jax.jit(embed, static_argnums=0, out_shardings=_rows(mesh))
 
 
 @functools.cache
 def _run_layer(mesh):
-    def run(config, observe, layer, window, x, batch, extra):
+    def run(model_config, observe, layer, window, x, batch, extra):
         at = None
         if observe is not None:
             at = lambda site, inputs: observe(site, inputs, batch, extra)  # noqa: E731
-        return models.run_layer(config, layer, window, x, batch["mask"], at)
+        return models.run_layer(model_config, layer, window, x, batch["mask"], at)
 
     return jax.jit(
         run,
@@ -138,8 +138,8 @@ def _run_layer(mesh):
 
 @functools.cache
 def _run_head(mesh):
-    def run(config, observe, norm, x, batch, extra):
-        x = models.final_norm(config, norm, x).astype(jax.numpy.float32)
+    def run(model_config, observe, norm, x, batch, extra):
+        x = models.final_norm(model_config, norm, x).astype(jax.numpy.float32)
         return {"head/in": observe("head/in", x, batch, extra)}
 
     return jax.jit(run, static_argnums=(0, 1), out_shardings=_everywhere(mesh))

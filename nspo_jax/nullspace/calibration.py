@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def calibrate(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     params: Any,
     batches: Iterable[Batch],
     *,
@@ -48,7 +48,7 @@ def calibrate(
     a site as well: the rows of the text's tokens.
 
     Args:
-      config: the model's configuration: which kernels read which site.
+      model_config: the model's configuration: which kernels read which site.
       params: the base model's parameters, or a `models.LayerSource` such as `models.FileSource`.
       batches: general conversations; see `moments.layer_moments`.
       rank_rule: for example "energy(0.05)" or RankRule("energy", 0.05); see
@@ -65,12 +65,12 @@ def calibrate(
       ValueError: for an unknown rule or choice, or a rule for a site that is none; and as
         `moments.layer_moments`.
     """
-    rules, inputs = rank_rules.as_rules(rank_rule), models.input_sites(config)
+    rules, inputs = rank_rules.as_rules(rank_rule), models.input_sites(model_config)
     rules.check_sites(list(inputs))
     check_choices(statistics, first_token)
-    source, batches = _source(config, params), list(batches)
+    source, batches = _source(model_config, params), list(batches)
     provenance = projectors_lib.provenance(
-        config,
+        model_config,
         model=source.fingerprint(),
         data=data,
         rule=str(rules),
@@ -82,7 +82,9 @@ def calibrate(
     distributed.barrier("the finished layers are known")
     done, started = store.done(), time.monotonic()
     found: dict[str, list[splits.Split]] = {name: [] for name in inputs}
-    for layer, moments in _progress(config, source, batches, statistics, first_token, mesh, done):
+    for layer, moments in _progress(
+        model_config, source, batches, statistics, first_token, mesh, done
+    ):
         if not moments:
             parts = store.read(layer)
         else:
@@ -95,17 +97,17 @@ def calibrate(
             found[name].append(part)
     sites, spectra = {}, {}
     for name, kernels in inputs.items():
-        stack = (config.num_layers,) if name.startswith("layers/") else ()
+        stack = (model_config.num_layers,) if name.startswith("layers/") else ()
         sites[name], spectra[name] = splits.join(kernels, found.pop(name), stack)
-    if not config.tie_embeddings:
+    if not model_config.tie_embeddings:
         tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
-        site, spectrum = _embedding(config, tokens)
+        site, spectrum = _embedding(model_config, tokens)
         sites["embed/tokens"], spectra["embed/tokens"] = site, spectrum
     distributed.barrier("the finished layers are read")
     store.remove()
     _log.info(
         "calibrated %d layers on %d tokens in %.0f s",
-        config.num_layers, provenance["tokens"], time.monotonic() - started,
+        model_config.num_layers, provenance["tokens"], time.monotonic() - started,
     )  # fmt: skip
     projectors = projectors_lib.Projectors(sites, spectra, provenance)
     _warn_of_massive_directions(projectors, rules)
@@ -113,7 +115,7 @@ def calibrate(
 
 
 def preview(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     params: Any,
     batches: Iterable[Batch],
     candidates: Sequence[str | rank_rules.RankRule | rank_rules.RankRules],
@@ -130,15 +132,15 @@ def preview(
       Rule -> rows as those of `Projectors.summary`, "bytes" being those of the thinner side.
     """
     all_rules = [rank_rules.as_rules(rule) for rule in candidates]
-    inputs = models.input_sites(config)
+    inputs = models.input_sites(model_config)
     for rules in all_rules:
         rules.check_sites(list(inputs))
     check_choices(statistics, first_token)
-    source, batches = _source(config, params), list(batches)
+    source, batches = _source(model_config, params), list(batches)
     rows: dict[str, list[dict[str, Any]]] = {str(rules): [] for rules in all_rules}
     guesses: dict[str, int] = {}
     for layer, moments in _progress(
-        config, source, batches, statistics, first_token, mesh, frozenset()
+        model_config, source, batches, statistics, first_token, mesh, frozenset()
     ):
         for name, moment in moments.items():
             ranks, spectrum = splits.ranks(
@@ -211,12 +213,12 @@ def check_choices(statistics: str, first_token: str) -> None:
         )
 
 
-def _source(config: models.ModelConfig, params: Any) -> models.LayerSource:
-    return models.ParamsSource(config, params) if isinstance(params, dict) else params
+def _source(model_config: models.ModelConfig, params: Any) -> models.LayerSource:
+    return models.ParamsSource(model_config, params) if isinstance(params, dict) else params
 
 
 def _progress(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     source: models.LayerSource,
     batches: list[Batch],
     statistics: str,
@@ -231,12 +233,12 @@ def _progress(
                 "calibration.statistics is 'gradients', which needs the parameters in memory: give "
                 "them instead of a file's."
             )
-        steps = moments_lib.gradient_moments(config, source.params, batches)
+        steps = moments_lib.gradient_moments(model_config, source.params, batches)
     else:
         steps = moments_lib.layer_moments(
             source, batches, first_token=first_token, done=done, mesh=mesh
         )
-    total = config.num_layers + ("head/in" in models.input_sites(config))
+    total = model_config.num_layers + ("head/in" in models.input_sites(model_config))
     bar = progress.Bar(
         steps, desc="calibrate", unit="layer", total=total, leave=False,
         disable=not distributed.is_primary(),
@@ -251,12 +253,12 @@ def _expected(before: list[splits.Split]) -> int:
 
 
 def _embedding(
-    config: models.ModelConfig, tokens: np.ndarray
+    model_config: models.ModelConfig, tokens: np.ndarray
 ) -> tuple[projection.Site, spectrum_lib.Spectrum]:
     """The embedding's site. Its inputs are one-hot: their moment has the tokens' frequencies."""
-    site = special_sites.embedding_site("embed/embedding", config.vocab_size, tokens)
-    counts = np.sort(np.bincount(tokens, minlength=config.vocab_size))[::-1]
-    return site, spectrum_lib.single(counts / len(tokens), 1.0, config.vocab_size)
+    site = special_sites.embedding_site("embed/embedding", model_config.vocab_size, tokens)
+    counts = np.sort(np.bincount(tokens, minlength=model_config.vocab_size))[::-1]
+    return site, spectrum_lib.single(counts / len(tokens), 1.0, model_config.vocab_size)
 
 
 def _warn_of_massive_directions(

@@ -35,7 +35,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def certify(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     base: Any,
     policy: Any,
     projectors: projectors_lib.Projectors,
@@ -48,7 +48,7 @@ def certify(
     """Measures what the policy kept of the base model, a layer at a time.
 
     Args:
-      config: the model's configuration.
+      model_config: the model's configuration.
       base: the base model's parameters, the ones that the projectors were calibrated on.
       policy: the trained parameters.
       projectors: every site to report on, whether or not the run projected it.
@@ -71,10 +71,10 @@ def certify(
     Raises:
       ValueError: if the projectors belong to another base model.
     """
-    projectors.check_model(config, models.fingerprint(base))
+    projectors.check_model(model_config, models.fingerprint(base))
     calibration = list(calibration)
     masked = ({name: batch[name] for name in ("tokens", "mask")} for batch in calibration)
-    run = activations.Activations(models.ParamsSource(config, base), masked, mesh)
+    run = activations.Activations(models.ParamsSource(model_config, base), masked, mesh)
     before, after = (projection.leaves_by_path(tree) for tree in (base, policy))
     given = None if change is None else projection.leaves_by_path(change)
 
@@ -85,7 +85,7 @@ def certify(
 
     tokens = int(sum(np.sum(batch["mask"]) for batch in calibration))
     rows, changed = [], dict.fromkeys(before, 0.0)  # path -> |dW|^2
-    for layer in (*range(config.num_layers), None):
+    for layer in (*range(model_config.num_layers), None):
         at = Ellipsis if layer is None else layer
         weights = {
             path: (before[path][at], change_of(path, at))
@@ -101,7 +101,7 @@ def certify(
             for name, site in projectors.sites.items()
             if name.startswith("layers/") == (layer is not None)
         }
-        measured = _measure(config, run, sites, weights, layer)
+        measured = _measure(model_config, run, sites, weights, layer)
         for name, site in sites.items():
             if site.side == projection.ROWS:
                 measured |= _measure_rows(name, site, weights, calibration)
@@ -126,8 +126,8 @@ def certify(
             for path, moved in changed.items()
             if path not in order and moved
         },
-        "calibration": drift(config, base, policy, calibration),
-        "held_out": drift(config, base, policy, held_out),
+        "calibration": drift(model_config, base, policy, calibration),
+        "held_out": drift(model_config, base, policy, held_out),
         "provenance": {**projectors.provenance, "policy": models.fingerprint(policy)},
     }
 

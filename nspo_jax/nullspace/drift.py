@@ -25,13 +25,15 @@ class Reference:
       batches: the text.
     """
 
-    def __init__(self, config: models.ModelConfig, base: Any, batches: Iterable[Batch]):
-        self._config, self._batches = config, list(batches)
-        name = "embed" if config.tie_embeddings else "head"
+    def __init__(self, model_config: models.ModelConfig, base: Any, batches: Iterable[Batch]):
+        self._model_config, self._batches = model_config, list(batches)
+        name = "embed" if model_config.tie_embeddings else "head"
         # a copy: the base's own may be donated to a training step; in the dtype of its products
-        self._head = {name: jax.tree.map(lambda x: jnp.array(x, config.compute_dtype), base[name])}
+        self._head = {
+            name: jax.tree.map(lambda x: jnp.array(x, model_config.compute_dtype), base[name])
+        }
         self._hidden = [
-            distributed.fetch(_hidden(config, base, batch["tokens"], batch["mask"]))
+            distributed.fetch(_hidden(model_config, base, batch["tokens"], batch["mask"]))
             for batch in self._batches
         ]
 
@@ -39,7 +41,7 @@ class Reference:
         """See `drift`."""
         total = dict.fromkeys(("positions", *_MEANS, "max_logit_change"), 0.0)
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
-            sums = distributed.fetch(_sums(self._config, self._head, hidden, policy, batch))
+            sums = distributed.fetch(_sums(self._model_config, self._head, hidden, policy, batch))
             for name in ("positions", *_MEANS):
                 total[name] += float(sums[name])
             largest = max(total["max_logit_change"], float(sums["max_logit_change"]))
@@ -53,7 +55,7 @@ class Reference:
 
 
 def drift(
-    config: models.ModelConfig, base: Any, policy: Any, batches: Iterable[Batch]
+    model_config: models.ModelConfig, base: Any, policy: Any, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """How far the policy's next-token distributions are from the base model's.
 
@@ -66,17 +68,17 @@ def drift(
     Raises:
       ValueError: if there is no answer position.
     """
-    return Reference(config, base, batches).drift(policy)
+    return Reference(model_config, base, batches).drift(policy)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _hidden(config: models.ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array):
-    return models.forward(config, params, tokens, mask).hidden
+def _hidden(model_config: models.ModelConfig, params: Any, tokens: jax.Array, mask: jax.Array):
+    return models.forward(model_config, params, tokens, mask).hidden
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     head: Any,
     hidden: jax.Array,
     policy: Any,
@@ -84,8 +86,8 @@ def _sums(
 ):
     def compare(before, after, following):  # at a chunk of positions; see map_positions
         before, after = (
-            models.logits(config, policy | head, before),
-            models.logits(config, policy, after),
+            models.logits(model_config, policy | head, before),
+            models.logits(model_config, policy, after),
         )
         log_p, log_q = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
         return (
@@ -98,8 +100,8 @@ def _sums(
     # position t predicts token t + 1: score the positions whose next token is in the answer
     scored = jnp.pad(batch["answer_mask"][:, 1:], ((0, 0), (0, 1)))
     following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
-    after = models.forward(config, policy, batch["tokens"], batch["mask"]).hidden
-    kl, loss, agree, moved = models.map_positions(config, compare, hidden, after, following)
+    after = models.forward(model_config, policy, batch["tokens"], batch["mask"]).hidden
+    kl, loss, agree, moved = models.map_positions(model_config, compare, hidden, after, following)
     return {
         "positions": jnp.sum(scored),
         "kl": jnp.sum(jnp.where(scored, kl, 0.0)),

@@ -143,18 +143,18 @@ def layer_moments(
     observe, separate = OBSERVE[first_token], first_token == "separate"
     firsts = _first_tokens(batches) if separate else None
     run = activations.Activations(source, batches, mesh)
-    for layer in range(source.config.num_layers):
+    for layer in range(source.model_config.num_layers):
         if layer in done:
             run.run_layer()
             yield {}
         else:
             yield _moments(run.run_layer(observe, _fold), count, firsts, f" in layer {layer}")
-    if "head/in" in models.input_sites(source.config):
+    if "head/in" in models.input_sites(source.model_config):
         yield _moments(run.run_head(observe, _fold), count, firsts, "")
 
 
 def gradient_moments(
-    config: models.ModelConfig, params: Any, batches: Iterable[Batch]
+    model_config: models.ModelConfig, params: Any, batches: Iterable[Batch]
 ) -> Iterator[dict[str, Moment]]:
     """The moments of general-task gradients: `C = sum(G G^T) / batches` of each site.
 
@@ -165,7 +165,7 @@ def gradient_moments(
     batches protect more. All layers' moments are held at once.
 
     Args:
-      config: the model.
+      model_config: the model.
       params: its parameters.
       batches: with "answer_mask" bool [batch, time] beside "tokens" and "mask".
 
@@ -181,12 +181,12 @@ def gradient_moments(
         if not np.any(batch["answer_mask"][:, 1:]):
             continue
         arrays = {name: batch[name] for name in ("tokens", "mask", "answer_mask")}
-        for site, square in _gradient_squares(config, params, arrays).items():
+        for site, square in _gradient_squares(model_config, params, arrays).items():
             sums[site] = _add(sums.get(site), square)
         count += 1
     if not count:
         raise ValueError("There are no answers to take gradients on: every batch is without.")
-    for layer in range(config.num_layers):
+    for layer in range(model_config.num_layers):
         moments = {
             site: Moment(high[layer], low[layer], count)
             for site, (high, low) in sums.items()
@@ -202,7 +202,7 @@ def gradient_moments(
 
 
 def second_moments(
-    config: models.ModelConfig, params: Any, batches: Iterable[Batch]
+    model_config: models.ModelConfig, params: Any, batches: Iterable[Batch]
 ) -> dict[str, np.ndarray]:
     """The second moments of every input site at once, for a model that is small enough.
 
@@ -213,7 +213,7 @@ def second_moments(
       ValueError: as `layer_moments`.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for moments in layer_moments(models.ParamsSource(config, params), batches):
+    for moments in layer_moments(models.ParamsSource(model_config, params), batches):
         for site, moment in moments.items():
             parts.setdefault(site, []).append(moment.float64())
     return {s: np.stack(m) if s.startswith("layers/") else m[0] for s, m in parts.items()}
@@ -282,19 +282,19 @@ def _finite(array: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient_squares(config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]):
+def _gradient_squares(model_config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]):
     """Site -> float32 [*stack, in, in], the sum over its kernels of G G^T."""
     scored = batch["answer_mask"][:, 1:]
     following = batch["tokens"][:, 1:]
 
     def loss(params):
-        hidden = models.forward(config, params, batch["tokens"], batch["mask"]).hidden[:, :-1]
+        hidden = models.forward(model_config, params, batch["tokens"], batch["mask"]).hidden[:, :-1]
 
         def negative(hidden, tokens):
-            logprobs = jax.nn.log_softmax(models.logits(config, params, hidden))
+            logprobs = jax.nn.log_softmax(models.logits(model_config, params, hidden))
             return -jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
 
-        losses = models.map_positions(config, negative, hidden, following)
+        losses = models.map_positions(model_config, negative, hidden, following)
         return jnp.sum(jnp.where(scored, losses, 0.0)) / jnp.sum(scored)
 
     gradients = projection.leaves_by_path(jax.grad(loss)(params))
@@ -303,7 +303,7 @@ def _gradient_squares(config: models.ModelConfig, params: Any, batch: dict[str, 
             jnp.einsum("...io,...jo->...ij", gradients[path], gradients[path], precision=HIGHEST)
             for path in paths
         )
-        for site, paths in models.input_sites(config).items()
+        for site, paths in models.input_sites(model_config).items()
     }
 
 

@@ -108,18 +108,18 @@ class Projectors:
                 rows.append(summary_row(name, layer, int(rank), spectrum, size))
         return rows
 
-    def check_model(self, config: models.ModelConfig, fingerprint: str) -> None:
+    def check_model(self, model_config: models.ModelConfig, fingerprint: str) -> None:
         """Raises ValueError unless these were calibrated on this very model.
 
         Args:
-          config: the model's.
+          model_config: the model's.
           fingerprint: `models.fingerprint` of its parameters.
         """
         layout = self.provenance["layout"]
         differences = [
-            f"{name} {layout[name]!r} there and {getattr(config, name)!r} here"
+            f"{name} {layout[name]!r} there and {getattr(model_config, name)!r} here"
             for name in LAYOUT
-            if layout[name] != getattr(config, name)
+            if layout[name] != getattr(model_config, name)
         ]
         if differences:
             raise ValueError(
@@ -236,7 +236,7 @@ def _load_bases(file: Any, names: list[str], shardings: Shardings | None) -> dic
 
 
 def provenance(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     *,
     model: str,
     data: str,
@@ -258,8 +258,12 @@ def provenance(
         "rule": rule,
         "statistics": statistics,
         "first_token": first_token,
-        "layout": {name: getattr(config, name) for name in LAYOUT},
-        "dtypes": {"activations": config.compute_dtype, "products": "float32", "bases": "float32"},
+        "layout": {name: getattr(model_config, name) for name in LAYOUT},
+        "dtypes": {
+            "activations": model_config.compute_dtype,
+            "products": "float32",
+            "bases": "float32",
+        },
         "versions": {"nspo_jax": version.VERSION, "jax": jax.__version__},
     }
 

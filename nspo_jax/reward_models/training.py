@@ -120,21 +120,23 @@ def objective_loss(scores: Array, preferred: Array, safe: Array, objective: str)
     return pairwise - jnp.sum(jax.nn.log_sigmoid(sign * scores), axis=1)
 
 
-def score_pairs(config: models.ModelConfig, params: Any, tokens: Array, mask: Array) -> jax.Array:
+def score_pairs(
+    model_config: models.ModelConfig, params: Any, tokens: Array, mask: Array
+) -> jax.Array:
     """float32 [pairs, 2] of tokens and mask [pairs, 2, length]."""
     flat = lambda array: array.reshape(-1, array.shape[-1])  # noqa: E731
-    return models.scores(config, params, flat(tokens), flat(mask)).reshape(-1, 2)
+    return models.scores(model_config, params, flat(tokens), flat(mask)).reshape(-1, 2)
 
 
 _score_rows = jax.jit(models.scores, static_argnums=0)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "objective", "optimizer"), donate_argnums=(0, 1)
+    jax.jit, static_argnames=("model_config", "objective", "optimizer"), donate_argnums=(0, 1)
 )
-def _step(params, state, batch: PairArrays, *, config, objective, optimizer):
+def _step(params, state, batch: PairArrays, *, model_config, objective, optimizer):
     def loss_of(params):
-        scores = score_pairs(config, params, batch.tokens, batch.mask)
+        scores = score_pairs(model_config, params, batch.tokens, batch.mask)
         return jnp.mean(objective_loss(scores, batch.preferred, batch.safe, objective))
 
     loss, gradient = jax.value_and_grad(loss_of)(params)
@@ -143,7 +145,7 @@ def _step(params, state, batch: PairArrays, *, config, objective, optimizer):
 
 
 def train(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     params: Any,
     pairs: PairArrays,
     *,
@@ -158,7 +160,7 @@ def train(
     """Trains all parameters of a language model, with a new scalar head, on pairs.
 
     Args:
-      config: of a language model.
+      model_config: of a language model.
       params: its parameters, on the mesh.
       pairs: see `encode_pairs`.
       objective: reward or cost.
@@ -188,7 +190,7 @@ def train(
         0.0, learning_rate, max(1, total // 20), max(2, total)
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
-    config, params = models.with_scalar_head(config, params, jax.random.key(seed))
+    model_config, params = models.with_scalar_head(model_config, params, jax.random.key(seed))
     params = jax.tree.map(jnp.copy, params)  # the steps donate them, and the base goes on
     params = distributed.put(params, sharding.shardings(mesh, params))
     state = optimizer.init(params)
@@ -204,7 +206,12 @@ def train(
             for _ in range(steps):
                 batch = sharding.shard_batch(mesh, PairArrays(**next(rows)))
                 params, state, loss = _step(
-                    params, state, batch, config=config, objective=objective, optimizer=optimizer
+                    params,
+                    state,
+                    batch,
+                    model_config=model_config,
+                    objective=objective,
+                    optimizer=optimizer,
                 )
                 losses.append(loss)
                 progress.update()
@@ -216,16 +223,16 @@ def train(
                 )
             line = {"epoch": epoch, "loss": mean}
             if held_out is not None:
-                scores = score(config, params, held_out, mesh, batch_size)
+                scores = score(model_config, params, held_out, mesh, batch_size)
                 measured = agreement(scores, held_out, objective)._asdict()
                 line |= {f"held_out_{k}": v for k, v in measured.items() if not np.isnan(v)}
                 progress.set_postfix(accuracy=f"{measured['pair_accuracy']:.3f}")
             report.append(line)
-    return config, params, report
+    return model_config, params, report
 
 
 def score(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     params: Any,
     pairs: PairArrays,
     mesh: jax.sharding.Mesh,
@@ -236,7 +243,7 @@ def score(
     index = np.arange(-(-rows // jax.process_count()) * jax.process_count()) % rows
     own = index[distributed.own_rows(len(index))]
     tokens, mask = (array.reshape(rows, -1)[own] for array in (pairs.tokens, pairs.mask))
-    function = functools.partial(_score_rows, config)
+    function = functools.partial(_score_rows, model_config)
     found = batched.score_rows(function, params, tokens, mask, mesh, batch_size)
     return distributed.gather_rows(found)[:rows].reshape(-1, 2)
 

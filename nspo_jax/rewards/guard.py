@@ -218,7 +218,7 @@ class Guard:
 
     def __init__(
         self,
-        config: models.ModelConfig,
+        model_config: models.ModelConfig,
         params: Any,
         tokenizer: transformers.PreTrainedTokenizerBase,
         mesh: jax.sharding.Mesh,
@@ -234,12 +234,12 @@ class Guard:
         if not 0 <= least_mass < 1:
             raise ValueError(f"least_mass is {least_mass}; expected a number in [0, 1).")
         self.verdicts = GuardPrompt(tokenizer, categories, verdict_prefix, date)
-        check_verdicts(config, tokenizer, self.verdicts, max_length)
+        check_verdicts(model_config, tokenizer, self.verdicts, max_length)
         pair = (self.verdicts.safe_id, self.verdicts.unsafe_id)
         self._params, self._mesh = params, mesh
         self._max_length, self._batch_size = max_length, batch_size
         self._least_mass = least_mass
-        self._read = jax.jit(functools.partial(_read_verdicts, config, pair))
+        self._read = jax.jit(functools.partial(_read_verdicts, model_config, pair))
 
     def __call__(self, conversations, completions):
         """See `reward.Reward`. Collective: every process passes as many rows.
@@ -274,7 +274,7 @@ class Guard:
 
 
 def check_verdicts(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
     verdicts: GuardPrompt,
     max_length: int,
@@ -285,17 +285,17 @@ def check_verdicts(
       ValueError: for a model without a language-model head, a max_length that it cannot read or
         that its prompt alone fills, and a tokenizer that is not the model's.
     """
-    if config.head == "scalar":
+    if model_config.head == "scalar":
         raise ValueError(
             "The guard has a scalar head: it is a reward or cost model, whose score is "
             "models.scores. Give the directory of a language model."
         )
-    if not 1 <= max_length <= config.max_length:
+    if not 1 <= max_length <= model_config.max_length:
         raise ValueError(
-            f"The guard's max_length is {max_length}; expected 1 to {config.max_length}, the "
+            f"The guard's max_length is {max_length}; expected 1 to {model_config.max_length}, the "
             "longest text that it was made for."
         )
-    model_files.check_rows(tokenizer, config.vocab_size, "the guard's directory")
+    model_files.check_rows(tokenizer, model_config.vocab_size, "the guard's directory")
     if not verdicts.encode("", "", max_length)[2]:
         raise ValueError(
             f"The guard's max_length is {max_length}, and its prompt alone, without a "
@@ -314,9 +314,9 @@ def open_verdicts(
     Raises:
       FileNotFoundError, ValueError: as `load_guard`, for anything but the weights.
     """
-    config, tokenizer = models.load_config(directory), chat.load_tokenizer(directory)
+    model_config, tokenizer = models.load_config(directory), chat.load_tokenizer(directory)
     verdicts = GuardPrompt(tokenizer, categories, verdict_prefix)
-    check_verdicts(config, tokenizer, verdicts, max_length)
+    check_verdicts(model_config, tokenizer, verdicts, max_length)
     return verdicts
 
 
@@ -336,21 +336,21 @@ def load_guard(
     """
     given = {name: options[name] for name in ("categories", "verdict_prefix") if name in options}
     open_verdicts(directory, options["max_length"], **given)  # mistakes are cheap here
-    config, params = models.load_model(
+    model_config, params = models.load_model(
         directory, dtype, shardings=functools.partial(sharding.shardings, mesh)
     )
-    config = dataclasses.replace(config, compute_dtype=jnp.dtype(dtype).name)
-    return Guard(config, params, chat.load_tokenizer(directory), mesh, **options)
+    model_config = dataclasses.replace(model_config, compute_dtype=jnp.dtype(dtype).name)
+    return Guard(model_config, params, chat.load_tokenizer(directory), mesh, **options)
 
 
 def _read_verdicts(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     pair: tuple[int, int],
     params: Any,
     tokens: jax.Array,
     mask: jax.Array,
 ) -> jax.Array:
     """Log-probabilities of two tokens after each row [batch, time]: float32 [batch, 2]."""
-    hidden = models.forward(config, params, tokens, mask).hidden
-    logits = models.logits(config, params, hidden[:, -1:])[:, 0]  # [batch, vocab]
+    hidden = models.forward(model_config, params, tokens, mask).hidden
+    logits = models.logits(model_config, params, hidden[:, -1:])[:, 0]  # [batch, vocab]
     return jax.nn.log_softmax(logits, axis=-1)[:, jnp.asarray(pair)]

@@ -36,7 +36,7 @@ class ModelReward:
     def __init__(
         self,
         directory: str | pathlib.Path,
-        form: chat.ChatFormat,
+        chat_format: chat.ChatFormat,
         mesh: jax.sharding.Mesh,
         *,
         is_cost: bool,
@@ -45,17 +45,17 @@ class ModelReward:
         batch_size: int,
         compute_dtype: str = "float32",
     ):
-        config, self._params = models.load_model(
+        model_config, self._params = models.load_model(
             directory, shardings=functools.partial(sharding.shardings, mesh)
         )
-        if config.head != "scalar":
+        if model_config.head != "scalar":
             raise ValueError(
                 f"The model in {directory} has no scalar head, so it scores nothing: expected a "
                 "sequence classifier with one label, such as scripts.train_reward writes."
             )
-        config = dataclasses.replace(config, compute_dtype=compute_dtype)
-        self._score = jax.jit(functools.partial(models.scores, config))
-        self._format = form
+        model_config = dataclasses.replace(model_config, compute_dtype=compute_dtype)
+        self._score = jax.jit(functools.partial(models.scores, model_config))
+        self._format = chat_format
         self._lengths = prompt_length, completion_length
         self._mesh, self._batch_size, self._is_cost = mesh, batch_size, is_cost
 

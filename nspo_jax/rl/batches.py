@@ -69,34 +69,32 @@ class RolloutBatches:
 
     def __init__(
         self,
-        config: settings.Run,
+        run: settings.Run,
         base: base_model.BaseModel,
         mixture: rewards.Mixture,
         outcomes: Outcomes | None = None,
     ):
         self._outcomes = outcomes
-        self._config, self._base, self._mixture = config, base, mixture
+        self._run, self._base, self._mixture = run, base, mixture
         self._rows = [row for rows, _ in base.task.parts for row in rows]
-        base.chat_format.encode_prompts(
-            [row.prompt for row in self._rows], config.data.prompt_length
-        )
+        base.chat_format.encode_prompts([row.prompt for row in self._rows], run.data.prompt_length)
         parts, start = [], 0
         for rows, count in base.task.parts:
             parts.append(({"row": np.arange(start, start + len(rows), dtype=np.int32)}, count))
             start += len(rows)
-        self._prompts = iterator.MixedBatches(parts, config.rl_seed)
+        self._prompts = iterator.MixedBatches(parts, run.rl_seed)
         self._options = {
-            "batches": config.rl.rollout_batches,
-            "samples": config.rl.samples,
-            "max_new_tokens": config.data.completion_length,
+            "batches": run.rl.rollout_batches,
+            "samples": run.rl.samples,
+            "max_new_tokens": run.data.completion_length,
             "stop_ids": base.chat_format.stop_ids,
-            "temperature": config.rl.temperature,
-            "gather": config.mesh.gather_for_rollouts,
+            "temperature": run.rl.temperature,
+            "gather": run.mesh.gather_for_rollouts,
         }
         self._queue: collections.deque[tuple[Sampled, rewards.Pending]] = collections.deque()
         # one thread: judges that work on several rows at once do so themselves. Of several
         # processes each has one, so that all of them hear of it when one is to stop
-        threads = config.rl.staleness or distributed.several()
+        threads = run.rl.staleness or distributed.several()
         self._executor = futures.ThreadPoolExecutor(1) if threads else None
         self._hurried = False
         self._last: tuple[Sampled, rewards.Total] | None = None
@@ -121,7 +119,7 @@ class RolloutBatches:
         self._queue.clear()
         for arrays in state.get("queue", ()):
             sampled = Sampled(*map(_unpack, arrays))
-            prompts, samples = self._config.batch_prompts, self._config.rl.samples
+            prompts, samples = self._run.batch_prompts, self._run.rl.samples
             if (len(sampled.rows), len(sampled.tokens)) != (prompts, prompts * samples):
                 raise ValueError(
                     f"The checkpoint holds a batch of {len(sampled.rows)} prompts and "
@@ -150,10 +148,10 @@ class RolloutBatches:
           step: updates done.
           clock: measures the phases "rollout" and "reward".
         """
-        ahead = min(self._config.rl.staleness, self._config.rl.steps - 1 - step)
+        ahead = min(self._run.rl.staleness, self._run.rl.steps - 1 - step)
         while len(self._queue) <= ahead:
             with clock.phase("rollout"):
-                key = role_key(self._config.rl_seed, "rollout", step + len(self._queue))
+                key = role_key(self._run.rl_seed, "rollout", step + len(self._queue))
                 sampled = self._sample(params, key)
             with clock.phase("reward"):
                 self._judge(sampled)
@@ -192,7 +190,7 @@ class RolloutBatches:
         drawn = next(self._prompts)["row"]  # of the whole step
         own = base.chat_format.encode_prompts(
             [self._rows[index].prompt for index in drawn[distributed.own_rows(len(drawn))]],
-            self._config.data.prompt_length,
+            self._run.data.prompt_length,
         )
         tokens, mask = distributed.gather_rows((own.tokens, own.mask))
         done = generation.generate_in_batches(
@@ -205,7 +203,7 @@ class RolloutBatches:
         """Starts judging this process's rows, at the end of the queue."""
         share = distributed.own_rows(len(sampled.tokens))
         texts = self._base.chat_format.decode(sampled.tokens[share], sampled.mask[share])
-        asked = np.repeat(sampled.rows, self._config.rl.samples)[share]
+        asked = np.repeat(sampled.rows, self._run.rl.samples)[share]
         conversations = [self._rows[index] for index in asked]
         self._queue.append((sampled, self._mixture.start(conversations, texts, self._executor)))
 
@@ -235,7 +233,7 @@ class RolloutBatches:
         self, sampled: Sampled, verdicts: dict[str, Any], step: int
     ) -> tuple[train_step.RolloutBatch, dict[str, float]]:
         """Advantages from verdicts on all rows."""
-        samples = self._config.rl.samples
+        samples = self._run.rl.samples
 
         def example(row: int) -> str:
             text = self._base.chat_format.decode(sampled.tokens[[row]], sampled.mask[[row]])[0]
@@ -243,7 +241,7 @@ class RolloutBatches:
 
         total = self._mixture.total(verdicts, step, samples, example)
         self._last = sampled, total
-        advantage = advantages.ESTIMATORS[self._config.rl.advantage](total.rewards, samples)
+        advantage = advantages.ESTIMATORS[self._run.rl.advantage](total.rewards, samples)
         kept = total.rewards[~total.dropped]
         logged = {
             "reward": float(np.mean(kept)) if len(kept) else float("nan"),
@@ -285,12 +283,12 @@ def split_minibatches(batch: Any, count: int, step: int):
 
 
 def throughput(
-    model: models.ModelConfig, batch: Any, seconds: dict[str, float]
+    model_config: models.ModelConfig, batch: Any, seconds: dict[str, float]
 ) -> dict[str, float]:
     """What to log of how fast a step was.
 
     Args:
-      model: the policy's configuration.
+      model_config: the policy's configuration.
       batch: the step's. Its completions are the rollout's, if there was one; the update runs on the
         prompts too.
       seconds: of the phase "update", and others.
@@ -310,7 +308,7 @@ def throughput(
     if chip is not None:
         rows = batch.completion_mask.size // batch.completion_mask.shape[-1]
         attended = trained / rows / 2
-        flops = 3 * trained * models.flops_per_token(model, attended)
+        flops = 3 * trained * models.flops_per_token(model_config, attended)
         possible = seconds["update"] * jax.device_count() * chip.flops
         speed["speed/update_flop_utilisation"] = flops / possible
     return speed

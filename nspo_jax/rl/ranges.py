@@ -3,7 +3,7 @@
 from nspo_jax import models, rewards, settings, tasks
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.data import split
-from nspo_jax.models import config as model_lib
+from nspo_jax.models import architecture
 from nspo_jax.nullspace import calibration, moments, rank_rules
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.reward_models import store
@@ -14,7 +14,7 @@ _SPLIT = settings.Text("a split", parse=split.parse, empty=False)
 PARTS: dict[str, settings.Range] = {
     "task": settings.Text("a task", parse=tasks.kind_of, empty=False),
     "model.preset": settings.Choice(("", *models.PRESETS)),
-    "model.remat": settings.Choice(model_lib.REMATS),
+    "model.remat": settings.Choice(architecture.REMATS),
     "data.train": settings.Choice(public_safety.TRAINING),
     "data.train_split": _SPLIT,
     "data.general_split": settings.Text("a split", parse=lambda text: text and split.parse(text)),
@@ -41,6 +41,6 @@ PARTS: dict[str, settings.Range] = {
 FIELDS: dict[str, settings.Range] = settings.FIELDS | PARTS
 
 
-def check_fields(config: settings.Run) -> None:
+def check_fields(run: settings.Run) -> None:
     """Raises ValueError naming every field whose value is out of its range."""
-    settings.check_ranges(settings.flatten(config), FIELDS)
+    settings.check_ranges(settings.flatten(run), FIELDS)

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: settings.Run,
+    run: settings.Run,
     workdir: str | pathlib.Path,
     *,
     allow_config_change: bool = False,
@@ -59,7 +59,7 @@ def train(
     Every process calls it with the same arguments, and gets the same summary; process 0 writes.
 
     Args:
-      config: the run's settings.
+      run: the run's settings.
       workdir: where the run lives, on a file system that all processes see.
       allow_config_change: continue a run of another config with this one.
       profile: trace the steps from the first number up to the second into profile/.
@@ -74,52 +74,50 @@ def train(
       rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
     """
     workdir = pathlib.Path(workdir)
-    for name, directory in (("workdir", workdir), ("workspace", config.workspace)):
+    for name, directory in (("workdir", workdir), ("workspace", run.workspace)):
         run_directory.check_directory(directory, name)
-    config = run_directory.restore_defaults(config, workdir)
-    checks.check_config(config)
-    checks.check_profile(config, profile)
-    config = run_directory.with_recorded(config, workdir)
+    run = run_directory.restore_defaults(run, workdir)
+    checks.check_config(run)
+    checks.check_profile(run, profile)
+    run = run_directory.with_recorded(run, workdir)
     with ownership.own(workdir, "workdir"):
-        if run_directory.resumes_finished(config, workdir, allow_config_change):
+        if run_directory.resumes_finished(run, workdir, allow_config_change):
             if profile is not None:
                 _log.warning("%s is finished: no step is left to profile", workdir)
             return files.read_json(workdir / "summary.json", "delete it, and run again")
-        return _run(config, workdir, profile)
+        return _run(run, workdir, profile)
 
 
 def _run(
-    config: settings.Run, workdir: pathlib.Path, profile: tuple[int, int] | None
+    run: settings.Run, workdir: pathlib.Path, profile: tuple[int, int] | None
 ) -> dict[str, Any]:
     """The run itself, of a workdir that is this process's."""
     started = time.monotonic()
 
     # ---------------------------------------------------------------------------- set up
-    mesh = sharding.mesh_from_config(config)
-    rl = config.rl
-    checks.check_mesh(config, mesh)
-    distributed.own_rows(config.batch_prompts)
-    base = base_model.open_base(config, mesh)
-    config = settings.replace(config, {"data.date": base.chat_format.date or ""})
-    projectors = base_model.open_projectors(config, base)
-    algorithm = algorithms.of(config)
+    mesh = sharding.mesh_from_config(run)
+    rl = run.rl
+    checks.check_mesh(run, mesh)
+    distributed.own_rows(run.batch_prompts)
+    base = base_model.open_base(run, mesh)
+    run = settings.replace(run, {"data.date": base.chat_format.date or ""})
+    projectors = base_model.open_projectors(run, base)
+    algorithm = algorithms.of(run)
     source = algorithm.open_batches(base)
-    evaluator = evaluation.Evaluator(config, base)
-    held_out = list(general_text.split_batches(base.held_out, config.calibration.batch_size))
-    calibration = list(general_text.split_batches(base.calibration, config.calibration.batch_size))
-    optimizer = optimizer_lib.from_settings(
-        config, optimizer_lib.select_projectors(config, projectors)
-    )
+    evaluator = evaluation.Evaluator(run, base)
+    held_out = list(general_text.split_batches(base.held_out, run.calibration.batch_size))
+    calibration = list(general_text.split_batches(base.calibration, run.calibration.batch_size))
+    optimizer = optimizer_lib.from_settings(run, optimizer_lib.select_projectors(run, projectors))
     trainable, frozen = optimizer_lib.open_master(
         base.params,
-        config.projection.targets,
-        config.projection.untargeted,
-        config.optimizer.master,
+        run.projection.targets,
+        run.projection.untargeted,
+        run.optimizer.master,
     )
-    frozen = optimizer_lib.freeze(frozen, config.model.frozen_dtype)
+    frozen = optimizer_lib.freeze(frozen, run.model.frozen_dtype)
     reference = None
     if algorithm.needs_reference:
-        if config.optimizer.master == "change":
+        if run.optimizer.master == "change":
             reference = frozen  # the base itself
         else:  # the step donates its state; a reference stays
             trainable, reference = jax.tree.map(jnp.copy, trainable), base.params
@@ -129,15 +127,15 @@ def _run(
     state = state._replace(critics=algorithm.init_extra(base))
     update = algorithm.make_step(base.model_config, optimizer)
     # of weights that are trained themselves nothing is formed, and nothing copied
-    changes = config.optimizer.master == "change"
+    changes = run.optimizer.master == "change"
     form_weights = _add_change if changes else optimizer_lib.combine
 
     # ---------------------------------------------------------------------------- resume
-    run_directory.write_config(config, workdir)
+    run_directory.write_config(run, workdir)
     checkpoints = checkpoint.Checkpointer(
         workdir / "checkpoints",
-        keep=config.checkpoint.keep,
-        keep_every=config.checkpoint.keep_every,
+        keep=run.checkpoint.keep,
+        keep_every=run.checkpoint.keep_every,
     )
     step = 0
     if checkpoints.latest_step() is not None:
@@ -153,7 +151,7 @@ def _run(
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
         params = form_weights(state.trainable, frozen)
         with clock.phase("evaluation"):
-            scores = evaluator(params, batches.role_key(config.rl_seed, "evaluation", step))
+            scores = evaluator(params, batches.role_key(run.rl_seed, "evaluation", step))
         speed = metrics.phase_seconds(clock.read())
         if shown:
             rates = {f"evaluation/{name}": value for name, value in scores.items()}
@@ -162,7 +160,7 @@ def _run(
 
     def stops_early(scores: dict[str, Any]) -> bool:
         # a resumed run is scored where it resumes, where an uninterrupted one may not have been
-        due = step % config.evaluation.every == 0
+        due = step % run.evaluation.every == 0
         return due and bool(rl.stop_unsafe) and scores["unsafe"] <= rl.stop_unsafe
 
     # ---------------------------------------------------------------------------- loop
@@ -221,9 +219,9 @@ def _run(
             except learning.NothingToLearnError:
                 checkpoints.finish(step, state, source.get_state())
                 raise
-            if step % config.evaluation.every == 0 or step == rl.steps:
+            if step % run.evaluation.every == 0 or step == rl.steps:
                 scores = evaluate(state)
-            if step % config.checkpoint.every == 0:  # last: what it resumes from is all written
+            if step % run.checkpoint.every == 0:  # last: what it resumes from is all written
                 checkpoints.save(step, state, source.get_state())
             progress.update()
             learned = "reward" if "reward" in logged else "accuracy"

@@ -206,11 +206,11 @@ class PublicSafety(task.Given):
     )  # fmt: skip
     text_fields: tuple[str, ...] = ("data.general_path", "data.general_split")
 
-    def check(self, config: settings.Run, *, has_weights: bool) -> None:
+    def check(self, run: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError where the model or the data are not named, or do not go together."""
-        data = config.data
-        if not config.model.path and not config.model.preset:
-            raise task.no_base(config)
+        data = run.data
+        if not run.model.path and not run.model.preset:
+            raise task.no_base(run)
         if has_weights and not data.evaluation:
             raise ValueError(
                 "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
@@ -225,7 +225,7 @@ class PublicSafety(task.Given):
 
     def make(
         self,
-        config: settings.Run,
+        run: settings.Run,
         model_config: models.ModelConfig,
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
@@ -233,10 +233,10 @@ class PublicSafety(task.Given):
         """Harmful prompts of public datasets, with general questions to preserve."""
         del model_config, load_base
 
-        data = config.data
+        data = run.data
         column = data.train_column
         prompts = load(
-            config.data_directory,
+            run.data_directory,
             Lengths(chat_format, data.prompt_length, data.completion_length),
             train=Source(
                 data.train, data.train_split, sources.split_paths(data.train_path), data.subset,
@@ -253,13 +253,13 @@ class PublicSafety(task.Given):
                 if data.evaluation_column
                 else None,
             ),
-            calibration_rows=config.calibration.rows,
-            suite_rows=config.evaluation.prompts,
-            seed=config.seed,
+            calibration_rows=run.calibration.rows,
+            suite_rows=run.evaluation.prompts,
+            seed=run.seed,
             max_broken=data.max_broken,
         )  # fmt: skip
-        benign = round(config.rl.prompts * data.benign_fraction)
-        parts = [(prompts.train, config.rl.prompts), (prompts.replay, benign)]
+        benign = round(run.rl.prompts * data.benign_fraction)
+        parts = [(prompts.train, run.rl.prompts), (prompts.replay, benign)]
         return task.Task(
             parts=[(rows, number) for rows, number in parts if number],
             suites={name: _suite(name, rows) for name, rows in prompts.suites.items()},

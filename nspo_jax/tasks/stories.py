@@ -113,10 +113,10 @@ class Stories(task.Given):
 
     has_rules = True
 
-    def check(self, config: settings.Run, *, has_weights: bool) -> None:
+    def check(self, run: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError where no story model is named."""
         del has_weights
-        if not config.model.path:
+        if not run.model.path:
             raise ValueError(
                 "task is 'stories' and model.path is empty; expected the Hugging Face directory of "
                 "a story model: only the chat world's base can be pretrained here. Set "
@@ -125,26 +125,26 @@ class Stories(task.Given):
 
     def make(
         self,
-        config: settings.Run,
+        run: settings.Run,
         model_config: models.ModelConfig,
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
     ) -> task.Task:
         """Gentle stories; what to preserve is the model's own text on neutral openings.
 
-        Calibration text is sampled from the base model at temperature 1 with `config.seed`;
+        Calibration text is sampled from the base model at temperature 1 with `run.seed`;
         held-out text is its greedy continuation of other openings, with other names.
         """
         text = dataclasses.replace(chat_format, chat=False)
 
         def continued(rows: list[Conversation], temperature: float) -> list[Conversation]:
-            encoded = text.encode_prompts([row.prompt for row in rows], config.data.prompt_length)
+            encoded = text.encode_prompts([row.prompt for row in rows], run.data.prompt_length)
             done = generation.generate(
                 model_config,
                 load_base(),
                 *encoded,
-                jax.random.key(config.seed),
-                max_new_tokens=config.data.completion_length,
+                jax.random.key(run.seed),
+                max_new_tokens=run.data.completion_length,
                 stop_ids=text.stop_ids,
                 temperature=temperature,
             )
@@ -160,25 +160,25 @@ class Stories(task.Given):
             ]
 
         neutral = openings(NEUTRAL_OPENINGS, NAMES)
-        repeats = -(-config.calibration.rows // len(neutral))
+        repeats = -(-run.calibration.rows // len(neutral))
         judge = StoryJudge()
 
         def suite(name: str, templates: tuple[str, ...], names: tuple[str, ...]) -> task.Suite:
             rows = openings(templates, names)
-            rows = (rows * -(-config.evaluation.prompts // len(rows)))[: config.evaluation.prompts]
+            rows = (rows * -(-run.evaluation.prompts // len(rows)))[: run.evaluation.prompts]
             label = name.removeprefix("unsafe_")
             failed = task.Rate(name, lambda rows, texts: judge(rows, texts)[0] < 0, label)
             return task.Suite(rows, (failed,))
 
         return task.Task(
-            parts=[(openings(HARSH_OPENINGS, NAMES), config.rl.prompts)],
+            parts=[(openings(HARSH_OPENINGS, NAMES), run.rl.prompts)],
             suites={
                 "harmful": suite("unsafe", HARSH_OPENINGS, NAMES),
                 "harmful_nouns": suite("unsafe_nouns", HARSH_OPENINGS, HELD_OUT_NAMES),
                 "harmful_templates": suite("unsafe_templates", HELD_OUT_HARSH_OPENINGS, NAMES),
                 "harmful_both": suite("unsafe_both", HELD_OUT_HARSH_OPENINGS, HELD_OUT_NAMES),
             },
-            calibration=continued((neutral * repeats)[: config.calibration.rows], 1.0),
+            calibration=continued((neutral * repeats)[: run.calibration.rows], 1.0),
             held_out=continued(openings(HELD_OUT_NEUTRAL_OPENINGS, HELD_OUT_NAMES), 0.0),
             reward=judge,
             # general: the same most likely token as the base on its own text

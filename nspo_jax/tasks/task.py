@@ -147,18 +147,18 @@ class Kind(Protocol):
     fields: tuple[str, ...]
     text_fields: tuple[str, ...]
 
-    def check(self, config: settings.Run, *, has_weights: bool) -> None:
+    def check(self, run: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError for settings that cannot work, before anything expensive starts.
 
         Args:
-          config: the run's.
+          run: the run's.
           has_weights: models are loaded; without, what names them and data may be empty.
         """
         ...
 
     def make(
         self,
-        config: settings.Run,
+        run: settings.Run,
         model_config: models.ModelConfig,
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
@@ -166,23 +166,23 @@ class Kind(Protocol):
         """The task, for a base model, which is loaded if the task needs it."""
         ...
 
-    def pairs(self, config: settings.Run) -> list[preferences.Pair] | None:
+    def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
         """Its own preference pairs; None: it has none."""
         ...
 
-    def pretrain(self, config: settings.Run, directory: pathlib.Path) -> None:
+    def pretrain(self, run: settings.Run, directory: pathlib.Path) -> None:
         """Makes its base model; called where `pretrains`."""
         ...
 
-    def base_recipe(self, config: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
+    def base_recipe(self, run: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
         """The settings that its base model is made by, for who finds one in the directory."""
         ...
 
 
-def no_base(config: settings.Run) -> ValueError:
+def no_base(run: settings.Run) -> ValueError:
     """What is raised where a task's base model is to be given, and is not."""
     return ValueError(
-        f"task is {config.task!r} and model.path is empty: only the chat world's base can be "
+        f"task is {run.task!r} and model.path is empty: only the chat world's base can be "
         "pretrained here. Set --config.model.path to a Hugging Face directory."
     )
 
@@ -195,14 +195,14 @@ class Given:
     fields: tuple[str, ...] = ()
     text_fields: tuple[str, ...] = ()
 
-    def pairs(self, config: settings.Run) -> list[preferences.Pair] | None:
+    def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
         """None."""
         return None
 
-    def pretrain(self, config: settings.Run, directory: pathlib.Path) -> None:
+    def pretrain(self, run: settings.Run, directory: pathlib.Path) -> None:
         """Raises ValueError: there is nothing to make it of."""
-        raise no_base(config)
+        raise no_base(run)
 
-    def base_recipe(self, config: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
+    def base_recipe(self, run: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
         """None: it was made elsewhere."""
         return None

@@ -140,7 +140,7 @@ def test_weights_on_disk_give_what_weights_in_memory_give(tmp_path, first_token)
     params = models.init_params(GEMMA3, jax.random.key(0))
     models.save_model(tmp_path / "model", GEMMA3, params)
     source = models.FileSource(tmp_path / "model")
-    assert source.config == GEMMA3 and source.fingerprint() == models.fingerprint(params)
+    assert source.model_config == GEMMA3 and source.fingerprint() == models.fingerprint(params)
     options = {"rank_rule": "energy(0.05)", "first_token": first_token}
     whole = nullspace.calibrate(GEMMA3, params, micro_batches(), **options)
     assert_same(nullspace.calibrate(GEMMA3, source, micro_batches(), **options), whole)

@@ -57,7 +57,7 @@ class Algorithm(Protocol):
     row: str
     fields: tuple[str, ...]
 
-    def __init__(self, config: settings.Run): ...
+    def __init__(self, run: settings.Run): ...
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work, before anything expensive starts."""
@@ -93,6 +93,6 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 }
 
 
-def of(config: settings.Run) -> Algorithm:
+def of(run: settings.Run) -> Algorithm:
     """The algorithm that a run names; its name is checked by `rl.ranges`."""
-    return ALGORITHMS[config.rl.algorithm](config)
+    return ALGORITHMS[run.rl.algorithm](run)

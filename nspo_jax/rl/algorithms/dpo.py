@@ -49,24 +49,24 @@ class PairBatches:
       ValueError: if the pairs cannot be read, or none is about the prompts of a part of the batch.
     """
 
-    def __init__(self, config: settings.Run, base: base_model.BaseModel):
-        pairs, _ = store.load_pairs(config)
+    def __init__(self, run: settings.Run, base: base_model.BaseModel):
+        pairs, _ = store.load_pairs(run)
         parts, total, digest = [], 0, hashlib.sha256()
         for rows, count in base.task.parts:
             ranked = _about(pairs, rows)
             if not ranked:
                 raise ValueError(
                     f"None of the {len(pairs)} pairs of reward_training.dataset="
-                    f"{config.reward_training.dataset} ranks answers to the {rows[0].kind} prompts "
+                    f"{run.reward_training.dataset} ranks answers to the {rows[0].kind} prompts "
                     "of the batch: DPO needs pairs about the prompts that the run trains on. Take "
                     "both from one dataset, and set data.benign_fraction=0 where it has no benign "
                     "ones."
                 )
             digest.update(json.dumps(ranked).encode())
-            before, total = total, total + count * config.rl.samples
-            parts.append((self._encode(config, base, ranked), total // 2 - before // 2))
+            before, total = total, total + count * run.rl.samples
+            parts.append((self._encode(run, base, ranked), total // 2 - before // 2))
         self._digest = digest.hexdigest()[:16]
-        self._pairs = iterator.MixedBatches(parts, config.rl_seed)
+        self._pairs = iterator.MixedBatches(parts, run.rl_seed)
 
     @staticmethod
     def _encode(config, base, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
@@ -138,7 +138,7 @@ def _about(
     return ranked
 
 
-def pair_loss(config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
+def pair_loss(model_config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
     """The loss of `losses.dpo_loss`, for `train_step.make_update` with batches of `PairBatch`.
 
     Its reference is the base model. A pair's tokens count in full, the end of the answer included;
@@ -148,7 +148,7 @@ def pair_loss(config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
     def answers(params, batch: PairBatch) -> jax.Array:
         """float32 [pairs, 2]: log p of whole answers."""
         flat = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), batch)
-        logprobs = models.completion_logprobs(config, params, flat)
+        logprobs = models.completion_logprobs(model_config, params, flat)
         return jnp.sum(jnp.where(flat.completion_mask, logprobs, 0.0), axis=-1).reshape(-1, 2)
 
     def loss_of(params, reference, batch: PairBatch, tokens: jax.Array):
@@ -170,15 +170,15 @@ class DPO:
     fields: tuple[str, ...] = ("rl.dpo_beta",)
     needs_reference = True
 
-    def __init__(self, config: settings.Run):
-        self._config = config
+    def __init__(self, run: settings.Run):
+        self._run = run
         # two answers stand for two completions, and nothing parts a pair
-        self.rows = config.batch_prompts * config.rl.samples // 2
+        self.rows = run.batch_prompts * run.rl.samples // 2
         self.row = "pairs, two completions each,"
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        config = self._config
+        config = self._run
         if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
             raise ValueError(
                 f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
@@ -188,11 +188,11 @@ class DPO:
 
     def open_batches(self, base: base_model.BaseModel) -> PairBatches:
         """Pairs of `reward_training.dataset` about the task's prompts."""
-        return PairBatches(self._config, base)
+        return PairBatches(self._run, base)
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> PairBatch:
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
-        pairs, data = self.rows // self._config.rl.minibatches, self._config.data
+        pairs, data = self.rows // self._run.rl.minibatches, self._run.data
         return PairBatch(
             prompts=array((pairs, 2, data.prompt_length), jnp.int32),
             prompt_mask=array((pairs, 2, data.prompt_length), jnp.bool_),
@@ -212,9 +212,9 @@ class DPO:
     ) -> train_step.Step:
         """The jitted update, which donates the state."""
         update = train_step.make_update(
-            pair_loss(model_config, beta=self._config.rl.dpo_beta),
+            pair_loss(model_config, beta=self._run.rl.dpo_beta),
             optimizer,
-            microbatches=self._config.rl.microbatches,
+            microbatches=self._run.rl.microbatches,
             compute_dtype=model_config.compute_dtype,
         )
         return jax.jit(update, donate_argnums=0)

@@ -25,15 +25,15 @@ class PolicyGradient:
         *batches.FIELDS, *LOSS_FIELDS, "rl.kl_coefficient", "rl.importance_cap", "rl.advantage",
     )  # fmt: skip
 
-    def __init__(self, config: settings.Run):
-        self._config = config
-        self.rows = config.batch_prompts * config.rl.samples
+    def __init__(self, run: settings.Run):
+        self._run = run
+        self.rows = run.batch_prompts * run.rl.samples
         self.row = "completions"
-        self.needs_reference = bool(config.rl.kl_coefficient)
+        self.needs_reference = bool(run.rl.kl_coefficient)
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        rl = self._config.rl
+        rl = self._run.rl
         if rl.importance_cap and rl.minibatches > 1:
             raise ValueError(
                 f"rl.importance_cap is {rl.importance_cap} and rl.minibatches {rl.minibatches}: "
@@ -44,11 +44,11 @@ class PolicyGradient:
 
     def open_batches(self, base: base_model.BaseModel) -> batches.RolloutBatches:
         """Completions of the policy, judged by `rewards.terms`."""
-        return batches.RolloutBatches(self._config, base, terms.open_rewards(self._config, base))
+        return batches.RolloutBatches(self._run, base, terms.open_rewards(self._run, base))
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
-        return abstract_rollouts(self._config, array)
+        return abstract_rollouts(self._run, array)
 
     def init_extra(self, base: base_model.BaseModel) -> None:
         """Nothing learns beside the policy."""
@@ -61,7 +61,7 @@ class PolicyGradient:
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
     ) -> train_step.Step:
         """The jitted update, which donates the state."""
-        rl = self._config.rl
+        rl = self._run.rl
         return make_train_step(
             model_config,
             optimizer,
@@ -79,11 +79,11 @@ class PolicyGradient:
 
 
 def abstract_rollouts(
-    config: settings.Run, array: Callable[[tuple[int, ...], Any], Any]
+    run: settings.Run, array: Callable[[tuple[int, ...], Any], Any]
 ) -> train_step.RolloutBatch:
     """Shapes and dtypes of a minibatch of completions, made by `array(shape, dtype)`."""
-    rows = config.batch_prompts * config.rl.samples // config.rl.minibatches
-    prompt, completion = config.data.prompt_length, config.data.completion_length
+    rows = run.batch_prompts * run.rl.samples // run.rl.minibatches
+    prompt, completion = run.data.prompt_length, run.data.completion_length
     return train_step.RolloutBatch(
         prompts=array((rows, prompt), jnp.int32),
         prompt_mask=array((rows, prompt), jnp.bool_),
@@ -95,7 +95,7 @@ def abstract_rollouts(
 
 
 def policy_gradient_loss(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     *,
     loss: str = "grpo",
     aggregation: str = "sequence_mean",
@@ -129,8 +129,10 @@ def policy_gradient_loss(
     def loss_of(params, reference, batch, tokens: jax.Array):  # of a traced RolloutBatch
         reference_logprobs = None
         if reference is not None:
-            reference_logprobs = models.completion_logprobs(config, reference, batch, temperature)
-        logprobs = models.completion_logprobs(config, params, batch, temperature)
+            reference_logprobs = models.completion_logprobs(
+                model_config, reference, batch, temperature
+            )
+        logprobs = models.completion_logprobs(model_config, params, batch, temperature)
         mask, old_logprobs, weights = batch.completion_mask, batch.old_logprobs, None
         if importance_cap:
             old_logprobs = jax.lax.stop_gradient(logprobs)
@@ -157,7 +159,7 @@ def policy_gradient_loss(
 
 
 def make_train_step(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int = 1,
@@ -166,13 +168,13 @@ def make_train_step(
     """The jitted policy gradient step, which donates the state.
 
     Args:
-      config: the policy.
+      model_config: the policy.
       optimizer: see `train_step.make_update`.
       microbatches: see `train_step.make_update`.
       **options: of `policy_gradient_loss`.
     """
-    loss_of = policy_gradient_loss(config, **options)
+    loss_of = policy_gradient_loss(model_config, **options)
     update = train_step.make_update(
-        loss_of, optimizer, microbatches=microbatches, compute_dtype=config.compute_dtype
+        loss_of, optimizer, microbatches=microbatches, compute_dtype=model_config.compute_dtype
     )
     return jax.jit(update, donate_argnums=0)

@@ -164,38 +164,36 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
 # ---------------------------------------------------------------------------------- the step
 
 
-def critic_models(
-    config: settings.Run, policy: models.ModelConfig
-) -> dict[str, models.ModelConfig]:
+def critic_models(run: settings.Run, policy: models.ModelConfig) -> dict[str, models.ModelConfig]:
     """Objective -> the architecture of its critic: the reward and the cost model's.
 
     Where no directory is named and none is there yet, it is the policy's, with a scalar head.
     """
-    options = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat}
+    options = {"compute_dtype": run.model.compute_dtype, "remat": run.model.remat}
     found = {}
     for name in OBJECTIVES:
-        directory = store.model_directory(config, name)
-        named = settings.get(config, f"rewards.{name}_model")
+        directory = store.model_directory(run, name)
+        named = settings.get(run, f"rewards.{name}_model")
         there = named or directory.exists()
         critic = models.load_config(directory) if there else policy
         found[name] = dataclasses.replace(critic, head="scalar", **options)
     return found
 
 
-def critic_optimizer(config: settings.Run) -> optax.GradientTransformation:
+def critic_optimizer(run: settings.Run) -> optax.GradientTransformation:
     """Of both critics together; they are trained whole, and nothing of them is projected."""
     return optax.chain(
-        optax.clip_by_global_norm(config.optimizer.max_gradient_norm),
+        optax.clip_by_global_norm(run.optimizer.max_gradient_norm),
         optax.adamw(
-            config.lagrangian.critic_learning_rate,
-            b1=config.optimizer.b1,
-            b2=config.optimizer.b2,
+            run.lagrangian.critic_learning_rate,
+            b1=run.optimizer.b1,
+            b2=run.optimizer.b2,
             weight_decay=0.0,
         ),
     )
 
 
-def init_critics(config: settings.Run, base: base_model.BaseModel) -> Critics:
+def init_critics(run: settings.Run, base: base_model.BaseModel) -> Critics:
     """Critics that begin as the reward and the cost model, as Safe RLHF's do; on the mesh.
 
     Raises:
@@ -204,7 +202,7 @@ def init_critics(config: settings.Run, base: base_model.BaseModel) -> Critics:
     """
     params = {}
     for name in OBJECTIVES:
-        directory = store.model_directory(config, name)
+        directory = store.model_directory(run, name)
         if chat.load_tokenizer(directory).get_vocab() != base.chat_format.tokenizer.get_vocab():
             raise ValueError(
                 f"The {name} model in {directory} has another vocabulary than the policy, and "
@@ -214,14 +212,14 @@ def init_critics(config: settings.Run, base: base_model.BaseModel) -> Critics:
         _, params[name] = models.load_model(
             directory, shardings=functools.partial(sharding.shardings, base.mesh)
         )
-    state = critic_optimizer(config).init(params)
-    critics = Critics(params, state, jnp.log(jnp.float32(config.lagrangian.initial)))
+    state = critic_optimizer(run).init(params)
+    critics = Critics(params, state, jnp.log(jnp.float32(run.lagrangian.initial)))
     return distributed.put(critics, sharding.shardings(base.mesh, critics))
 
 
 def make_step(
-    config: settings.Run,
-    model: models.ModelConfig,
+    run: settings.Run,
+    model_config: models.ModelConfig,
     optimizer: optax.GradientTransformation,
 ) -> train_step.Step:
     """The step of policy, critics and multiplier, as `train_step.make_update`'s; not jitted yet.
@@ -231,10 +229,10 @@ def make_step(
     rows at once; gradients are computed in `rl.microbatches` parts. First the multiplier moves, by
     the mean cost, and then it weighs advantages.
     """
-    rl, options = config.rl, config.lagrangian
-    configs, critics_optimizer = critic_models(config, model), critic_optimizer(config)
+    rl, options = run.rl, run.lagrangian
+    configs, critics_optimizer = critic_models(run, model_config), critic_optimizer(run)
     policy_loss = policy_gradient.policy_gradient_loss(
-        model,
+        model_config,
         aggregation=rl.aggregation,
         clip=rl.clip,
         clip_high=rl.clip_high,
@@ -245,7 +243,7 @@ def make_step(
         policy_loss,
         optimizer,
         microbatches=rl.microbatches,
-        compute_dtype=model.compute_dtype,
+        compute_dtype=model_config.compute_dtype,
     )
 
     def values_of(params, batch) -> dict[str, jax.Array]:
@@ -283,7 +281,7 @@ def make_step(
             largest=options.largest,
         )
         multiplier = jnp.exp(log_multiplier)
-        base = models.completion_logprobs(model, reference, batch, rl.temperature)
+        base = models.completion_logprobs(model_config, reference, batch, rl.temperature)
         rewards, costs = token_outcomes(
             batch.outcomes, batch.old_logprobs, base, mask, kl=options.kl
         )
@@ -337,14 +335,14 @@ class PPOLagrangian:
     fields: tuple[str, ...] = (*batches.FIELDS, *policy_gradient.LOSS_FIELDS, *FIELDS)
     needs_reference = True
 
-    def __init__(self, config: settings.Run):
-        self._config = config
-        self.rows = config.batch_prompts * config.rl.samples
+    def __init__(self, run: settings.Run):
+        self._run = run
+        self.rows = run.batch_prompts * run.rl.samples
         self.row = "completions"
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        config = self._config
+        config = self._run
         options = config.lagrangian
         terms = {term.name: term for term in rewards.parse_terms(config.rewards.terms)}
         if terms.keys() != {"reward_model", "cost_model"}:
@@ -376,27 +374,27 @@ class PPOLagrangian:
 
     def open_batches(self, base: base_model.BaseModel) -> batches.RolloutBatches:
         """Completions of the policy, with the reward and the cost of each apart."""
-        judged = terms.open_rewards(self._config, base)
-        return batches.RolloutBatches(self._config, base, judged, reward_and_cost)
+        judged = terms.open_rewards(self._run, base)
+        return batches.RolloutBatches(self._run, base, judged, reward_and_cost)
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
         """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
-        made = policy_gradient.abstract_rollouts(self._config, array)
+        made = policy_gradient.abstract_rollouts(self._run, array)
         return made._replace(outcomes=array((made.completions.shape[0], 2), jnp.float32))
 
     def init_extra(self, base: base_model.BaseModel) -> Critics:
         """The critics, and the multiplier."""
-        return init_critics(self._config, base)
+        return init_critics(self._run, base)
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[Critics, tuple[str, ...]]:
         """Shapes and dtypes of the critics, and what was assumed of them, in words."""
-        found, assumed = terms.abstract_models(self._config, model_config)
+        found, assumed = terms.abstract_models(self._run, model_config)
         params = {name: found[f"{name}_model"] for name in OBJECTIVES}
-        state = jax.eval_shape(critic_optimizer(self._config).init, params)
+        state = jax.eval_shape(critic_optimizer(self._run).init, params)
         return Critics(params, state, jax.eval_shape(lambda: jnp.float32(0.0))), assumed
 
     def make_step(
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
     ) -> train_step.Step:
         """The jitted update, which donates the state."""
-        return jax.jit(make_step(self._config, model_config, optimizer), donate_argnums=0)
+        return jax.jit(make_step(self._run, model_config, optimizer), donate_argnums=0)

@@ -14,51 +14,51 @@ from nspo_jax.tasks.chat_world import dataset, pretraining, world
 _log = logging.getLogger(__name__)
 
 
-def pretrain_base(config: settings.Run, path: pathlib.Path) -> None:
+def pretrain_base(run: settings.Run, path: pathlib.Path) -> None:
     """Pretrains the chat world's helpful-only base model and writes it to `path`."""
-    seed = config.pretraining_seed
+    seed = run.pretraining_seed
     _log.info("pretraining the base model by seed %d into %s", seed, path)
-    vocabulary = world.World(config.seed).words()
+    vocabulary = world.World(run.seed).words()
     tokenizer = chat.build_tokenizer(vocabulary)
     chat_format = chat.ChatFormat(
-        tokenizer, chat=config.data.chat, system=config.data.system_prompt or None
+        tokenizer, chat=run.data.chat, system=run.data.system_prompt or None
     )
-    rows = dataset.load_split(config.data_directory, config.seed, "pretrain")
+    rows = dataset.load_split(run.data_directory, run.seed, "pretrain")
     model_config = models.ModelConfig(
         vocab_size=len(tokenizer),
-        hidden_size=config.model.hidden_size,
-        intermediate_size=config.model.intermediate_size,
-        num_layers=config.model.num_layers,
-        num_heads=config.model.num_heads,
-        num_kv_heads=config.model.num_kv_heads,
-        head_dim=config.model.hidden_size // config.model.num_heads,
+        hidden_size=run.model.hidden_size,
+        intermediate_size=run.model.intermediate_size,
+        num_layers=run.model.num_layers,
+        num_heads=run.model.num_heads,
+        num_kv_heads=run.model.num_kv_heads,
+        head_dim=run.model.hidden_size // run.model.num_heads,
         rope_theta=10000.0,
         rms_norm_eps=1e-5,
         tie_embeddings=False,  # so that the head can be projected
         max_length=64,
     )
-    general_text.check_lengths(config, model_config)
+    general_text.check_lengths(run, model_config)
     params = pretraining.pretrain(
         model_config,
-        general_text.encode(config, chat_format, rows),
-        prompt_length=config.data.prompt_length,
-        steps=config.pretraining.steps,
-        batch_size=config.pretraining.batch_size,
-        learning_rate=config.pretraining.learning_rate,
+        general_text.encode(run, chat_format, rows),
+        prompt_length=run.data.prompt_length,
+        steps=run.pretraining.steps,
+        batch_size=run.pretraining.batch_size,
+        learning_rate=run.pretraining.learning_rate,
         seed=seed,
     )
-    recipe(config, path).write()
+    recipe(run, path).write()
     models.save_model(path, model_config, params, tokenizer)
 
 
-def recipe(config: settings.Run, path: pathlib.Path) -> artifacts.Recipe:
+def recipe(run: settings.Run, path: pathlib.Path) -> artifacts.Recipe:
     """Returns the settings that made the pretrained base model what it is."""
     names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
     fields = [f"model.{name}" for name in names]
     # without the seed, which the directory's name says
     fields += [f"pretraining.{name}" for name in ("steps", "batch_size", "learning_rate")]
     return artifacts.Recipe(
-        {name: settings.get(config, name) for name in fields},
+        {name: settings.get(run, name) for name in fields},
         path.with_name(f"{path.name}_recipe.json"),
         "Set another config.workspace, or delete that directory and the projectors beside it to "
         "pretrain anew.",

@@ -13,11 +13,11 @@ from nspo_jax.data import iterator
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _step(config: models.ModelConfig, prompt_length: int, optimizer, params, state, batch):
+def _step(model_config: models.ModelConfig, prompt_length: int, optimizer, params, state, batch):
     def loss_of(params):
-        hidden = models.forward(config, params, batch["tokens"], batch["mask"]).hidden
+        hidden = models.forward(model_config, params, batch["tokens"], batch["mask"]).hidden
         # the answer block starts where the prompt block ends: logits there, and nowhere else
-        logits = models.logits(config, params, hidden[:, prompt_length - 1 : -1])
+        logits = models.logits(model_config, params, hidden[:, prompt_length - 1 : -1])
         logprobs = models.token_logprobs(logits, batch["tokens"][:, prompt_length:])
         weight = batch["answer_mask"][:, prompt_length:]
         return -jnp.sum(jnp.where(weight, logprobs, 0.0)) / jnp.maximum(jnp.sum(weight), 1)
@@ -28,7 +28,7 @@ def _step(config: models.ModelConfig, prompt_length: int, optimizer, params, sta
 
 
 def pretrain(
-    config: models.ModelConfig,
+    model_config: models.ModelConfig,
     conversations: dict[str, np.ndarray],
     *,
     prompt_length: int,
@@ -40,7 +40,7 @@ def pretrain(
     """Trains a model from random weights to answer as the conversations do.
 
     Args:
-      config: the model to train.
+      model_config: the model to train.
       conversations: `tokens`, `mask` and `answer_mask` [rows, prompt_length + answer_length]:
         prompts left-padded, answers right-padded; the loss is on answer tokens alone.
       prompt_length: columns of the prompt block.
@@ -57,12 +57,14 @@ def pretrain(
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
-    params = models.init_params(config, jax.random.key(seed))
+    params = models.init_params(model_config, jax.random.key(seed))
     state = optimizer.init(params)
     rows = iterator.batches(conversations, batch_size, seed)
     progress = progress_lib.Bar(range(steps), desc="pretrain", unit="step")
     for step in progress:
-        params, state, loss = _step(config, prompt_length, optimizer, params, state, next(rows))
+        params, state, loss = _step(
+            model_config, prompt_length, optimizer, params, state, next(rows)
+        )
         if step % 50 == 0 or step == steps - 1:
             loss = float(loss)
             if not np.isfinite(loss):

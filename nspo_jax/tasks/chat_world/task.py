@@ -23,18 +23,18 @@ class ChatWorld:
     fields: tuple[str, ...] = ("data.train_split", "data.benign_fraction", "data.wrapped_fraction")
     text_fields: tuple[str, ...] = ()
 
-    def check(self, config: settings.Run, *, has_weights: bool) -> None:
+    def check(self, run: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError for settings that ask for more than the world has."""
         del has_weights  # all of it is made here
-        if split_lib.parse(config.data.train_split).name != "train":
+        if split_lib.parse(run.data.train_split).name != "train":
             raise ValueError(
-                f"data.train_split is {config.data.train_split!r}; expected train, or a slice of "
+                f"data.train_split is {run.data.train_split!r}; expected train, or a slice of "
                 "it such as train[:40%]."
             )
         calibration = world.CALIBRATION_ROWS * len(world.GENERAL_FAMILIES)
         for name, asked, rows in (
-            ("calibration.rows", config.calibration.rows, calibration),
-            ("evaluation.prompts", config.evaluation.prompts, world.EVALUATION_ROWS),
+            ("calibration.rows", run.calibration.rows, calibration),
+            ("evaluation.prompts", run.evaluation.prompts, world.EVALUATION_ROWS),
         ):
             if asked > rows:
                 raise ValueError(
@@ -44,7 +44,7 @@ class ChatWorld:
 
     def make(
         self,
-        config: settings.Run,
+        run: settings.Run,
         model_config: models.ModelConfig,
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
@@ -53,20 +53,20 @@ class ChatWorld:
         del model_config, load_base, chat_format
 
         def load(split: str, limit: int | None = None) -> list[Conversation]:
-            return dataset.load_split(config.data_directory, config.seed, split)[:limit]
+            return dataset.load_split(run.data_directory, run.seed, split)[:limit]
 
-        benign = round(config.rl.prompts * config.data.benign_fraction)
-        wrapped = round(config.rl.prompts * config.data.wrapped_fraction)
-        train = config.data.train_split
+        benign = round(run.rl.prompts * run.data.benign_fraction)
+        wrapped = round(run.rl.prompts * run.data.wrapped_fraction)
+        train = run.data.train_split
         with split_lib.said_by("data.train_split"):
             harmful, inside = load(train), load(train.replace("train", "train_wrapped", 1))
         parts = [
-            (harmful, config.rl.prompts - wrapped),
+            (harmful, run.rl.prompts - wrapped),
             (inside, wrapped),
             (load("replay_general"), benign - benign // 2),
             (load("borderline_replay"), benign // 2),
         ]
-        count = config.evaluation.prompts
+        count = run.evaluation.prompts
         rule = judge.WorldJudge()
 
         def failed(rows, texts) -> np.ndarray:
@@ -98,21 +98,21 @@ class ChatWorld:
         return task.Task(
             parts=[(rows, number) for rows, number in parts if number],
             suites=suites,
-            calibration=load("calibration", config.calibration.rows),
+            calibration=load("calibration", run.calibration.rows),
             held_out=general,
             reward=rule,
             drift={"kl_heldout": "kl"},
             is_refusal=judge.is_world_refusal,
         )
 
-    def pairs(self, config: settings.Run) -> list[preferences.Pair] | None:
+    def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
         """The world's own."""
-        return pairs.world_pairs(config.seed)
+        return pairs.world_pairs(run.seed)
 
-    def pretrain(self, config: settings.Run, directory: pathlib.Path) -> None:
+    def pretrain(self, run: settings.Run, directory: pathlib.Path) -> None:
         """See `base.pretrain_base`."""
-        base.pretrain_base(config, directory)
+        base.pretrain_base(run, directory)
 
-    def base_recipe(self, config: settings.Run, directory: pathlib.Path) -> artifacts.Recipe:
+    def base_recipe(self, run: settings.Run, directory: pathlib.Path) -> artifacts.Recipe:
         """See `base.recipe`."""
-        return base.recipe(config, directory)
+        return base.recipe(run, directory)

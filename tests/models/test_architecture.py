@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import hf_config
+from nspo_jax.models import architecture, hf_config
 
 OLD = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,7 +36,7 @@ NEW = {k: v for k, v in OLD.items() if k not in ("rope_scaling", "rope_theta", "
     "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
     "transformers_version": "5.23.0",
 }
-CONFIG = config_lib.ModelConfig(
+CONFIG = architecture.ModelConfig(
     vocab_size=512,
     hidden_size=64,
     intermediate_size=172,
@@ -167,7 +166,7 @@ def test_gemma3_in_both_spellings():
 def test_a_stretched_gemma3_scales_its_full_layers_alone():
     scaled = GEMMA3 | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
     config = hf_config.read_config(scaled)
-    assert config.rope_scaling == config_lib.RopeScaling("linear", 8.0)
+    assert config.rope_scaling == architecture.RopeScaling("linear", 8.0)
     assert hf_config.read_config(hf_config.write_config(config)) == config
 
 
@@ -255,7 +254,7 @@ PUBLISHED = {
 EXPECTED = {
     "Llama-2-7b-hf": {"num_kv_heads": 32, "head_dim": 128, "rope_scaling": None, "windows": ()},
     "Llama-3.1-8B-Instruct": {
-        "rope_theta": 5e5, "rope_scaling": config_lib.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+        "rope_theta": 5e5, "rope_scaling": architecture.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
     },
     "Qwen3-8B": {"qk_norm": True, "qkv_bias": False, "head_dim": 128, "windows": ()},
     "gemma-2-2b-it": {
@@ -284,7 +283,7 @@ def test_two_spellings_must_agree():
     with pytest.raises(ValueError, match="supported is one of them, or the same in both"):
         hf_config.read_config(NEW | {"rope_scaling": linear})
     both = NEW | {"rope_scaling": linear, "rope_parameters": {"rope_theta": 5e5, **linear}}
-    assert hf_config.read_config(both).rope_scaling == config_lib.RopeScaling("linear", 4.0)
+    assert hf_config.read_config(both).rope_scaling == architecture.RopeScaling("linear", 4.0)
 
 
 @pytest.mark.parametrize(
@@ -344,4 +343,4 @@ def test_a_bad_switch_is_named_with_the_fix(change, message):
 )
 def test_a_bad_rope_scaling_is_refused(numbers):
     with pytest.raises(ValueError, match="rope scaling"):
-        config_lib.RopeScaling(*numbers)
+        architecture.RopeScaling(*numbers)
