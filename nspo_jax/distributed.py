@@ -75,12 +75,12 @@ def _watch_others(coordinator: str | None) -> None:
         where[: len(text)] = np.frombuffer(text, np.uint8)
     where = np.asarray(multihost_utils.broadcast_one_to_all(where)).tobytes().rstrip(b"\0")
     if server is not None:
-        liveness.Watch(_end_with, {}, server)
+        liveness.LivenessWatch(_end_with, {}, server)
         return
     hosts, port = json.loads(where)
     link = liveness.connect(hosts, port, jax.process_index())
     if link is not None:
-        liveness.Watch(_end_with, {0: link})
+        liveness.LivenessWatch(_end_with, {0: link})
 
 
 def _addresses(name: str) -> list[str]:

@@ -11,11 +11,14 @@ from nspo_jax import distributed, models, progress, settings
 from nspo_jax.data import chat
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.models import generation
+from nspo_jax.nullspace import activations
 
-Batch = dict[str, np.ndarray]
+Batch = activations.Batch
 
 
-def encode(run: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]) -> Batch:
+def encode_conversations(
+    run: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]
+) -> Batch:
     """The conversations' `tokens`, `mask` and `answer_mask`: see `data.chat`."""
     tokens, mask, answer_mask = chat_format.encode_conversations(
         [row.prompt for row in rows],

@@ -39,7 +39,7 @@ def connect(hosts: list[str], port: int, process: int) -> socket.socket | None:
             _log.info("process 0 is not at %s:%d: %s", host, port, error)
             continue
         link.settimeout(None)
-        link.sendall(_encode(process))
+        link.sendall(_encode_number(process))
         return link
     _log.warning(
         "process 0 does not answer at %s: a process that dies is noticed by jax.distributed alone, "
@@ -49,7 +49,7 @@ def connect(hosts: list[str], port: int, process: int) -> socket.socket | None:
     return None
 
 
-class Watch:
+class LivenessWatch:
     """Watches connections in a thread.
 
     Args:
@@ -135,12 +135,12 @@ class Watch:
     def _tell(self, number: int) -> None:
         for link in list(self._links):
             try:
-                link.sendall(_encode(number))
+                link.sendall(_encode_number(number))
             except OSError:  # that one died too
                 _log.debug("process %d does not listen any more", self._links.get(link))
 
 
-def _encode(number: int) -> bytes:
+def _encode_number(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 

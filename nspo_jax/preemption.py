@@ -11,7 +11,7 @@ class PreemptedError(Exception):
     """A run was asked to stop and has saved all it did; the same command continues it."""
 
 
-class Watch:
+class PreemptionWatch:
     """Inside `with`, SIGTERM ends nothing: it is noted, and `asked` says so between two steps.
 
     Args:
@@ -24,7 +24,7 @@ class Watch:
         self._noted = False
         self._before = None
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "PreemptionWatch":
         # Python gives signals to the main thread alone: a run in another is not preempted
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)

@@ -29,7 +29,7 @@ def parse(argv: list[str], config_kind: str) -> list[str]:
 
     Args:
       argv: the program and its arguments.
-      config_kind: of `config_files.KINDS`, what --config is to be of.
+      config_kind: of `config_files.CONFIG_KINDS`, what --config is to be of.
 
     Raises:
       MistakeError: in words, what is wrong with it.

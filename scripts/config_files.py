@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 # kind -> a field that the configs of no other kind have, what it is, and what takes it
-KINDS = {
+CONFIG_KINDS = {
     "run": ("rl", "a run, such as configs/tiny.py:nspo", "scripts.train"),
     "sweep": ("arms", "a sweep, such as configs/sweeps/tiny_arms.py", "scripts.sweep"),
 }
@@ -24,7 +24,7 @@ def load(text: str, *, kind: str, said_by: str = "--config") -> ml_collections.C
 
     Args:
       text: as on the command line.
-      kind: of KINDS, what the config is to be of.
+      kind: of CONFIG_KINDS, what the config is to be of.
       said_by: the flag or field that has the text.
 
     Raises:
@@ -68,9 +68,11 @@ def call(
             f"{said_by} is {path!r}, whose get_config returns {type(config).__name__}; expected an "
             "ml_collections.ConfigDict."
         )
-    field, what, _ = KINDS[kind]
+    field, what, _ = CONFIG_KINDS[kind]
     if field not in config:
-        other = [words for name, words in KINDS.items() if name != kind and words[0] in config]
+        other = [
+            words for name, words in CONFIG_KINDS.items() if name != kind and words[0] in config
+        ]
         takes = "".join(f", which {script} takes" for *_, script in other)
         is_of = other[0][1].split(",")[0] if other else "something else"
         raise ValueError(

@@ -63,7 +63,7 @@ def main() -> None:
     how = "with the chat template" if use_chat else "as plain text (no chat template)"
     how += f", which states the date {chat_format.date}" if chat_format.date else ""
     print(f"[{len(given)} prompt{'s' * (len(given) != 1)}, {how}]", file=sys.stderr)
-    prompts = [encode(model_config, chat_format, prompt) for prompt in given]
+    prompts = [encode_prompt(model_config, chat_format, prompt) for prompt in given]
     model_config, params = models.load_model(MODEL.value, dtype=np.dtype(DTYPE.value))
     model_config = dataclasses.replace(model_config, compute_dtype=DTYPE.value)
     for number, (text, encoded) in enumerate(zip(given, prompts, strict=True)):
@@ -91,7 +91,7 @@ def stated_date(chat_format: chat.ChatFormat) -> str | None:
     return DATE.value or chat_format.date or datetime.date.today().isoformat()
 
 
-def encode(
+def encode_prompt(
     model_config: models.ModelConfig, chat_format: chat.ChatFormat, prompt: str
 ) -> chat.Encoded:
     """A prompt [1, length], the length a multiple of LENGTH_STEP where the model allows it.

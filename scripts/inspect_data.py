@@ -28,7 +28,7 @@ EVALUATION = flags.DEFINE_multi_string(
 )
 PROMPT_COLUMN = flags.DEFINE_string("prompt_column", "", "safety_prompts: where the prompts are.")
 CATEGORY_COLUMN = flags.DEFINE_string("category_column", "", "... and their categories, if any.")
-KIND = flags.DEFINE_enum("kind", "harmful", records.KINDS, "... and what they all are.")
+KIND = flags.DEFINE_enum("kind", "harmful", records.PROMPT_KINDS, "... and what they all are.")
 DATA_DIR = launch.define_output("data_dir", "Where prepared datasets live.", default="runs/data")
 
 

@@ -29,9 +29,9 @@ _outputs: list[tuple[flags.FlagHolder, bool]] = []
 def define_config(kind: str = "run") -> flags.FlagHolder:
     """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides.
 
-    `kind`: of `config_files.KINDS`, what the config is of.
+    `kind`: of `config_files.CONFIG_KINDS`, what the config is of.
     """
-    _, what, _ = config_files.KINDS[kind]
+    _, what, _ = config_files.CONFIG_KINDS[kind]
     try:
         holder = config_flags.DEFINE_config_file(
             "config", None, f"Config file of {what}.", lock_config=True

@@ -320,10 +320,10 @@ def test_what_is_heard_of_a_death():
 
         return note
 
-    watch = liveness.Watch(ended(0), {}, server)
+    watch = liveness.LivenessWatch(ended(0), {}, server)
     links = [liveness.connect(["localhost"], server.getsockname()[1], i) for i in (1, 2, 3)]
-    other = liveness.Watch(ended(2), {0: links[1]})
-    leaving = liveness.Watch(ended(2), {0: links[2]})
+    other = liveness.LivenessWatch(ended(2), {0: links[1]})
+    leaving = liveness.LivenessWatch(ended(2), {0: links[2]})
     leaving.goodbye()
     links[2].close()
     links[0].close()

@@ -20,7 +20,7 @@ class Columns:
     Attributes:
       prompt: the column of the prompts.
       category: the column of their categories; "" if there is none.
-      kind: of `records.KINDS`, what the prompts are.
+      kind: of `records.PROMPT_KINDS`, what the prompts are.
       otherwise: only of files that are laid out in no known way.
     """
 
@@ -30,8 +30,10 @@ class Columns:
     otherwise: bool = False
 
     def __post_init__(self):
-        if self.kind not in records.KINDS:
-            raise ValueError(f"The kind is {self.kind!r}; expected {', '.join(records.KINDS)}.")
+        if self.kind not in records.PROMPT_KINDS:
+            raise ValueError(
+                f"The kind is {self.kind!r}; expected {', '.join(records.PROMPT_KINDS)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ BEAVERTAILS_CATEGORIES = (
     "violence,aiding_and_abetting,incitement",
 )
 LETTERS = "ABCDE"
-KINDS = ("harmful", "borderline", "general")
+PROMPT_KINDS = ("harmful", "borderline", "general")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class SafetyPrompt:
     Attributes:
       request: the prompt as published.
       context: HarmBench's text that a contextual behaviour is about; else "".
-      kind: of KINDS; XSTest's safe prompts are borderline: they look harmful.
+      kind: of PROMPT_KINDS; XSTest's safe prompts are borderline: they look harmful.
       target: AdvBench's opening of a complying answer; else "".
       source: advbench, harmbench, jailbreakbench, strongreject, xstest or custom.
       category: as published: HarmBench's SemanticCategory, XSTest's type; "" of AdvBench.

@@ -13,7 +13,7 @@ class TextStream:
     words), and those after it.
 
     Args:
-      form: of the model that speaks.
+      chat_format: of the model that speaks.
       prompt: int32 [tokens], what it answers. Plain text is decoded behind it: alone, it would lose
         a leading blank.
     """

@@ -18,6 +18,7 @@ from nspo_jax.models.flops import flops_per_token
 from nspo_jax.models.heads import logits, map_positions, scores, values, with_scalar_head
 from nspo_jax.models.hf import BASE as DELTA_BASE
 from nspo_jax.models.hf import (
+    Shardings,
     fingerprint,
     load_config,
     load_model,
@@ -49,6 +50,7 @@ from nspo_jax.models.transformer import (
 )
 
 __all__ = [
+    "Shardings",
     "DELTA_BASE",
     "FAMILIES",
     "PRESETS",

@@ -140,18 +140,20 @@ class Attention(nnx.Module):
         """
         batch, time, _, size = q.shape
         grouped = q.reshape(batch, time, self.kv_heads, -1, size)  # [.., kv_heads, group, head_dim]
-        scores = self._scores(grouped, k, context.mask)  # [batch, kv_heads, group, time, time]
+        scores = self._attention_scores(
+            grouped, k, context.mask
+        )  # [batch, kv_heads, group, time, time]
         if past is None:
             mixed = _mix(jax.nn.softmax(scores, axis=-1), v)
         else:
             keys, values = past
-            old = self._scores(grouped, keys, context.past_mask)
+            old = self._attention_scores(grouped, keys, context.past_mask)
             weights = jax.nn.softmax(jnp.concatenate([old, scores], axis=-1), axis=-1)
             slots = keys.shape[1]
             mixed = _mix(weights[..., :slots], values) + _mix(weights[..., slots:], v)
         return mixed.astype(q.dtype)
 
-    def _scores(self, q, k, mask):
+    def _attention_scores(self, q, k, mask):
         """Masked attention scores, float32 [batch, kv_heads, group, time, key]."""
         scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
         scores = layers.softcap(scores * self.scale, self.softcap)

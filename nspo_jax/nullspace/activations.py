@@ -15,10 +15,10 @@ import numpy as np
 
 from nspo_jax import models, sharding
 
-Batch = dict[str, np.ndarray]  # "tokens" int32 [batch, time], "mask" bool [batch, time]
+Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 # (site, inputs float32 [batch * time, in], batch, extra) -> any pytree of arrays, reduced over
 # tokens; compiled with the layer, once for each such function.
-Observe = Callable[[str, jax.Array, dict[str, jax.Array], Any], Any]
+ObserveBatch = Callable[[str, jax.Array, dict[str, jax.Array], Any], Any]
 # (what was folded so far, None at first; site -> what `observe` gave for one batch) -> the same
 Fold = Callable[[Any, dict[str, Any]], Any]
 
@@ -46,7 +46,7 @@ class Activations:
         self._next = 0
 
     def run_layer(
-        self, observe: Observe | None = None, fold: Fold | None = None, extra: Any = None
+        self, observe: ObserveBatch | None = None, fold: Fold | None = None, extra: Any = None
     ) -> Any:
         """Runs the next layer on every batch.
 
@@ -72,7 +72,7 @@ class Activations:
         self._next += 1
         return total
 
-    def run_head(self, observe: Observe, fold: Fold, extra: Any = None) -> Any:
+    def run_head(self, observe: ObserveBatch, fold: Fold, extra: Any = None) -> Any:
         """The same for the head's input, after the last layer."""
         norm, total = self._source.part("norm"), None
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
@@ -98,7 +98,9 @@ class Activations:
         return sharding.shard_batch(self._mesh, padded)
 
 
-def lower_layer(model_config: models.ModelConfig, mesh, observe: Observe, layer, hidden, batch):
+def lower_layer(
+    model_config: models.ModelConfig, mesh, observe: ObserveBatch, layer, hidden, batch
+):
     """The program of one layer on one batch, for abstract arrays: `jax.stages.Lowered`."""
     window = model_config.windows[0] if model_config.windows else 0
     return _run_layer(mesh).lower(model_config, observe, layer, window, hidden, batch, None)

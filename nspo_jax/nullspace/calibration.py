@@ -15,12 +15,11 @@ import jax
 import numpy as np
 
 from nspo_jax import distributed, models, progress
+from nspo_jax.nullspace import activations, projection, rank_rules, special_sites, splits
 from nspo_jax.nullspace import moments as moments_lib
-from nspo_jax.nullspace import projection, rank_rules, special_sites, splits
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
-Batch = moments_lib.Batch
 STATISTICS = ("inputs", "gradients")
 # A rule that protects no more than this of a site's directions, where one of them holds more than
 # this of the energy, has been decided by that one.
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 def calibrate(
     model_config: models.ModelConfig,
     params: Any,
-    batches: Iterable[Batch],
+    batches: Iterable[activations.Batch],
     *,
     rank_rule: str | rank_rules.RankRule | rank_rules.RankRules = "energy(0.05)",
     statistics: str = "inputs",
@@ -117,7 +116,7 @@ def calibrate(
 def preview(
     model_config: models.ModelConfig,
     params: Any,
-    batches: Iterable[Batch],
+    batches: Iterable[activations.Batch],
     candidates: Sequence[str | rank_rules.RankRule | rank_rules.RankRules],
     *,
     statistics: str = "inputs",
@@ -220,7 +219,7 @@ def _source(model_config: models.ModelConfig, params: Any) -> models.LayerSource
 def _progress(
     model_config: models.ModelConfig,
     source: models.LayerSource,
-    batches: list[Batch],
+    batches: list[activations.Batch],
     statistics: str,
     first_token: str,
     mesh: jax.sharding.Mesh | None,

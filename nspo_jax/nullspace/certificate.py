@@ -26,12 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax import distributed, models
-from nspo_jax.nullspace import activations, projection
+from nspo_jax.nullspace import activations, eigen, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace.drift import drift
-
-Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def certify(
@@ -39,8 +36,8 @@ def certify(
     base: Any,
     policy: Any,
     projectors: projectors_lib.Projectors,
-    calibration: Iterable[Batch],
-    held_out: Iterable[Batch],
+    calibration: Iterable[activations.Batch],
+    held_out: Iterable[activations.Batch],
     mesh: jax.sharding.Mesh | None = None,
     *,
     change: Any = None,
@@ -150,7 +147,7 @@ def _observe(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: Any):
     x = jnp.where(batch["mask"].reshape(-1, 1), x, 0.0)
 
     def energy(matrix):
-        out = jnp.einsum("ti,io->to", x, matrix, precision=HIGHEST)
+        out = jnp.einsum("ti,io->to", x, matrix, precision=eigen.HIGHEST)
         return jnp.sum(out * out)
 
     outputs = {
@@ -177,7 +174,7 @@ def _measure(config, run, sites, weights, layer) -> dict[str, Any]:
     return run.run_head(_observe, _fold, extra) if dense else {}
 
 
-def _measure_rows(name, site, weights, batches: list[Batch]) -> dict[str, Any]:
+def _measure_rows(name, site, weights, batches: list[activations.Batch]) -> dict[str, Any]:
     """The same of an embedding's rows, whose inputs are one-hot."""
     tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
     counts = np.bincount(tokens, minlength=site.size).astype(np.float64)

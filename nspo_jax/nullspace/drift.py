@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nspo_jax import distributed, models
+from nspo_jax.nullspace import activations
 
-Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 _MEANS = ("kl", "loss", "top1_agreement")
 
 
@@ -25,7 +24,9 @@ class Reference:
       batches: the text.
     """
 
-    def __init__(self, model_config: models.ModelConfig, base: Any, batches: Iterable[Batch]):
+    def __init__(
+        self, model_config: models.ModelConfig, base: Any, batches: Iterable[activations.Batch]
+    ):
         self._model_config, self._batches = model_config, list(batches)
         name = "embed" if model_config.tie_embeddings else "head"
         # a copy: the base's own may be donated to a training step; in the dtype of its products
@@ -55,7 +56,7 @@ class Reference:
 
 
 def drift(
-    model_config: models.ModelConfig, base: Any, policy: Any, batches: Iterable[Batch]
+    model_config: models.ModelConfig, base: Any, policy: Any, batches: Iterable[activations.Batch]
 ) -> dict[str, float]:
     """How far the policy's next-token distributions are from the base model's.
 

@@ -18,8 +18,6 @@ import numpy as np
 from nspo_jax import distributed, models
 from nspo_jax.nullspace import activations, eigen, projection
 
-Batch = activations.Batch
-HIGHEST = jax.lax.Precision.HIGHEST
 FIRST_TOKENS = ("keep", "drop", "separate")
 
 
@@ -100,7 +98,7 @@ class Moment:
 
 def layer_moments(
     source: models.LayerSource,
-    batches: Iterable[Batch],
+    batches: Iterable[activations.Batch],
     *,
     first_token: str = "keep",
     done: frozenset[int] = frozenset(),
@@ -154,7 +152,7 @@ def layer_moments(
 
 
 def gradient_moments(
-    model_config: models.ModelConfig, params: Any, batches: Iterable[Batch]
+    model_config: models.ModelConfig, params: Any, batches: Iterable[activations.Batch]
 ) -> Iterator[dict[str, Moment]]:
     """The moments of general-task gradients: `C = sum(G G^T) / batches` of each site.
 
@@ -202,7 +200,7 @@ def gradient_moments(
 
 
 def second_moments(
-    model_config: models.ModelConfig, params: Any, batches: Iterable[Batch]
+    model_config: models.ModelConfig, params: Any, batches: Iterable[activations.Batch]
 ) -> dict[str, np.ndarray]:
     """The second moments of every input site at once, for a model that is small enough.
 
@@ -225,7 +223,7 @@ def second_moments(
 def _square(x: jax.Array, mask: jax.Array) -> jax.Array:
     """The sum of x^T x over a mask's tokens, float32 [in, in], of x [batch * time, in]."""
     x = jnp.where(mask.reshape(-1, 1), x, 0.0)
-    return jnp.einsum("ti,tj->ij", x, x, precision=HIGHEST)
+    return jnp.einsum("ti,tj->ij", x, x, precision=eigen.HIGHEST)
 
 
 def _observe_all(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: Any):
@@ -245,7 +243,7 @@ def _observe_apart(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: 
     return {**_observe_rest(site, x, batch, extra), "first": first}
 
 
-OBSERVE: dict[str, activations.Observe] = dict(
+OBSERVE: dict[str, activations.ObserveBatch] = dict(
     zip(FIRST_TOKENS, (_observe_all, _observe_rest, _observe_apart), strict=True)
 )
 
@@ -300,7 +298,9 @@ def _gradient_squares(model_config: models.ModelConfig, params: Any, batch: dict
     gradients = projection.leaves_by_path(jax.grad(loss)(params))
     return {
         site: sum(
-            jnp.einsum("...io,...jo->...ij", gradients[path], gradients[path], precision=HIGHEST)
+            jnp.einsum(
+                "...io,...jo->...ij", gradients[path], gradients[path], precision=eigen.HIGHEST
+            )
             for path in paths
         )
         for site, paths in models.input_sites(model_config).items()
@@ -328,7 +328,7 @@ class _Firsts(NamedTuple):
     counts: np.ndarray
 
 
-def _first_tokens(batches: list[Batch]) -> _Firsts:
+def _first_tokens(batches: list[activations.Batch]) -> _Firsts:
     places: dict[int, tuple[int, int]] = {}
     counts: dict[int, int] = {}
     for index, batch in enumerate(batches):

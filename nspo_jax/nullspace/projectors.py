@@ -4,7 +4,6 @@ On disk: a directory with `projectors.safetensors` (bases, ranks, spectra) and `
 (kernels, sides, provenance). Both are readable without JAX.
 """
 
-from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
@@ -20,7 +19,6 @@ from nspo_jax.nullspace import projection
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
 # From the tree {"bases": {site: array}} to a tree of shardings.
-Shardings = Callable[[Any], Any]
 FORMAT = 2
 TARGETS = ("attention", "mlp", "head", "embed")
 # What of a model's config says how its kernels are laid out: another number of heads may have the
@@ -88,7 +86,7 @@ class Projectors:
         provenance = {**self.provenance, "randomized": seed}
         return dataclasses.replace(self, sites=sites, provenance=provenance)
 
-    def place(self, shardings: Shardings) -> "Projectors":
+    def place(self, shardings: models.Shardings) -> "Projectors":
         """Copies the bases to the devices, each the part that it needs; see `load_projectors`."""
         bases = {name: site.basis for name, site in self.sites.items()}
         bases = distributed.put(bases, shardings({"bases": bases})["bases"])
@@ -170,7 +168,7 @@ _FILES = ("projectors.safetensors", "projectors.json")
 
 
 def load_projectors(
-    directory: str | pathlib.Path, shardings: Shardings | None = None
+    directory: str | pathlib.Path, shardings: models.Shardings | None = None
 ) -> Projectors:
     """Reads what `Projectors.save` wrote.
 
@@ -219,7 +217,7 @@ def load_projectors(
     return Projectors(sites, spectra, document["provenance"])
 
 
-def _load_bases(file: Any, names: list[str], shardings: Shardings | None) -> dict[str, Any]:
+def _load_bases(file: Any, names: list[str], shardings: models.Shardings | None) -> dict[str, Any]:
     if shardings is None:
         return {name: file.get_tensor(f"{name}.basis") for name in names}
     slices = {name: file.get_slice(f"{name}.basis") for name in names}

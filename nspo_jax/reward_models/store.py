@@ -105,7 +105,7 @@ def train_model(
         held_out=held_out,
     )
     base.release()
-    scores = training.score(model_config, params, held_out, base.mesh, options.batch_size)
+    scores = training.score_responses(model_config, params, held_out, base.mesh, options.batch_size)
     if distributed.is_primary():
         directory.parent.mkdir(parents=True, exist_ok=True)
         predicted, observed = training.probabilities(scores, held_out, objective)

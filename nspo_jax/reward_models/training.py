@@ -223,7 +223,7 @@ def train(
                 )
             line = {"epoch": epoch, "loss": mean}
             if held_out is not None:
-                scores = score(model_config, params, held_out, mesh, batch_size)
+                scores = score_responses(model_config, params, held_out, mesh, batch_size)
                 measured = agreement(scores, held_out, objective)._asdict()
                 line |= {f"held_out_{k}": v for k, v in measured.items() if not np.isnan(v)}
                 progress.set_postfix(accuracy=f"{measured['pair_accuracy']:.3f}")
@@ -231,7 +231,7 @@ def train(
     return model_config, params, report
 
 
-def score(
+def score_responses(
     model_config: models.ModelConfig,
     params: Any,
     pairs: PairArrays,

@@ -116,7 +116,9 @@ class GuardPrompt:
                 )
         self.lead, self.safe_id, self.unsafe_id = self._parting(verdict_prefix)
 
-    def encode(self, request: str, answer: str, length: int) -> tuple[list[int], bool, bool]:
+    def encode_exchange(
+        self, request: str, answer: str, length: int
+    ) -> tuple[list[int], bool, bool]:
         """The ids up to the verdict, at most `length`, whether the answer was cut, and if it fits.
 
         What the request and the answer say is text: a token or a mark of the prompt that is spelled
@@ -253,7 +255,7 @@ class Guard:
         """
         reward.check_rows(conversations, completions)
         found = [
-            self.verdicts.encode(row.prompt, text, self._max_length)
+            self.verdicts.encode_exchange(row.prompt, text, self._max_length)
             for row, text in zip(conversations, completions, strict=True)
         ]
         rows = batched.pad_rows([ids for ids, _, _ in found], self._max_length)
@@ -296,7 +298,7 @@ def check_verdicts(
             "longest text that it was made for."
         )
     model_files.check_rows(tokenizer, model_config.vocab_size, "the guard's directory")
-    if not verdicts.encode("", "", max_length)[2]:
+    if not verdicts.encode_exchange("", "", max_length)[2]:
         raise ValueError(
             f"The guard's max_length is {max_length}, and its prompt alone, without a "
             "conversation, is longer: raise it."

@@ -12,7 +12,7 @@ import numpy as np
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import reward
 
-KINDS = ("all", "harmful", "benign")
+AUDIENCES = ("all", "harmful", "benign")
 NORMALISATIONS = ("none", "batch", "group")
 FAILURES = ("raise", "drop_group", "neutral")
 _TERM = re.compile(r"(?P<name>[\w.]+(:\w+)?)(@(?P<kinds>\w+))?(=(?P<weight>[^=]+))?")
@@ -28,7 +28,7 @@ class TermSpec:
 
     Attributes:
       name: of the reward.
-      kinds: of KINDS, the prompts whose completions it judges.
+      kinds: of AUDIENCES, the prompts whose completions it judges.
       steps, weights: the weight at some steps; between them it is linear, outside constant.
     """
 
@@ -63,8 +63,8 @@ def _parse_term(part: str) -> TermSpec:
             "NAME may be MODULE:CLASS of your own, joined by +."
         )
     kinds = match["kinds"] or "all"
-    if kinds not in KINDS:
-        raise ValueError(f"rewards.terms has {part!r}: kinds are {', '.join(KINDS)}.")
+    if kinds not in AUDIENCES:
+        raise ValueError(f"rewards.terms has {part!r}: kinds are {', '.join(AUDIENCES)}.")
     try:
         points = [point.split(":") for point in (match["weight"] or "1").split(",")]
         points = [["0", *point] if len(point) == 1 else point for point in points]

@@ -21,7 +21,7 @@ class ModelReward:
 
     Args:
       directory: a Hugging Face directory of a one-label sequence classifier.
-      form: how its conversations become tokens: with its own tokenizer, as in its training.
+      chat_format: how its conversations become tokens: with its own tokenizer, as in its training.
       mesh: where it runs.
       is_cost: whether a high score is bad.
       prompt_length: tokens of a prompt; there is no verdict (NaN) on what answers a longer one.

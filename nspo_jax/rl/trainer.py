@@ -176,7 +176,7 @@ def _run(
         contextlib.closing(writer),
         contextlib.closing(profiler),
         progress,
-        preemption.Watch(source.hurry) as watch,
+        preemption.PreemptionWatch(source.hurry) as watch,
     ):
         scores = evaluate(state, shown=step == 0)
         while step < rl.steps and not stops_early(scores):

@@ -46,7 +46,7 @@ class Source:
 class Lengths:
     """The blocks that texts must fit, in tokens of a chat format."""
 
-    form: chat.ChatFormat
+    chat_format: chat.ChatFormat
     prompt: int
     answer: int
 
@@ -162,12 +162,12 @@ def _fitting(
     lengths: Lengths, rows: list[Conversation], name: str, *, answers: bool = False
 ) -> list[Conversation]:
     """The rows whose prompt fits and, in a chat, if asked for, whose answer does: it is not cut."""
-    form = lengths.form
+    chat_format = lengths.chat_format
     if not rows:
         return rows
-    fits = form.prompt_lengths([row.prompt for row in rows]) <= lengths.prompt
-    if answers and form.chat:
-        fits &= form.answer_lengths([row.answer for row in rows]) <= lengths.answer
+    fits = chat_format.prompt_lengths([row.prompt for row in rows]) <= lengths.prompt
+    if answers and chat_format.chat:
+        fits &= chat_format.answer_lengths([row.answer for row in rows]) <= lengths.answer
     if not fits.all():
         _log.warning(
             "%s: %d of %d left out, longer than data.prompt_length=%d%s", name, (~fits).sum(),

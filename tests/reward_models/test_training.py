@@ -235,7 +235,7 @@ def test_a_model_is_asked_as_it_was_trained(config, opened):
         form = dataclasses.replace(base.chat_format, chat=changed.data.chat)
         encoded = training.encode_pairs(form, pairs, "cost", 14, 9)
         model, params = models.load_model(store.model_directory(config, "cost"))
-        trained = training.score(model, params, encoded, base.mesh, 8)
+        trained = training.score_responses(model, params, encoded, base.mesh, 8)
         asked = terms.open_rewards(changed, base).start(rows, [p.responses[0] for p in pairs])
         scores = asked.result()["cost_model"].details["score"]
         np.testing.assert_allclose(scores, trained[:, 0], atol=1e-5)
@@ -255,7 +255,9 @@ def test_scores_do_not_hang_on_the_batch(config, opened):
     directory = store.model_directory(config, "cost")
     model, params = models.load_model(directory)
     pairs = training.encode_pairs(base.chat_format, pairs_lib.world_pairs(0)[:11], "cost", 14, 10)
-    one, many = (training.score(model, params, pairs, base.mesh, size) for size in (1, 16))
+    one, many = (
+        training.score_responses(model, params, pairs, base.mesh, size) for size in (1, 16)
+    )
     np.testing.assert_allclose(one, many, atol=1e-5)
     assert one.shape == (11, 2)
     with pytest.raises(ValueError, match="batch_size is 64, but there are 11 pairs"):

@@ -64,19 +64,19 @@ class PairBatches:
                 )
             digest.update(json.dumps(ranked).encode())
             before, total = total, total + count * run.rl.samples
-            parts.append((self._encode(run, base, ranked), total // 2 - before // 2))
+            parts.append((self._encode_pairs(run, base, ranked), total // 2 - before // 2))
         self._digest = digest.hexdigest()[:16]
         self._pairs = iterator.MixedBatches(parts, run.rl_seed)
 
     @staticmethod
-    def _encode(config, base, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
+    def _encode_pairs(run, base, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
         """name -> array [pairs, 2, ...], the chosen answer first."""
-        length = config.data.prompt_length
+        length = run.data.prompt_length
         rows = base.chat_format.encode_conversations(
             [prompt for prompt, *answers in ranked for _ in answers],
             [answer for _, *answers in ranked for answer in answers],
             length,
-            config.data.completion_length,
+            run.data.completion_length,
             cut=True,  # as a rollout is
         )
         tokens, mask = (array.reshape(len(ranked), 2, -1) for array in (rows.tokens, rows.mask))

@@ -24,12 +24,11 @@ import optax
 
 from nspo_jax import base_model, distributed, models, rewards, settings, sharding
 from nspo_jax.data import chat
-from nspo_jax.reward_models import store
+from nspo_jax.reward_models import store, training
 from nspo_jax.rl import advantages, batches, losses, terms, train_step
 from nspo_jax.rl.algorithms import policy_gradient
 
 FIELDS = tuple(name for name in settings.FIELDS if name.startswith("lagrangian."))
-OBJECTIVES = ("reward", "cost")
 # Of the value loss, as Safe RLHF has it. It acts where a critic learns a row twice, which none does
 # here: its values are those of the critic that the step begins with.
 VALUE_CLIP = 5.0
@@ -139,7 +138,7 @@ def token_advantages(
       gae_lambda: see `advantages.generalised_advantages`.
     """
     found, returns = {}, {}
-    for name, outcome in zip(OBJECTIVES, (rewards, costs), strict=True):
+    for name, outcome in zip(training.OBJECTIVES, (rewards, costs), strict=True):
         found[name], returns[name] = advantages.generalised_advantages(
             outcome, values[name], mask, gamma=1.0, lam=gae_lambda
         )
@@ -171,7 +170,7 @@ def critic_models(run: settings.Run, policy: models.ModelConfig) -> dict[str, mo
     """
     options = {"compute_dtype": run.model.compute_dtype, "remat": run.model.remat}
     found = {}
-    for name in OBJECTIVES:
+    for name in training.OBJECTIVES:
         directory = store.model_directory(run, name)
         named = settings.get(run, f"rewards.{name}_model")
         there = named or directory.exists()
@@ -201,7 +200,7 @@ def init_critics(run: settings.Run, base: base_model.BaseModel) -> Critics:
       ValueError: for a model with another tokenizer than the policy's: a critic reads its tokens.
     """
     params = {}
-    for name in OBJECTIVES:
+    for name in training.OBJECTIVES:
         directory = store.model_directory(run, name)
         if chat.load_tokenizer(directory).get_vocab() != base.chat_format.tokenizer.get_vocab():
             raise ValueError(
@@ -264,7 +263,7 @@ def make_step(
                 values[name], rows.values[name], rows.returns[name], rows.completion_mask,
                 clip=VALUE_CLIP,
             )
-            for name in OBJECTIVES
+            for name in training.OBJECTIVES
         }  # fmt: skip
         return sum(found.values()), found
 
@@ -308,7 +307,7 @@ def make_step(
             "mean_cost": cost,
             **{
                 f"{name}_explained_variance": explained_variance(values[name], returns[name], mask)
-                for name in OBJECTIVES
+                for name in training.OBJECTIVES
             },
         }
         critics = Critics(params, opt_state, log_multiplier)
@@ -389,7 +388,7 @@ class PPOLagrangian:
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[Critics, tuple[str, ...]]:
         """Shapes and dtypes of the critics, and what was assumed of them, in words."""
         found, assumed = terms.abstract_models(self._run, model_config)
-        params = {name: found[f"{name}_model"] for name in OBJECTIVES}
+        params = {name: found[f"{name}_model"] for name in training.OBJECTIVES}
         state = jax.eval_shape(critic_optimizer(self._run).init, params)
         return Critics(params, state, jax.eval_shape(lambda: jnp.float32(0.0))), assumed
 

@@ -40,7 +40,7 @@ def pretrain_base(run: settings.Run, path: pathlib.Path) -> None:
     general_text.check_lengths(run, model_config)
     params = pretraining.pretrain(
         model_config,
-        general_text.encode(run, chat_format, rows),
+        general_text.encode_conversations(run, chat_format, rows),
         prompt_length=run.data.prompt_length,
         steps=run.pretraining.steps,
         batch_size=run.pretraining.batch_size,
