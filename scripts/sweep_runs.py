@@ -23,14 +23,14 @@ class Run:
     Attributes:
       name: its arm and grid point, shared by its seeds: a row of the table.
       seed: its seed.
-      config: its whole config.
+      settings: its whole config.
       directory: its workdir.
       command: the command that runs it, anywhere.
     """
 
     name: str
     seed: int
-    config: settings.Run
+    settings: settings.Run
     directory: pathlib.Path
     command: tuple[str, ...]
 

@@ -93,3 +93,8 @@ def test_what_the_rows_read_others_refuse(added, tmp_path):
     checks.check_config(run)
     with pytest.raises(ValueError, match="only task=safety or task=riddles reads it"):
         checks.check_config(settings.replace(run, {"task": "chat_world"}))
+
+
+def test_a_term_that_is_no_row_is_named_with_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="has 'rulez'; expected NAME.* of rules, over_refusal, .*"):
+        terms.parse("rules+rulez@harmful")

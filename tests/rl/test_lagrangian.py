@@ -128,7 +128,7 @@ def test_advantages_are_their_definition_whatever_stands_at_padding():
     for row, length in enumerate(lengths):
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # noqa: E731
         close(found.advantages[row, :length], expected[row])
-        for name in ppo_lagrangian.OBJECTIVES:
+        for name in ppo_lagrangian.training.OBJECTIVES:
             close(found.returns[name][row, :length], returns[name][row])
 
 
@@ -158,7 +158,7 @@ def test_critics_begin_as_the_reward_and_the_cost_model(finished, monkeypatch):
     config = micro(finished[0], **PPO)
     base = base_model.open_base(config, sharding.make_mesh())
     critics = ppo_lagrangian.init_critics(config, base)
-    for name in ppo_lagrangian.OBJECTIVES:
+    for name in ppo_lagrangian.training.OBJECTIVES:
         _, params = models.load_model(finished[0] / "seed_0" / f"{name}_model")
         jax.tree.map(np.testing.assert_array_equal, critics.params[name], params)
     other = types.SimpleNamespace(get_vocab=lambda: {"another": 0})
