@@ -66,15 +66,30 @@ def commands(page: pathlib.Path) -> list[tuple[str, list[str]]]:
 COMMANDS = [(page.name, *command) for page in PAGES for command in commands(page)]
 
 
+SCRIPT = "python -m scripts."
+README = [  # (script, arguments): they read the whole command line, config included, and stop
+    (name, [*arguments, "--only_check_args"])
+    for line in shell_lines(ROOT / "README.md") if line.startswith(SCRIPT)
+    for name, *arguments in [shlex.split(line.removeprefix(SCRIPT))]
+]  # fmt: skip
+WRONG = [("train", [*README[0][1], "--config.rl.stepz=3"]), ("certify", ["--fail_abov=x"])]
+
+
 @pytest.fixture(scope="module")
-def flags_of():
+def answers():
+    """What scripts say to --help, in the order of their names, and to README and WRONG."""
+    names = sorted({name for _, name, _ in COMMANDS})
+    return command_lines.run([*((name, ["--help"]) for name in names), *README, *WRONG])
+
+
+@pytest.fixture(scope="module")
+def flags_of(answers):
     """Script -> the names of its flags, as its --help lists them."""
     names = sorted({name for _, name, _ in COMMANDS})
-    answers = command_lines.run([(name, ["--help"]) for name in names])
-    assert all(answer.code == 0 for answer in answers)
+    assert all(answer.code == 0 for answer in answers[: len(names)])
     return {
         name: set(re.findall(r"^  (?:-\w,)?--(?:\[no\])?(\w+)", answer.out, re.MULTILINE))
-        for name, answer in zip(names, answers, strict=True)
+        for name, answer in zip(names, answers, strict=False)
     }
 
 
@@ -176,18 +191,13 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
         assert np.abs(updates["w"][:2]).max() == 0 and np.all(updates["w"][2] < 0)
 
 
-def test_the_shell_of_the_readme_parses():
-    """Its scripts read their whole command lines, configs and overrides included, and stop."""
-    lines = shell_lines(ROOT / "README.md")
-    start = "python -m scripts."
-    scripts = [shlex.split(line.removeprefix(start)) for line in lines if line.startswith(start)]
-    asked = [(name, [*arguments, "--only_check_args"]) for name, *arguments in scripts]
-    wrong = ("train", [*asked[0][1], "--config.rl.stepz=3"]), ("certify", ["--fail_abov=x"])
-    *answers, one, two = command_lines.run([*asked, *wrong])
-    assert len(answers) >= 9 and one.code != 0 and two.code != 0
-    assert not [(a, b.err) for a, b in zip(asked, answers, strict=True) if b.code or b.out]
+def test_the_shell_of_the_readme_parses(answers):
+    *parsed, one, two = answers[-len(README + WRONG) :]
+    assert len(README) >= 9 and one.code != 0 and two.code != 0
+    assert not [(a, b.err) for a, b in zip(README, parsed, strict=True) if b.code or b.out]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for line in (line for line in lines if not line.startswith(start)):
+    lines = [line for line in shell_lines(ROOT / "README.md") if not line.startswith(SCRIPT)]
+    for line in lines:
         if line.startswith("./"):
             assert os.access(ROOT / shlex.split(line)[0], os.X_OK), line
         elif extra := re.fullmatch(r'pip install -e "\.\[(\w+)\]"', line):
