@@ -45,4 +45,4 @@ def test_the_other_examples_run_in_their_module(example):
 
 def test_there_are_examples_to_run():
     assert len(nspo_jax.__all__) > 10 and len(PUBLIC) == len(nspo_jax.__all__)
-    assert "nspo_jax.nullspace.projection.Site.dense_projector" in {e.name for e in OTHERS}
+    assert "nspo_jax.nullspace.coordinates.nearest_basis" in {e.name for e in OTHERS}

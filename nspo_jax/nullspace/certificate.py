@@ -69,8 +69,6 @@ def certify(
       ValueError: if the projectors belong to another base model.
 
     Examples:
-      A change that was projected and one that was not:
-
       >>> import jax, numpy as np, optax
       >>> import nspo_jax
       >>> from nspo_jax import models
@@ -87,7 +85,7 @@ def certify(
       >>> change = jax.tree.map(lambda a, b: 0.1 * (a - b), other, base)
       >>> projection = nspo_jax.null_space_projection(projectors)
       >>> kept, _ = projection.update(change, projection.init(base))
-      >>> for each in (kept, change):
+      >>> for each in (kept, change):  # what was projected, and what was not
       ...     policy = optax.apply_updates(base, each)
       ...     report = nspo_jax.certify(config, base, policy, projectors, text, text)
       ...     print(report["protected_share"] < 1e-5)

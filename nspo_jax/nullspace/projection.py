@@ -62,6 +62,8 @@ class Site:
       >>> site = nspo_jax.Site(("dense/kernel",), basis, "protected", np.int32(1))
       >>> site.project(np.ones((3, 2), np.float32)).tolist()
       [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+      >>> site.dense_projector().diagonal().tolist()
+      [0.0, 1.0, 1.0]
     """
 
     kernels: tuple[str, ...]
@@ -142,11 +144,6 @@ class Site:
 
         It has in^2 numbers a layer, where the basis has `in` times its columns; `project` is the
         same product without it.
-
-        Examples:
-          >>> site = Site(("w",), np.eye(3, dtype=np.float32)[:, :1], PROTECTED, np.int32(1))
-          >>> site.dense_projector().diagonal().tolist()
-          [0.0, 1.0, 1.0]
         """
         eye = jnp.broadcast_to(jnp.eye(self.size), (*self.basis.shape[:-2], self.size, self.size))
         return np.asarray(self.project(eye))
@@ -254,15 +251,12 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
       ValueError: at `init`, if a projector matches no parameter or its size differs.
 
     Examples:
-      What the layer says of a protected input stays, and the weights learn elsewhere:
-
       >>> import jax.numpy as jnp, numpy as np, optax
       >>> import nspo_jax
       >>> seen = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
       >>> site = nspo_jax.site_from_moment(("w",), seen.T @ seen, "fixed(2)")
-      >>> optimizer = optax.chain(
-      ...     optax.adamw(0.1), nspo_jax.null_space_projection({"input": site})
-      ... )
+      >>> last = nspo_jax.null_space_projection({"input": site})
+      >>> optimizer = optax.chain(optax.adamw(0.1), last)
       >>> params = {"w": jnp.ones((3, 2))}
       >>> updates, _ = optimizer.update({"w": jnp.ones((3, 2))}, optimizer.init(params), params)
       >>> float(jnp.abs(seen @ updates["w"]).max()) < 1e-6, bool(jnp.all(updates["w"][2] < -0.09))
