@@ -1,9 +1,9 @@
-"""Metrics: JSON lines always, TensorBoard beside them; how long phases take, and traces of them.
+"""Metrics: JSON lines and TensorBoard always, Weights & Biases if asked; phases' seconds; traces.
 
 What is under "speed/" depends on the machine; all else on the config alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import logging
@@ -11,11 +11,12 @@ import math
 import numbers
 import pathlib
 import time
+from typing import Any
 
 import jax
 import tensorboardX
 
-from nspo_jax import distributed, files
+from nspo_jax import distributed, files, wandb_run
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +26,25 @@ class MetricsWriter:
 
     Opened at a step, it drops lines of later steps: a resumed run repeats them. Of several
     processes the first writes, and in the others it does nothing.
+
+    Args:
+      directory: the run's.
+      step: where the run begins or resumes.
+      wandb_project: the project at Weights & Biases that gets a copy; "": none.
+      config: flat names -> values, shown there beside the metrics.
+
+    Raises:
+      ModuleNotFoundError: for a project without the library wandb.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, step: int = 0):
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        step: int = 0,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
         directory = pathlib.Path(directory)
         self._active = distributed.is_primary()
         if not self._active:
@@ -43,6 +60,9 @@ class MetricsWriter:
         self._events = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=step + 1 if step else None
         )
+        self._wandb = None
+        if wandb_project:
+            self._wandb = wandb_run.WandbRun(directory, wandb_project, config or {}, step=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line.
@@ -55,16 +75,20 @@ class MetricsWriter:
         if odd := {k: v for k, v in values.items() if not isinstance(v, numbers.Real)}:
             raise TypeError(f"Metrics are numbers, with flat names; step {step} has {odd}.")
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for name, value in finite.items():
+            self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, finite)
 
     def close(self) -> None:
-        """Flushes both files."""
+        """Flushes both files, and ends the copy."""
         if not self._active:
             return
         self._file.close()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 class Stopwatch:

@@ -117,8 +117,8 @@ def check_directory(path: str | pathlib.Path, name: str) -> None:
         )
 
 
-# Where things are and how long they may take: what a run learns does not hang on them.
-_OPERATIONAL = {"workspace"} | {
+# Where things are and go, and how long they may take: what a run learns does not hang on them.
+_OPERATIONAL = {"workspace", "metrics.wandb_project"} | {
     f"rewards.judge.{name}"
     for name in ("url", "api_key_env", "concurrency", "timeout", "retries", "down_after", "budget")
 }

@@ -1,15 +1,19 @@
 """README.md and docs/ say what is there: links, files, commands, fields, names and snippets."""
 
 import importlib
+import os
 import pathlib
 import re
 import shlex
+import tomllib
 
+import numpy as np
 import pytest
 
 from configs import default
 import nspo_jax
 from nspo_jax import settings
+from nspo_jax.nullspace import spectrum
 from nspo_jax.rl import ranges
 from scripts import document_config
 from tests import command_lines
@@ -29,6 +33,12 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
     pattern = rf"^( *)```{language}\n(.*?)^\1```"
     found = re.finditer(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{match[1]}", "", match[2], flags=re.MULTILINE) for match in found]
+
+
+def shell_lines(page: pathlib.Path) -> list[str]:
+    """The commands of a page's shell blocks, one a line, without comments."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines) if line]
 
 
 def prose(page: pathlib.Path) -> str:
@@ -56,15 +66,30 @@ def commands(page: pathlib.Path) -> list[tuple[str, list[str]]]:
 COMMANDS = [(page.name, *command) for page in PAGES for command in commands(page)]
 
 
+SCRIPT = "python -m scripts."
+README = [  # (script, arguments): they read the whole command line, config included, and stop
+    (name, [*arguments, "--only_check_args"])
+    for line in shell_lines(ROOT / "README.md") if line.startswith(SCRIPT)
+    for name, *arguments in [shlex.split(line.removeprefix(SCRIPT))]
+]  # fmt: skip
+WRONG = [("train", [*README[0][1], "--config.rl.stepz=3"]), ("certify", ["--fail_abov=x"])]
+
+
 @pytest.fixture(scope="module")
-def flags_of():
+def answers():
+    """What scripts say to --help, in the order of their names, and to README and WRONG."""
+    names = sorted({name for _, name, _ in COMMANDS})
+    return command_lines.run([*((name, ["--help"]) for name in names), *README, *WRONG])
+
+
+@pytest.fixture(scope="module")
+def flags_of(answers):
     """Script -> the names of its flags, as its --help lists them."""
     names = sorted({name for _, name, _ in COMMANDS})
-    answers = command_lines.run([(name, ["--help"]) for name in names])
-    assert all(answer.code == 0 for answer in answers)
+    assert all(answer.code == 0 for answer in answers[: len(names)])
     return {
         name: set(re.findall(r"^  (?:-\w,)?--(?:\[no\])?(\w+)", answer.out, re.MULTILINE))
-        for name, answer in zip(names, answers, strict=True)
+        for name, answer in zip(names, answers, strict=False)
     }
 
 
@@ -135,7 +160,7 @@ def test_every_field_that_is_named_exists(page):
     known = {name.rpartition(".")[0] for name in ranges.FIELDS} | set(ranges.FIELDS)
     modules = {f"{path.parent.name}.{path.stem}" for path in (ROOT / "nspo_jax").rglob("*.py")}
     unknown = {n for n in named - known if ".".join(n.split(".")[:2]) not in modules}
-    assert not {name for name in unknown if not name.endswith(".py")}
+    assert not {name for name in unknown if not name.endswith((".py", ".jsonl"))}
 
 
 def test_there_are_commands_to_check():
@@ -144,12 +169,41 @@ def test_there_are_commands_to_check():
     assert {"train", "calibrate", "evaluate", "certify", "sweep", "export_hf"} <= readme
 
 
-def test_the_snippets_of_the_readme_compile_and_name_what_is_public():
-    snippets = blocks(ROOT / "README.md", "python")
-    assert snippets
-    for snippet in snippets:
-        compile(snippet, "README.md", "exec")
-        assert set(re.findall(r"nspo_jax\.(\w+)", snippet)) <= set(nspo_jax.__all__)
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """Beside projectors such as scripts.calibrate writes; both of its optimizers then step."""
+    moment = np.diag([4.0, 1.0, 0.0])
+    site = nspo_jax.site_from_moment(("w",), moment, "fixed(2)")
+    known = spectrum.single(np.diag(moment), trace=5.0, size=3)
+    made = nspo_jax.Projectors({"mlp/in": site}, {"mlp/in": known}, {})
+    made.save(tmp_path / "runs" / "projectors")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks(ROOT / "README.md", "python")
+    assert set(re.findall(r"nspo_jax\.(\w+)", snippet)) <= set(nspo_jax.__all__)
+    built = re.findall(r"^optimizer = ", snippet, re.MULTILINE)
+    assert len(built) == 2
+    first, second = snippet[: snippet.rindex("optimizer = ")], snippet
+    for part in (first, second):
+        names = {}
+        exec(compile(part, "README.md", "exec"), names)
+        params = {"w": np.ones((3, 2), np.float32)}
+        state = names["optimizer"].init(params)
+        updates, _ = names["optimizer"].update(params, state, params)
+        assert np.abs(updates["w"][:2]).max() == 0 and np.all(updates["w"][2] < 0)
+
+
+def test_the_shell_of_the_readme_parses(answers):
+    *parsed, one, two = answers[-len(README + WRONG) :]
+    assert len(README) >= 9 and one.code != 0 and two.code != 0
+    assert not [(a, b.err) for a, b in zip(README, parsed, strict=True) if b.code or b.out]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in shell_lines(ROOT / "README.md") if not line.startswith(SCRIPT)]
+    for line in lines:
+        if line.startswith("./"):
+            assert os.access(ROOT / shlex.split(line)[0], os.X_OK), line
+        elif extra := re.fullmatch(r'pip install -e "\.\[(\w+)\]"', line):
+            assert extra[1] in project["optional-dependencies"], line
+        else:
+            assert line in ("python3 -m venv .venv", "source .venv/bin/activate"), line
 
 
 def test_the_readme_is_a_front_door():

@@ -50,7 +50,9 @@ def test_core_and_train_are_the_full_set_with_the_same_bounds(pyproject):
     core, extras = project["dependencies"], project["optional-dependencies"]
     assert sorted(core + extras["train"]) == requirements("requirements.txt")
     assert sorted(extras["test"]) == requirements("requirements-test.txt")
+    assert sorted(extras["docs"]) == requirements("requirements-docs.txt")
     assert set(extras["plot"] + extras["judge"]) <= set(extras["train"])
+    assert set(extras["wandb"]) <= set(extras["test"])  # the tests use it, and a run may
     assert "-r requirements.txt" in (ROOT / "requirements-test.txt").read_text().splitlines()
 
 
@@ -120,14 +122,20 @@ def test_the_workflow_runs_scripts_that_exist_on_every_tested_python(pyproject):
     assert workflow["permissions"] == {"contents": "read"}
     jobs = workflow["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert {"ruff check .", "ruff format --check .", "./scripts/test.sh"} <= set(commands)
+    assert jobs.keys() == {"lint", "types", "docs", "fast", "slow"}
+    assert {
+        "ruff check .", "ruff format --check .", "basedpyright --level error",
+        "mkdocs build --strict", "./scripts/test.sh --fast", "./scripts/test.sh -m slow",
+    } <= set(commands)  # fmt: skip
     for script in re.findall(r"\./(\S+)", "\n".join(commands)):
         assert (ROOT / script).stat().st_mode & 0o111, script
     classified = re.findall(r"Python :: (3\.\d+)", "\n".join(pyproject["project"]["classifiers"]))
-    assert jobs["tests"]["strategy"]["matrix"]["python-version"] == classified
-    cached = [step.get("with", {}).get("cache-dependency-path", "") for step in
-              jobs["lint"]["steps"] + jobs["tests"]["steps"]]  # fmt: skip
-    for name in " ".join(cached).split():
+    for name in ("fast", "slow"):
+        assert jobs[name]["strategy"]["matrix"]["python-version"] == classified
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    cached = [step.get("with", {}).get("cache-dependency-path", "") for step in steps]
+    installed = re.findall(r"-r (\S+)", "\n".join(commands))
+    for name in " ".join(cached).split() + installed:
         assert (ROOT / name).is_file(), name
 
 

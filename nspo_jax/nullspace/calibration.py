@@ -63,6 +63,23 @@ def calibrate(
     Raises:
       ValueError: for an unknown rule or choice, or a rule for a site that is none; and as
         `moments.layer_moments`.
+
+    Examples:
+      >>> import jax, numpy as np
+      >>> import nspo_jax
+      >>> from nspo_jax import models
+      >>> config = models.ModelConfig(
+      ...     vocab_size=9, hidden_size=4, intermediate_size=6, num_layers=2, num_heads=2,
+      ...     num_kv_heads=1, head_dim=2, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True,
+      ...     max_length=8,
+      ... )
+      >>> params = models.init_params(config, jax.random.key(0))
+      >>> tokens = np.arange(8, dtype=np.int32).reshape(2, 4)
+      >>> text = [{"tokens": tokens, "mask": tokens >= 0}]
+      >>> projectors = nspo_jax.calibrate(config, params, text, rank_rule="fixed(3)")
+      >>> site = projectors.sites["layers/mlp/in"]
+      >>> site.kernels, site.protected_ranks.tolist()  # ranks of both layers
+      (('layers/mlp/gate/kernel', 'layers/mlp/up/kernel'), [3, 3])
     """
     rules, inputs = rank_rules.as_rules(rank_rule), models.input_sites(model_config)
     rules.check_sites(list(inputs))
@@ -175,10 +192,13 @@ def site_from_moment(
     Raises:
       ValueError: for an unknown rule, or a moment that is not square, not finite, or of no tokens.
 
-    >>> inputs = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
-    >>> site = site_from_moment(("w",), inputs.T @ inputs, "fixed(2)")
-    >>> int(site.protected_ranks), np.abs(site.dense_projector()).round(3).diagonal().tolist()
-    (2, [0.0, 0.0, 1.0])
+    Examples:
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> inputs = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
+      >>> site = nspo_jax.site_from_moment(("w",), inputs.T @ inputs, "fixed(2)")
+      >>> int(site.protected_ranks), np.abs(site.dense_projector()).round(3).diagonal().tolist()
+      (2, [0.0, 0.0, 1.0])
     """
     rule = rank_rules.as_rule(rank_rule)
     if isinstance(moment, moments_lib.Moment):

@@ -67,6 +67,30 @@ def certify(
 
     Raises:
       ValueError: if the projectors belong to another base model.
+
+    Examples:
+      >>> import jax, numpy as np, optax
+      >>> import nspo_jax
+      >>> from nspo_jax import models
+      >>> config = models.ModelConfig(
+      ...     vocab_size=9, hidden_size=4, intermediate_size=6, num_layers=1, num_heads=2,
+      ...     num_kv_heads=1, head_dim=2, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True,
+      ...     max_length=8,
+      ... )
+      >>> base = models.init_params(config, jax.random.key(0))
+      >>> tokens = np.arange(8, dtype=np.int32).reshape(2, 4)
+      >>> text = [{"tokens": tokens, "mask": tokens >= 0, "answer_mask": tokens >= 0}]
+      >>> projectors = nspo_jax.calibrate(config, base, text, rank_rule="fixed(2)")
+      >>> other = models.init_params(config, jax.random.key(1))
+      >>> change = jax.tree.map(lambda a, b: 0.1 * (a - b), other, base)
+      >>> projection = nspo_jax.null_space_projection(projectors)
+      >>> kept, _ = projection.update(change, projection.init(base))
+      >>> for each in (kept, change):  # what was projected, and what was not
+      ...     policy = optax.apply_updates(base, each)
+      ...     report = nspo_jax.certify(config, base, policy, projectors, text, text)
+      ...     print(report["protected_share"] < 1e-5)
+      True
+      False
     """
     projectors.check_model(model_config, models.fingerprint(base))
     calibration = list(calibration)

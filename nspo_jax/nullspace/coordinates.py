@@ -50,6 +50,21 @@ def in_null_space(
 
     Raises:
       ValueError: at `init`, as for `null_space_projection`.
+
+    Examples:
+      Two of three inputs are protected, and Adam's moments have one row:
+
+      >>> import jax.numpy as jnp, numpy as np, optax
+      >>> import nspo_jax
+      >>> seen = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
+      >>> site = nspo_jax.site_from_moment(("w",), seen.T @ seen, "fixed(2)")
+      >>> optimizer = nspo_jax.in_null_space(optax.adam(0.1), {"input": site})
+      >>> state = optimizer.init({"w": jnp.ones((3, 2))})
+      >>> state.inner[0].mu["w"].shape
+      (1, 2)
+      >>> updates, state = optimizer.update({"w": jnp.ones((3, 2))}, state)
+      >>> float(jnp.abs(seen @ updates["w"]).max()) < 1e-6, bool(jnp.all(updates["w"][2] < -0.09))
+      (True, True)
     """
     sites = projection.sites_of(projectors)
     nearest = functools.cache(lambda: {name: nearest_basis(site) for name, site in sites.items()})

@@ -26,14 +26,7 @@ class Moment:
     """The second moment of one site's inputs in one layer, and the number of tokens in it.
 
     `layer_moments` gives those of a model of ours. For another, begin with `empty` and `add`, in
-    float32 with compensated sums, on the device:
-
-    >>> moment = Moment.empty(3)
-    >>> mask = np.array([[False, True]])  # [batch, time]: a padded row
-    >>> moment = moment.add(np.array([[[9.0, 9.0, 9.0], [1.0, 2.0, 0.0]]]), mask)
-    >>> moment = moment.add(np.array([[3.0, 0.0, 0.0]]))
-    >>> moment.count, moment.float64().tolist()
-    (2, [[5.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    float32 with compensated sums, on the device.
 
     Attributes:
       high, low: float32 [in, in], whose sum is the sum of x^T x.
@@ -41,6 +34,16 @@ class Moment:
       first: float32 [distinct, in] or None: the inputs that first tokens have, left out of the sum
         and kept apart; a row a distinct token.
       first_counts: int [distinct], how often each occurs.
+
+    Examples:
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> moment = nspo_jax.Moment.empty(3)
+      >>> mask = np.array([[False, True]])  # [batch, time]: a padded row
+      >>> moment = moment.add(np.array([[[9.0, 9.0, 9.0], [1.0, 2.0, 0.0]]]), mask)
+      >>> moment = moment.add(np.array([[3.0, 0.0, 0.0]]))
+      >>> moment.count, moment.float64().tolist()
+      (2, [[5.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     """
 
     high: jax.Array

@@ -52,6 +52,18 @@ class Site:
       side: "protected" when the columns span U, "null" when they span N: whichever is thinner;
         "rows" for one-hot inputs, where N is a set of rows and a dense basis would be [in, free].
       ranks: int [*stack], the number of columns that are not padding; of free rows with "rows".
+
+    Examples:
+      The first of three inputs is protected:
+
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> basis = np.array([[1.0], [0.0], [0.0]], np.float32)  # [in, k]
+      >>> site = nspo_jax.Site(("dense/kernel",), basis, "protected", np.int32(1))
+      >>> site.project(np.ones((3, 2), np.float32)).tolist()
+      [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+      >>> site.dense_projector().diagonal().tolist()
+      [0.0, 1.0, 1.0]
     """
 
     kernels: tuple[str, ...]
@@ -117,10 +129,6 @@ class Site:
 
         Raises:
           ValueError: if the shape is not that of a kernel of the site.
-
-        >>> site = Site(("w",), np.eye(3, dtype=np.float32)[:, :1], PROTECTED, np.int32(1))
-        >>> site.project(np.ones((3, 2), np.float32)).tolist()
-        [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
         """
         update = jnp.asarray(update)
         if not _fits(update.shape, self.basis.shape):
@@ -136,10 +144,6 @@ class Site:
 
         It has in^2 numbers a layer, where the basis has `in` times its columns; `project` is the
         same product without it.
-
-        >>> site = Site(("w",), np.eye(3, dtype=np.float32)[:, :1], PROTECTED, np.int32(1))
-        >>> site.dense_projector().diagonal().tolist()
-        [0.0, 1.0, 1.0]
         """
         eye = jnp.broadcast_to(jnp.eye(self.size), (*self.basis.shape[:-2], self.size, self.size))
         return np.asarray(self.project(eye))
@@ -245,6 +249,18 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
 
     Raises:
       ValueError: at `init`, if a projector matches no parameter or its size differs.
+
+    Examples:
+      >>> import jax.numpy as jnp, numpy as np, optax
+      >>> import nspo_jax
+      >>> seen = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
+      >>> site = nspo_jax.site_from_moment(("w",), seen.T @ seen, "fixed(2)")
+      >>> last = nspo_jax.null_space_projection({"input": site})
+      >>> optimizer = optax.chain(optax.adamw(0.1), last)
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> updates, _ = optimizer.update({"w": jnp.ones((3, 2))}, optimizer.init(params), params)
+      >>> float(jnp.abs(seen @ updates["w"]).max()) < 1e-6, bool(jnp.all(updates["w"][2] < -0.09))
+      (True, True)
     """
     sites = sites_of(projectors)
     if period < 1:

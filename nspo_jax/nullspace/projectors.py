@@ -37,6 +37,22 @@ class Projectors:
       sites: site name ("layers/mlp/in") -> `projection.Site`.
       spectra: site name -> the second moment's `Spectrum`.
       provenance: what made them; see `provenance`.
+
+    Examples:
+      `nspo_jax.calibrate` makes them for a model of this package. These are of a foreign layer:
+
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> from nspo_jax.nullspace import spectrum
+      >>> moment = np.diag([4.0, 1.0, 0.0])  # [in, in]
+      >>> site = nspo_jax.site_from_moment(("mlp/up/kernel",), moment, "fixed(2)")
+      >>> known = spectrum.single(np.diag(moment), trace=5.0, size=3)
+      >>> projectors = nspo_jax.Projectors({"mlp/in": site}, {"mlp/in": known}, {"model": "mine"})
+      >>> list(projectors.select("mlp").sites)
+      ['mlp/in']
+      >>> (row,) = projectors.summary()
+      >>> row["in"], row["rank"], round(row["free"], 2), row["energy"]
+      (3, 2, 0.33, 1.0)
     """
 
     sites: dict[str, projection.Site]
@@ -180,6 +196,21 @@ def load_projectors(
     Raises:
       FileNotFoundError: if the directory or one of its two files is absent.
       ValueError: if a file is damaged or of another format.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> from nspo_jax.nullspace import spectrum
+      >>> moment = np.diag([4.0, 1.0, 0.0])  # [in, in]
+      >>> site = nspo_jax.site_from_moment(("mlp/up/kernel",), moment, "fixed(2)")
+      >>> known = spectrum.single(np.diag(moment), trace=5.0, size=3)
+      >>> made = nspo_jax.Projectors({"mlp/in": site}, {"mlp/in": known}, {"model": "mine"})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     made.save(pathlib.Path(folder) / "projectors")
+      ...     read = nspo_jax.load_projectors(pathlib.Path(folder) / "projectors")
+      >>> read.provenance, bool(np.all(read.sites["mlp/in"].basis == site.basis))
+      ({'model': 'mine'}, True)
     """
     directory = pathlib.Path(directory)
     for name in ("projectors.json", "projectors.safetensors"):

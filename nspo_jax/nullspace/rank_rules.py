@@ -101,9 +101,14 @@ class RankRule:
     Raises:
       ValueError: for an unknown rule or a value out of its range.
 
-    >>> rule = RankRule("energy", 0.05)
-    >>> rule == RankRule.parse("energy(0.05)"), rule.rank(np.array([90.0, 8.0, 1.5, 0.5]))
-    (True, 2)
+    Examples:
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> rule = nspo_jax.RankRule("energy", 0.05)
+      >>> rule == nspo_jax.RankRule.parse("energy(0.05)")
+      True
+      >>> rule.rank(np.array([90.0, 8.0, 1.5, 0.5]))
+      2
     """
 
     name: str
@@ -164,9 +169,11 @@ class RankRules:
       default: of every site that no pattern finds.
       overrides: (regular expression, rule) pairs; the first that is found in a site's name counts.
 
-    >>> rules = RankRules(RankRule("energy", 0.05), (("mlp/out", RankRule("fixed", 64)),))
-    >>> str(rules), str(rules.of("layers/mlp/out"))
-    ('energy(0.05)+mlp/out=fixed(64)', 'fixed(64)')
+    Examples:
+      >>> import nspo_jax
+      >>> rules = nspo_jax.RankRules.parse("energy(0.05)+mlp/out=fixed(64)")
+      >>> str(rules.of("layers/mlp/out")), str(rules.of("layers/mlp/in"))
+      ('fixed(64)', 'energy(0.05)')
     """
 
     default: RankRule

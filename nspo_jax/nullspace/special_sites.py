@@ -21,9 +21,12 @@ def embedding_site(kernel: str, vocab_size: int, tokens: np.ndarray) -> projecti
     Raises:
       ValueError: if a token is outside the vocabulary.
 
-    >>> site = embedding_site("embed/embedding", 5, np.array([0, 3]))
-    >>> int(site.protected_ranks), site.project(np.ones((5, 1), np.float32))[:, 0].tolist()
-    (2, [0.0, 1.0, 1.0, 0.0, 1.0])
+    Examples:
+      >>> import numpy as np
+      >>> import nspo_jax
+      >>> site = nspo_jax.embedding_site("embed/embedding", 5, np.array([0, 3]))
+      >>> int(site.protected_ranks), site.project(np.ones((5, 1), np.float32))[:, 0].tolist()
+      (2, [0.0, 1.0, 1.0, 0.0, 1.0])
     """
     seen = np.unique(tokens)
     if seen.size and not 0 <= seen[0] <= seen[-1] < vocab_size:
@@ -55,6 +58,15 @@ def init_lora_a(key: jax.Array, site: projection.Site, rank: int) -> jax.Array:
     Returns:
       float32 [*stack, in, rank]: an input in the null space with unit-variance coordinates gives
       unit-variance `x A`.
+
+    Examples:
+      >>> import jax, numpy as np
+      >>> import nspo_jax
+      >>> seen = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # [tokens, in]
+      >>> site = nspo_jax.site_from_moment(("w",), seen.T @ seen, "fixed(2)")
+      >>> a = nspo_jax.init_lora_a(jax.random.key(0), site, 8)
+      >>> a.shape, bool(np.abs(seen @ a).max() < 1e-6), bool(np.abs(a).max() > 0.1)
+      ((3, 8), True, True)
     """
     basis = jnp.asarray(site.basis)
     free = jnp.asarray(site.size - site.protected_ranks, jnp.float32)[..., None, None]

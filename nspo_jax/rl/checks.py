@@ -2,7 +2,7 @@
 
 import jax
 
-from nspo_jax import nullspace, settings, sharding, tasks
+from nspo_jax import nullspace, settings, sharding, tasks, wandb_run
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.rl import algorithms, ranges, terms, uses
 
@@ -30,6 +30,7 @@ def check_config(run: settings.Run, *, has_weights: bool = True, is_run: bool = 
 
     Raises:
       FileNotFoundError: for the directory of a judge that is not there.
+      ModuleNotFoundError: for metrics.wandb_project without the library that writes there.
     """
     ranges.check_fields(run)
     if run.checkpoint.keep_every % run.checkpoint.every:
@@ -61,6 +62,8 @@ def check_config(run: settings.Run, *, has_weights: bool = True, is_run: bool = 
     nullspace.check_choices(run.calibration.statistics, run.calibration.first_token)
     if is_run and algorithm.generates:  # the others ask no judge
         terms.check(run, has_weights=has_weights)
+    if is_run and has_weights:
+        wandb_run.check_installed(run.metrics.wandb_project)
     uses.check_uses(run, is_run=is_run)
 
 

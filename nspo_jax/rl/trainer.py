@@ -52,7 +52,8 @@ def train(
 ) -> dict[str, Any]:
     """Runs a config in `workdir`, or continues it there, and returns its summary.
 
-    Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, checkpoints/, certificate.json,
+    Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, with metrics.wandb_project
+    wandb/ and wandb_run.json, checkpoints/, certificate.json,
     policy/ (a Hugging Face directory, float32), delta/ (the base and the change, as it was trained)
     and, when all is done, summary.json.
 
@@ -143,7 +144,13 @@ def _run(
         step, state, data_state = checkpoints.restore(like)
         source.set_state(data_state)
         _log.info("resumed %s at step %d", workdir, step)
-    writer, clock = metrics.MetricsWriter(workdir, step=step), metrics.Stopwatch()
+    writer = metrics.MetricsWriter(
+        workdir,
+        step=step,
+        wandb_project=run.metrics.wandb_project,
+        config=settings.flatten(run),
+    )
+    clock = metrics.Stopwatch()
     profiler = metrics.Profiler(workdir / "profile", profile)
     history = metrics.read_metrics(workdir)  # what process 0 has written; all can read it
     learning_watch = learning.LearningWatch(rl.flat_steps, rl.on_flat, history)

@@ -127,3 +127,12 @@ def check_date(date: str, what: str = "data.date") -> None:
         wrong = True
     if wrong:
         raise ValueError(f"{what} is {date!r}; expected a day such as 2026-11-25, or ''.")
+
+
+def check_project(name: str) -> None:
+    """Raises ValueError unless Weights & Biases takes a project's name; "" is none."""
+    if len(name) > 128 or set(name) & set("/\\#?%:"):
+        raise ValueError(
+            f"metrics.wandb_project is {name!r}; expected at most 128 characters and none of "
+            "/ \\ # ? % :, such as safety. WANDB_ENTITY names its owner."
+        )

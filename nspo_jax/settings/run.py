@@ -23,7 +23,7 @@ from nspo_jax.settings.groups import (
     group,
     option,
 )
-from nspo_jax.settings.ranges import Choice, Number, Text
+from nspo_jax.settings.ranges import Choice, Number, Text, check_project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +205,17 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Where metrics go beside the workdir."""
+
+    wandb_project: str = option(
+        "", Text("a project's name", parse=check_project),
+        "The project at Weights & Biases that gets a copy of the metrics; '': none. It needs the "
+        "extra wandb.",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; -1 takes the rest."""
 
@@ -246,6 +257,7 @@ class Run:
     reward_training: RewardTraining = group(RewardTraining)
     evaluation: Evaluation = group(Evaluation)
     checkpoint: Checkpoint = group(Checkpoint)
+    metrics: Metrics = group(Metrics)
     mesh: Mesh = group(Mesh)
 
     @property

@@ -2,16 +2,20 @@
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 import shutil
 import signal
+import sys
 
 import pytest
+import wandb
 
 from nspo_jax import metrics, preemption, run_directory
 from nspo_jax.rl import batches, trainer
 from nspo_jax.tasks.chat_world import dataset
+from tests import wandb_server
 from tests.rl.micro_run import assert_same_run, logged, micro, refuse
 
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
@@ -60,6 +64,37 @@ def test_where_a_judge_is_and_how_long_it_may_take_is_no_other_run(finished):
         run_directory.resumes_finished(
             micro(finished[0], **{"rewards.judge.model": "b"}), finished[1]
         )
+
+
+def test_a_copy_at_weights_and_biases_is_no_other_run(finished, tmp_path, monkeypatch):
+    """Asked for in the middle of a run, whose config is of before the field."""
+    changes = {"metrics.wandb_project": "safety"}
+    assert run_directory.resumes_finished(micro(finished[0], **changes), finished[1])
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    recorded = json.loads((workdir / "config.json").read_text())
+    del recorded["metrics.wandb_project"]
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)
+        refuse(
+            micro(finished[0], **changes), workdir, "metrics.wandb_project is 'safety'",
+            "pip install", error=ModuleNotFoundError,
+        )  # fmt: skip
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()  # it reads the environment once
+    trainer.train(micro(finished[0], **changes), workdir)
+    assert_same_run(workdir, finished[1])
+    wandb.teardown()  # its process then has written all
+    (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
+    run, rows, code = wandb_server.read_file(path)
+    assert run == json.loads((workdir / "wandb_run.json").read_text())["id"] and code == 0
+    losses = {row["step"]: row["train/loss"] for row in logged(workdir) if "train/loss" in row}
+    assert [row["_step"] for row in rows] == [3, 4]
+    assert [row["train/loss"] for row in rows] == [losses[3], losses[4]]
+    assert all("evaluation/unsafe" in row for row in rows)
 
 
 def test_another_dataset_does_not_continue_a_run(finished, tmp_path, monkeypatch):

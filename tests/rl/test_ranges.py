@@ -99,6 +99,9 @@ def test_a_refusal_names_the_field_its_value_and_its_range():
     assert "The rank rule is 'energy(2)'" in refusal(calibration__rank_rule="energy(2)")
     for split in ("train[:200%]", "train[500:10]", "train[90%:10%]", "train["):
         assert f"data.train_split: The split is {split!r}" in refusal(data__train_split=split)
+    assert refusal(metrics__wandb_project="me/safety").startswith(
+        "metrics.wandb_project is 'me/safety'; expected at most 128 characters and none of / "
+    )
     both = refusal(rl__steps=-5, optimizer__weight_decay=-0.1)
     assert "optimizer.weight_decay is -0.1" in both and "rl.steps is -5" in both
 
