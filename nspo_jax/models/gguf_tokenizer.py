@@ -95,7 +95,7 @@ def build_tokenizer(fields: Fields, rows: int, length: int) -> transformers.PreT
         if not (type_ == _UNUSED and token == f"[PAD{index}]")  # they pad the list, nothing more
     }
     special = _special_tokens(fields, tokens)
-    cutting = CUTTINGS[name] if kind == "gpt2" else Cutting(bos=True)
+    cutting = CUTTINGS[str(name)] if kind == "gpt2" else Cutting(bos=True)
     try:
         if kind == "gpt2":
             tokenizer = _byte_level(fields, vocab, cutting)
@@ -131,14 +131,14 @@ def build_tokenizer(fields: Fields, rows: int, length: int) -> transformers.PreT
 
 
 def end_ids(fields: Fields) -> list[int]:
-    """The ids that end an answer: end of text, of a turn and of a message, as far as there are."""
+    """Returns the ids that end an answer: those of the ends of a text, a turn and a message."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = [fields.get(f"tokenizer.ggml.{name}") for name in names]
     return list(dict.fromkeys(index for index in found if index is not None))
 
 
 def _vocabulary(fields: Fields, rows: int) -> tuple[list[str], list[int]]:
-    """The tokens by id, and their kinds."""
+    """Returns the tokens by id, and their kinds."""
     tokens, kinds = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     if not tokens or not kinds or len(kinds) != len(tokens):
         raise ValueError(
@@ -167,7 +167,7 @@ def _vocabulary(fields: Fields, rows: int) -> tuple[list[str], list[int]]:
 
 
 def _special_tokens(fields: Fields, tokens: list[str]) -> dict[str, str]:
-    """The tokens of `_SPECIAL` by transformers' name."""
+    """Returns the tokens of `_SPECIAL` by transformers' name."""
     found = {}
     for name, key in _SPECIAL.items():
         index = fields.get(f"tokenizer.ggml.{key}")
@@ -183,7 +183,7 @@ def _special_tokens(fields: Fields, tokens: list[str]) -> dict[str, str]:
 
 
 def _byte_level(fields: Fields, vocab: dict[str, int], cutting: Cutting) -> tokenizers.Tokenizer:
-    """Byte-level BPE, as GPT-2's."""
+    """Builds byte-level BPE, as GPT-2's."""
     pairs = [tuple(merge.split(" ")) for merge in fields.get("tokenizer.ggml.merges") or ()]
     wrong = next((pair for pair in pairs if len(pair) != 2 or "".join(pair) not in vocab), None)
     if wrong is not None or not pairs:
@@ -208,7 +208,14 @@ def _byte_level(fields: Fields, vocab: dict[str, int], cutting: Cutting) -> toke
 def _sentence_piece(
     fields: Fields, tokens: list[str], kinds: list[int], vocab: dict[str, int], unknown: str | None
 ) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE: pieces merge by their scores, and bytes stand for what is left."""
+    """Builds SentencePiece's BPE: pieces merge by their scores, bytes stand for what is left."""
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if fields.get(f"tokenizer.ggml.{key}"):
+            raise ValueError(
+                f"tokenizer.ggml.{key} is set: this tokenizer changes texts before it cuts them, "
+                "and cannot be converted; expected one of Llama 2's or Gemma's kind. Take the "
+                "tokenizer from the original model's directory."
+            )
     scores = fields.get("tokenizer.ggml.scores") or []
     if len(scores) != len(tokens):
         raise ValueError(
@@ -225,10 +232,14 @@ def _sentence_piece(
             if pair[0] in normal and pair[1] in normal:
                 ranked.append((-scores[vocab[token]], vocab[pair[0]], vocab[pair[1]], pair))
     merges = [pair for *_, pair in sorted(ranked)]
-    bytes_ = sum(type_ == _BYTE for type_ in kinds)
+    in_bytes = sum(type_ == _BYTE for type_ in kinds) == 256
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(
-            vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_ == 256
+            vocab=vocab,
+            merges=merges,
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=in_bytes,
         )
     )
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
@@ -263,8 +274,9 @@ def _add_ends(
     first = [special["bos_token"]] if wanted["bos_token"] else []
     last = [special["eos_token"]] if wanted["eos_token"] else []
     if first or last:
+        second = [f"{token}:1" for token in (*first, "$B", *last)]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[*first, "$A", *last],
-            pair=[*first, "$A", *last, *(f"{t}:1" for t in first), "$B:1", *(f"{t}:1" for t in last)],
+            pair=[*first, "$A", *last, *second],
             special_tokens=[(token, vocab[token]) for token in dict.fromkeys(first + last)],
         )
