@@ -23,12 +23,12 @@ flags.mark_flag_as_required("output")
 def main() -> None:
     """Converts, and says what it found."""
     report = gguf.import_gguf(GGUF.value, OUTPUT.value, dtype=DTYPE.value)
-    config = report.config
-    head = "tied" if config.tie_embeddings else "untied"
+    model_config = report.model_config
+    head = "tied" if model_config.tie_embeddings else "untied"
     kinds = ", ".join(f"{count} {name}" for name, count in report.quantisations.items())
     print(
-        f"{config.family}: {config.num_layers} layers, hidden size {config.hidden_size}, "
-        f"vocabulary {config.vocab_size}, {head}; tensors: {kinds}"
+        f"{model_config.family}: {model_config.num_layers} layers, "
+        f"hidden size {model_config.hidden_size}, vocabulary {model_config.vocab_size}, {head}; tensors: {kinds}"
     )
     template = "a chat template" if report.chat else "no chat template"
     print(f"tokenizer: {report.tokens} tokens, {template}")

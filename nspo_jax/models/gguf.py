@@ -17,8 +17,7 @@ import shutil
 import numpy as np
 
 from nspo_jax import files
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import gguf_config, gguf_tokenizer, hf, hf_config, hf_export
+from nspo_jax.models import architecture, gguf_config, gguf_tokenizer, hf, hf_config, hf_export
 from nspo_jax.models.gguf_file import ROPE_FACTORS, File, library, name_of, open_gguf
 
 _ROOM = 2**26  # bytes that the tokenizer and the rest may take on the disk
@@ -29,7 +28,7 @@ class Report:
     """What was imported.
 
     Attributes:
-      config: of the model.
+      model_config: its shape.
       quantisations: how many tensors the file holds in each, the most frequent first.
       tokens: of the tokenizer.
       chat: whether it has a chat template.
@@ -38,7 +37,7 @@ class Report:
       size: bytes of the written weights.
     """
 
-    config: config_lib.ModelConfig
+    model_config: architecture.ModelConfig
     quantisations: Mapping[str, int]
     tokens: int
     chat: bool
@@ -78,10 +77,12 @@ def import_gguf(
         )
     hf_export.check_target(target, dtype)
     file = open_gguf(path)
-    config = gguf_config.read_config(file)
-    check_tensors(file, config)
-    tokenizer = gguf_tokenizer.build_tokenizer(file.fields, config.vocab_size, config.max_length)
-    expected = hf.expected_tensors(config)
+    model_config = gguf_config.read_config(file)
+    check_tensors(file, model_config)
+    tokenizer = gguf_tokenizer.build_tokenizer(
+        file.fields, model_config.vocab_size, model_config.max_length
+    )
+    expected = hf.expected_tensors(model_config)
     shapes = {name: shape for name, (*_, shape) in expected.items()}
     weights = sum(int(np.prod(shape)) for shape in shapes.values())
     size = weights * np.dtype(hf_export.DTYPES[dtype]).itemsize
@@ -90,11 +91,11 @@ def import_gguf(
 
     def read(name: str) -> np.ndarray:
         parameter, layer, _ = expected[name]
-        return read_tensor(file, config, parameter, layer)
+        return read_tensor(file, model_config, parameter, layer)
 
     def write(folder: pathlib.Path) -> None:
         tokenizer.save_pretrained(folder)
-        fields = hf_config.write_config(config) | {"torch_dtype": dtype} | ids
+        fields = hf_config.write_config(model_config) | {"torch_dtype": dtype} | ids
         hf_export.write_json(folder / hf.CONFIG, fields)
         hf_export.write_json(folder / hf.GENERATION, generation)
         hf_export.write_weights(folder, shapes, read, dtype, shard_bytes)
@@ -102,7 +103,7 @@ def import_gguf(
 
     files.write_directory(target, write)
     return Report(
-        config=config,
+        model_config=model_config,
         quantisations=file.quantisations,
         tokens=len(tokenizer),
         chat=bool(tokenizer.chat_template),
@@ -116,10 +117,11 @@ def import_gguf(
     )
 
 
-def check_tensors(file: File, config: config_lib.ModelConfig) -> None:
+def check_tensors(file: File, model_config: architecture.ModelConfig) -> None:
     """Raises ValueError for tensors that are missing, extra, misshaped or cannot be read."""
     expected = {
-        name_of(path, layer): shape for path, layer, shape in hf.expected_tensors(config).values()
+        name_of(path, layer): shape
+        for path, layer, shape in hf.expected_tensors(model_config).values()
     }
     problems = [f"missing {name} {list(expected[name])}" for name in expected.keys() - file.tensors]
     for name in file.tensors:
@@ -136,7 +138,8 @@ def check_tensors(file: File, config: config_lib.ModelConfig) -> None:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
             f"The tensors in {file.path} are not those that its metadata describe: {shown}{more}. "
-            f"Supported are plain {config.family} models without experts, adapters or other biases."
+            f"Supported are plain {model_config.family} models without experts, adapters or other "
+            "biases: take such a one, or fetch the file again."
         )
     quants, sizes = library().quants, library().GGML_QUANT_SIZES
     for kind in {tensor.tensor_type for tensor in file.tensors.values()}:
@@ -152,7 +155,7 @@ def check_tensors(file: File, config: config_lib.ModelConfig) -> None:
 
 
 def read_tensor(
-    file: File, config: config_lib.ModelConfig, path: str, layer: int | None
+    file: File, model_config: architecture.ModelConfig, path: str, layer: int | None
 ) -> np.ndarray:
     """Reads a parameter as transformers stores it, float32; kernels are [out, in].
 
@@ -161,9 +164,9 @@ def read_tensor(
     """
     array = file.read(name_of(path, layer))
     if file.architecture == "llama" and path.endswith(("attention/q/kernel", "attention/k/kernel")):
-        pairs = array.reshape(-1, config.head_dim // 2, 2, array.shape[-1])
+        pairs = array.reshape(-1, model_config.head_dim // 2, 2, array.shape[-1])
         array = pairs.swapaxes(1, 2).reshape(array.shape)
-    if config.norm_offset and path.endswith("norm/scale"):
+    if model_config.norm_offset and path.endswith("norm/scale"):
         array = array - 1
     return array
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nspo_jax.models import config as config_lib
-from nspo_jax.models import families, gguf_tokenizer, hf_config
+from nspo_jax.models import architecture, families, gguf_tokenizer, hf_config
 from nspo_jax.models.gguf_file import ARCHITECTURES, ROPE_FACTORS, TENSORS, File, decimal
 
 # Keys behind "ARCHITECTURE." that say what the model is, for every architecture.
@@ -41,7 +40,7 @@ _SAMPLING = {
 }  # fmt: skip
 
 
-def read_config(file: File) -> config_lib.ModelConfig:
+def read_config(file: File) -> architecture.ModelConfig:
     """Reads what the model is from the file's metadata and its tensors' names and shapes.
 
     Raises:
@@ -70,7 +69,7 @@ def read_config(file: File) -> config_lib.ModelConfig:
             f"{file.path}: {file.architecture}.vocab_size is {file.get('vocab_size')} and the "
             f"embedding has {rows} rows; expected the same. Fetch or convert the file again."
         )
-    config = config_lib.ModelConfig(
+    model_config = architecture.ModelConfig(
         **family.traits,
         **_gemma(file, head_dim),
         **_rope(file, family, head_dim),
@@ -86,7 +85,9 @@ def read_config(file: File) -> config_lib.ModelConfig:
         tie_embeddings=TENSORS["head/kernel"] not in file.tensors,
         max_length=file.require("context_length"),
     )
-    return hf_config.read_config(hf_config.write_config(config))  # it can be written, and says so
+    return hf_config.read_config(
+        hf_config.write_config(model_config)
+    )  # it can be written, and says so
 
 
 def special_ids(file: File) -> tuple[dict[str, int | None], dict[str, Any]]:
@@ -176,7 +177,7 @@ def _rope(file: File, family: families.Family, head_dim: int) -> dict[str, Any]:
         )
     scaling = None
     if kind == "linear" and factor != 1.0:
-        scaling = config_lib.RopeScaling("linear", decimal(factor))
+        scaling = architecture.RopeScaling("linear", decimal(factor))
     if ROPE_FACTORS in file.tensors and file.architecture == "llama":
         stretched = _llama3_scaling(file, head_dim, theta)
         if stretched and scaling:
@@ -188,7 +189,7 @@ def _rope(file: File, family: families.Family, head_dim: int) -> dict[str, Any]:
     return {"rope_theta": theta, "local_rope_theta": local, "rope_scaling": scaling}
 
 
-def _llama3_scaling(file: File, head_dim: int, theta: float) -> config_lib.RopeScaling | None:
+def _llama3_scaling(file: File, head_dim: int, theta: float) -> architecture.RopeScaling | None:
     """Recovers the settings of Llama 3.1's rotary scaling from the factors that they made.
 
     GGUF stores what every frequency is divided by, and Hugging Face the four numbers that it
@@ -199,7 +200,7 @@ def _llama3_scaling(file: File, head_dim: int, theta: float) -> config_lib.RopeS
         return None
     lengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     for original in (8192, 4096, 2048, 16384, 32768, 65536, 131072):
-        scaling = config_lib.RopeScaling("llama3", decimal(factors.max()), 1.0, 4.0, original)
+        scaling = architecture.RopeScaling("llama3", decimal(factors.max()), 1.0, 4.0, original)
         smooth = np.clip((original / lengths - 1) / 3, 0, 1)
         made = 1 / ((1 - smooth) / scaling.factor + smooth)
         if factors.shape == made.shape and np.allclose(factors, made, rtol=1e-4):

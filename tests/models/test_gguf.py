@@ -133,7 +133,7 @@ def test_a_float32_file_is_the_model_it_was_written_from(write, tmp_path, case):
     assert theirs.config.tie_word_embeddings == source.config.tie_word_embeddings
     assert theirs.config.rms_norm_eps == 1e-5 and theirs.config.eos_token_id == 1
     written = models.load_config(tmp_path / "out")
-    assert report.config == dataclasses.replace(written, absent_ids=())
+    assert report.model_config == dataclasses.replace(written, absent_ids=())
     assert set(report.quantisations) == {"F32"}
     assert sum(report.quantisations.values()) == len(library.GGUFReader(path).tensors)
 
