@@ -28,7 +28,8 @@ def main() -> None:
     kinds = ", ".join(f"{count} {name}" for name, count in report.quantisations.items())
     print(
         f"{model_config.family}: {model_config.num_layers} layers, "
-        f"hidden size {model_config.hidden_size}, vocabulary {model_config.vocab_size}, {head}; tensors: {kinds}"
+        f"hidden size {model_config.hidden_size}, vocabulary {model_config.vocab_size}, {head}; "
+        f"tensors: {kinds}"
     )
     template = "a chat template" if report.chat else "no chat template"
     print(f"tokenizer: {report.tokens} tokens, {template}")
