@@ -45,10 +45,10 @@ def load_yaml(name):
     return yaml.safe_load((ROOT / name).read_text())
 
 
-def test_core_and_train_are_the_full_set_with_the_same_bounds(pyproject):
+def test_core_train_and_gguf_are_the_full_set_with_the_same_bounds(pyproject):
     project = pyproject["project"]
     core, extras = project["dependencies"], project["optional-dependencies"]
-    assert sorted(core + extras["train"]) == requirements("requirements.txt")
+    assert sorted(core + extras["train"] + extras["gguf"]) == requirements("requirements.txt")
     assert sorted(extras["test"]) == requirements("requirements-test.txt")
     assert sorted(extras["docs"]) == requirements("requirements-docs.txt")
     assert set(extras["plot"] + extras["judge"]) <= set(extras["train"])

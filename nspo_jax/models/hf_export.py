@@ -96,12 +96,12 @@ def save_model(
                 write_json(folder / hf.GENERATION, special)
             write_json(folder / hf.CONFIG, fields)
         shapes = {name: shape for name, (*_, shape) in expected.items()}
-        _write_weights(folder, shapes, read, dtype, shard_bytes)
+        write_weights(folder, shapes, read, dtype, shard_bytes)
 
     if distributed.is_primary():
         files.write_directory(target, write)
     else:
-        for name in expected:  # in the order of _write_weights
+        for name in expected:  # in the order of write_weights
             read(name)
 
 
@@ -140,7 +140,7 @@ def export_model(
 
     def write(folder: pathlib.Path) -> None:
         write_like(folder, source, model_config, dtype)
-        _write_weights(folder, shapes, read, dtype, shard_bytes)
+        write_weights(folder, shapes, read, dtype, shard_bytes)
 
     files.write_directory(target, write)
 
@@ -150,7 +150,7 @@ def export_model(
 # ------------------------------------------------------------------------------------------------
 
 
-def _write_weights(
+def write_weights(
     folder: pathlib.Path,
     shapes: dict[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
