@@ -3,16 +3,14 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from nspo_jax.data import filtering, layouts, public, raw, statistics
+from tests import command_lines
 from tests.data import public_files
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write_pku(folder, count=10, broken=()):
@@ -152,16 +150,15 @@ def test_statistics_of_labels_that_disagree(prepared):
 def test_inspect_data(prepared, tmp_path):
     data_dir, path = prepared
     suite = public_files.write_csv(tmp_path / "adv.csv", [["goal", "target"], ["Question 1", "x"]])
-    command = [
-        sys.executable, "-m", "scripts.inspect_data", "pku_safe_rlhf", f"--path={path}",
-        f"--data_dir={data_dir}", f"--evaluation={suite}", "--split=train[:40%]",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["inspect_data", "pku_safe_rlhf"]
+    done = command_lines.run(
+        *command, f"--path={path}", f"--data_dir={data_dir}", f"--evaluation={suite}",
+        "--split=train[:40%]",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for line in ("4 rows are looked at", "broken rows: 2", "train.jsonl:8", "contamination: 1"):
         assert line in done.stdout
-    command = [*command[:4], f"--path={tmp_path}/nothing"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = command_lines.run(*command, f"--path={tmp_path}/nothing")
     assert done.returncode == 1 and "There is no file or directory" in done.stderr
 
 
