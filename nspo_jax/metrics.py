@@ -13,7 +13,6 @@ import pathlib
 import time
 
 import jax
-import tensorboardX
 
 from nspo_jax import distributed, files
 
@@ -40,6 +39,8 @@ class MetricsWriter:
         else:
             self._path.write_text("")
         self._file = self._path.open("a", buffering=1)
+        import tensorboardX  # here: it imports torch where that is installed, two seconds
+
         self._events = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=step + 1 if step else None
         )

@@ -44,6 +44,7 @@ def child(workdir: str) -> None:
 
     Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
     """
+    sys.modules["torch"] = None  # tensorboardX would import it: two seconds a process
     from nspo_jax.rl import batches
     from scripts import launch, train
 
