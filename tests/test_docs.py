@@ -59,13 +59,14 @@ COMMANDS = [(page.name, *command) for page in PAGES for command in commands(page
 @pytest.fixture(scope="module")
 def flags_of():
     """Script -> the names of its flags, as its --help lists them."""
-    names = sorted({name for _, name, _ in COMMANDS})
-    answers = command_lines.run([(name, ["--help"]) for name in names])
-    assert all(answer.code == 0 for answer in answers)
-    return {
-        name: set(re.findall(r"^  (?:-\w,)?--(?:\[no\])?(\w+)", answer.out, re.MULTILINE))
-        for name, answer in zip(names, answers, strict=True)
-    }
+    found = {}
+    for name in sorted({name for _, name, _ in COMMANDS}):
+        answer = command_lines.run(name, "--help")
+        assert answer.returncode == 0, answer.stderr
+        found[name] = set(
+            re.findall(r"^  (?:-\w,)?--(?:\[no\])?(\w+)", answer.stdout, re.MULTILINE)
+        )
+    return found
 
 
 def anchors(page: pathlib.Path) -> set[str]:
