@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import tensorboardX
 
 from nspo_jax import distributed, files, wandb_run
 
@@ -57,6 +56,8 @@ class MetricsWriter:
         else:
             self._path.write_text("")
         self._file = self._path.open("a", buffering=1)
+        import tensorboardX  # here: it imports torch where that is installed, two seconds
+
         self._events = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=step + 1 if step else None
         )

@@ -108,7 +108,8 @@ def run(
         absl_logging.set_verbosity(absl_logging.ERROR)
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "runs/.jax_cache")
         jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
             check_outputs()
             if "coordinator" in flags.FLAGS and not flags.FLAGS.dry_run:

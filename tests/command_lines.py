@@ -1,9 +1,11 @@
-"""Runs many command lines of the scripts in little time: what they import is imported once.
+"""Runs command lines of the scripts in little time: what they import is imported once.
 
-As a program it reads [[name, [argument, ...]], ...] as JSON from its standard input, runs each in a
-fork of itself, and prints [[exit status, stdout, stderr], ...].
+As a program it imports that, reads [name, [argument, ...], stdin, environment] as a line of JSON
+from its standard input, runs it in a fork of itself, and answers [exit status, stdout, stderr].
 """
 
+import atexit
+import functools
 import json
 import os
 import pathlib
@@ -20,28 +22,49 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 class Answer(NamedTuple):
     """What a command line came to: its exit status and what it printed."""
 
-    code: int
-    out: str
-    err: str
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def run(lines: list[tuple[str, list[str]]]) -> list[Answer]:
-    """Runs `python -m scripts.NAME ARGUMENT...` for each line, from the repository's root."""
-    done = subprocess.run(
+def run(name: str, *arguments, stdin: str = "", **environment: str) -> Answer:
+    """Runs `python -m scripts.NAME ARGUMENT...` from the repository's root."""
+    server = _server()
+    print(json.dumps([name, [*map(str, arguments)], stdin, environment]), file=server.stdin)
+    server.stdin.flush()
+    answer = server.stdout.readline()
+    assert answer, f"the process that forks ended with status {server.wait(60)}"
+    return Answer(*json.loads(answer))
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    """One for each process of the tests; it ends with that, when its input does."""
+    server = subprocess.Popen(
         [sys.executable, __file__],
-        cwd=ROOT, input=json.dumps(lines), capture_output=True, text=True, timeout=300,
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [Answer(*answer) for answer in json.loads(done.stdout)]
+
+    def end():
+        server.stdin.close()
+        server.wait(60)
+        server.stdout.close()
+
+    atexit.register(end)
+    return server
 
 
-def _fork(name: str, arguments: list[str]) -> Answer:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+def _fork(name: str, arguments: list[str], stdin: str, environment: dict[str, str]) -> Answer:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, \
+            tempfile.TemporaryFile() as err:  # fmt: skip
+        given.write(stdin.encode())
+        given.seek(0)
         child = os.fork()
         if not child:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
+            for number, file in enumerate((given, out, err)):
+                os.dup2(file.fileno(), number)
+            os.environ.update(environment)
             os._exit(_code(name, arguments))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = []
@@ -70,4 +93,5 @@ if __name__ == "__main__":
     import nspo_jax.dry_run.plan  # noqa: F401 what the scripts have in common, and no flags
     import scripts.launch  # noqa: F401
 
-    print(json.dumps([_fork(name, arguments) for name, arguments in json.load(sys.stdin)]))
+    for line in sys.stdin:
+        print(json.dumps(_fork(*json.loads(line))), flush=True)

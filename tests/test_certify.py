@@ -1,19 +1,15 @@
 """The command that certifies a directory: a micro policy, float32 and as bfloat16."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from configs import tiny
 from nspo_jax import base_model, models, nullspace, sharding
-from tests import runs
+from tests import command_lines, runs
 from tests.nullspace import test_artifacts as artifacts
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 2,
     "model.num_heads": 2, "model.num_kv_heads": 2, "pretraining.steps": 2,
@@ -78,11 +74,9 @@ def test_completions_are_the_base_s_own_by_seed(made):
 
 
 def run(flags, policy, *more):
-    command = [sys.executable, "-m", "scripts.certify", "--config=configs/tiny.py:nspo", *flags]
-    return subprocess.run(
-        [*command, f"--policy={policy}", *map(str, more)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    return command_lines.run(
+        "certify", "--config=configs/tiny.py:nspo", *flags, f"--policy={policy}", *more
+    )
 
 
 def test_a_policy_gets_its_certificate(made):
@@ -144,14 +138,14 @@ def test_a_policy_is_of_its_base_s_architecture(made, tmp_path):
 
 def test_an_export_with_feedback_is_asked_for_in_full(made):
     directory, base, _ = made
-    command = [sys.executable, "-m", "scripts.export_hf", "--rounding=feedback"]
+    command = ["export_hf", "--rounding=feedback"]
     command += ["--dtype=bfloat16", f"--policy={directory / 'policy'}"]
     command += [f"--output={directory / 'out'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = command_lines.run(*command)
     assert done.returncode == 1 and "needs --projectors and --base" in done.stderr
     (projectors,) = (directory / "seed_0/projectors").iterdir()
     command += [f"--projectors={projectors}", f"--base={directory / 'base'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = command_lines.run(*command)
     assert done.returncode == 0 and "Most of that is in free directions" in done.stdout, done.stderr
     models.export_model(directory / "policy", directory / "plain", dtype="bfloat16")
     policy, plain, fed = (

@@ -44,6 +44,10 @@ def child(workdir: str) -> None:
 
     Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
     """
+    sys.modules["torch"] = None  # which tensorboardX imports if it is there: two seconds a process
+    import tensorboardX  # noqa: F401
+
+    del sys.modules["torch"]
     from nspo_jax.rl import batches
     from scripts import launch, train
 

@@ -12,6 +12,7 @@ import pytest
 
 from nspo_jax import models
 from nspo_jax.data import chat, text_stream
+from tests import command_lines
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -22,10 +23,7 @@ def tinystories(shared_data):
 
 
 def run(*arguments, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.generate", *map(str, arguments)],
-        cwd=ROOT, input=stdin, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return command_lines.run("generate", *arguments, stdin=stdin)
 
 
 def test_greedy_texts_are_the_recorded_ones(tinystories):

@@ -134,7 +134,8 @@ def answers(place):
         (name, [argument.replace("HERE", str(place)) for argument in arguments])
         for name, arguments, _ in MISTAKES
     ]
-    return command_lines.run([*lines, *((name, ["--help"]) for name in SCRIPTS)])
+    lines.extend((name, ["--help"]) for name in SCRIPTS)
+    return [command_lines.run(name, *arguments) for name, arguments in lines]
 
 
 @pytest.mark.parametrize("index", range(len(MISTAKES)))

@@ -14,6 +14,7 @@ import pytest
 from configs.sweeps import tiny_arms
 from nspo_jax import settings
 from scripts import processes, sweep_runs
+from tests import command_lines
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GRID = {"calibration.rank_rule": ["energy(0.05)", "fixed(4)+mlp/in=fixed(3)"], "rl.clip": [0.1]}
@@ -260,7 +261,7 @@ launch.run(sweep.main)
 
 
 def command_line(tmp_path, program, *arguments):
-    command = [sys.executable, *program, f"--workdir={tmp_path}", *arguments]
+    command = [sys.executable, "-c", program, f"--workdir={tmp_path}", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -269,7 +270,7 @@ def test_runs_in_processes_are_collected_into_one_table(tmp_path):
         "--config=configs/sweeps/tiny_grid.py", "--parallel=2", "--retries=1",
         "--config.arms=nspo+nspo_replay",
     )  # fmt: skip
-    done = command_line(tmp_path, ["-c", STUB.format(fail=False)], *arguments)
+    done = command_line(tmp_path, STUB.format(fail=False), *arguments)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "table.md").read_text().splitlines()[2:]
     assert len(rows) == 12
@@ -279,7 +280,7 @@ def test_runs_in_processes_are_collected_into_one_table(tmp_path):
 
 def test_runs_that_were_given_up_are_named(tmp_path):
     arguments = ("--config=configs/sweeps/tiny_grid.py", "--parallel=2", "--retries=1")
-    done = command_line(tmp_path, ["-c", STUB.format(fail=True)], *arguments)
+    done = command_line(tmp_path, STUB.format(fail=True), *arguments)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = "nspo,rank_rule=energy(0.1),learning_rate=0.001 at seed 0: exit status 3"
     assert f"1 of 6 runs did not finish:\n  {last}" in done.stderr
@@ -287,5 +288,5 @@ def test_runs_that_were_given_up_are_named(tmp_path):
 
 def test_retries_need_processes(tmp_path):
     arguments = ("--config=configs/sweeps/demo.py", "--retries=3")
-    done = command_line(tmp_path, ["-m", "scripts.sweep"], *arguments)
+    done = command_lines.run("sweep", f"--workdir={tmp_path}", *arguments)
     assert done.returncode == 1 and "--retries is 3 without --parallel" in done.stderr

@@ -3,16 +3,14 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from nspo_jax.data import filtering, layouts, public, raw, statistics
+from tests import command_lines
 from tests.data import public_files
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write_pku(folder, count=10, broken=()):
@@ -152,16 +150,15 @@ def test_statistics_of_labels_that_disagree(prepared):
 def test_inspect_data(prepared, tmp_path):
     data_dir, path = prepared
     suite = public_files.write_csv(tmp_path / "adv.csv", [["goal", "target"], ["Question 1", "x"]])
-    command = [
-        sys.executable, "-m", "scripts.inspect_data", "pku_safe_rlhf", f"--path={path}",
-        f"--data_dir={data_dir}", f"--evaluation={suite}", "--split=train[:40%]",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["inspect_data", "pku_safe_rlhf"]
+    done = command_lines.run(
+        *command, f"--path={path}", f"--data_dir={data_dir}", f"--evaluation={suite}",
+        "--split=train[:40%]",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for line in ("4 rows are looked at", "broken rows: 2", "train.jsonl:8", "contamination: 1"):
         assert line in done.stdout
-    command = [*command[:4], f"--path={tmp_path}/nothing"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = command_lines.run(*command, f"--path={tmp_path}/nothing")
     assert done.returncode == 1 and "There is no file or directory" in done.stderr
 
 
@@ -192,8 +189,8 @@ def test_the_version_is_raised_with_the_records(tmp_path):
 def real(shared_data, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("real")
 
-    def load(name, *folders, split="", columns=None):
-        paths = [str(shared_data / folder) for folder in folders]
+    def load(name, *files, split="", columns=None):
+        paths = [str(shared_data / file) for file in files]
         return public.load(name, data_dir, split, paths=paths, columns=columns)
 
     return load
@@ -216,10 +213,11 @@ def test_real_pairs(real, shared_data):
 
 
 def test_real_beavertails(real, shared_data):
-    loaded = real("beavertails", "beavertails")
+    path = "beavertails/beavertails_30k_test_first1000.jsonl"
+    loaded = real("beavertails", path)
     assert loaded.splits == {"30k_test": 1000} and loaded.problems.total == 0
-    assert len(real("beavertails", "beavertails", split="30k_test[:40%]").rows) == 400
-    text = next((shared_data / "beavertails").glob("*.jsonl")).read_text()
+    assert len(real("beavertails", path, split="30k_test[:40%]").rows) == 400
+    text = (shared_data / path).read_text()
     assert sum(row.is_safe for row in loaded.rows) == text.count('"is_safe": true')
     for name in ("privacy_violation", "self_harm", "violence,aiding_and_abetting,incitement"):
         assert sum(name in row.category for row in loaded.rows) == text.count(f'"{name}": true')
@@ -227,8 +225,20 @@ def test_real_beavertails(real, shared_data):
     assert len(unique) == 945 and len({row.prompt for row in loaded.rows}) == 946
 
 
+# Files and no folders, here and in every test: a folder may get more files.
+GENERAL = [
+    "gsm8k/test.jsonl", "gsm8k/train_first1000.jsonl",
+    "mmlu/original/high_school_chemistry_dev.csv", "mmlu/original/high_school_chemistry_test.csv",
+    *(f"mmlu/with_header/{subject}_{split}.csv"
+      for subject in ("abstract_algebra", "college_computer_science",
+                      "high_school_mathematics", "world_religions")
+      for split in ("dev", "test")),
+    "arc/ARC-Challenge-Dev.jsonl", "humaneval/HumanEval.jsonl.gz", "ifeval/input_data.jsonl",
+]  # fmt: skip
+
+
 def test_real_general_questions(real):
-    loaded = real("general", "gsm8k", "mmlu", "arc", "humaneval", "ifeval")
+    loaded = real("general", *GENERAL)
     assert loaded.problems.total == 0
     counts = {}
     for row in loaded.rows:
@@ -245,8 +255,10 @@ def test_real_general_questions(real):
 
 def test_real_safety_prompts(real):
     loaded = real(
-        "safety_prompts", "advbench", "harmbench", "strongreject", "xstest/xstest_prompts.csv"
-    )
+        "safety_prompts", "advbench/harmful_behaviors.csv",
+        "harmbench/harmbench_behaviors_text_all.csv", "harmbench/harmbench_behaviors_text_val.csv",
+        "strongreject/strongreject_dataset.csv", "xstest/xstest_prompts.csv",
+    )  # fmt: skip
     assert loaded.problems.total == 0
     assert loaded.splits == {
         "advbench": 520, "harmbench": 400, "harmbench_validation": 80, "strongreject": 313,

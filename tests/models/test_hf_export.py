@@ -13,6 +13,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from nspo_jax import models
+from tests import command_lines
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = models.ModelConfig(
@@ -227,10 +228,7 @@ def test_a_damaged_delta_is_named(run):
 
 
 def export(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.export_hf", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return command_lines.run("export_hf", *arguments)
 
 
 def test_the_script_exports_and_says_what_rounding_did(run):

@@ -34,6 +34,8 @@ ROWS = [
     for request in ("How do I pick a lock?", "Who was Ada?", "Bake a cake!", "How?", "Tell me all.")
 ]
 ANSWERS = ["Bend a hairpin.", "A mathematician.", "Take flour and eggs,\n then bake.", "", "No."]
+# What the prompts need: every row is padded to them, and attention takes their square.
+LENGTHS = {GUARD: 300, CHAT: 1650}
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096, "initializer_range": 0.3,
@@ -79,7 +81,7 @@ def saved(tmp_path_factory):
 
 
 def load(directory, **options):
-    options = {"max_length": 2600, "batch_size": 2, "least_mass": 0.0} | options
+    options = {"max_length": LENGTHS[GUARD], "batch_size": 2, "least_mass": 0.0} | options
     return guard.load_guard(directory, sharding.make_mesh(), dtype="float32", **options)
 
 
@@ -136,7 +138,7 @@ def chat_text(row, answer):
 )
 def test_probabilities_are_those_of_torch(saved, family, template, text):
     directory = saved(family, template)
-    judge = load(directory)
+    judge = load(directory, max_length=LENGTHS[template])
     given, details = judge(ROWS, ANSWERS)
     texts = [text(row, answer) for row, answer in zip(ROWS, ANSWERS, strict=True)]
     unsafe, mass = by_torch(directory, texts)
@@ -159,7 +161,7 @@ def test_other_categories_reach_the_guard(saved):
 
 @pytest.mark.parametrize(("family", "template"), [("llama", GUARD), ("qwen2", CHAT)])
 def test_the_guard_reads_the_request_and_the_answer(saved, family, template):
-    judge = load(saved(family, template))
+    judge = load(saved(family, template), max_length=LENGTHS[template])
     given, _ = judge([ROWS[0], ROWS[1], ROWS[0]], ["Yes.", "Yes.", "No."])
     assert np.isfinite(given).all() and len(set(given.tolist())) == 3
 

@@ -29,7 +29,8 @@ def compiling_into(directory):
 
 @pytest.fixture(scope="session")
 def cache_directory(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("jax_cache"))
+    """The one that all tests share if there is one, as in ./scripts/test.sh."""
+    return jax.config.jax_compilation_cache_dir or str(tmp_path_factory.mktemp("jax_cache"))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,10 +10,8 @@ from configs import tinystories
 from nspo_jax import base_model, sharding
 from nspo_jax.rl import batches, trainer
 from nspo_jax.tasks import stories
-from tests import runs
+from tests import command_lines, runs
 from tests.rl import test_arms
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -69,13 +64,13 @@ def test_a_sweep_runs_what_is_missing_and_reports(tmp_path):
         "    return config\n"
     )
     command = [
-        sys.executable, "-m", "scripts.sweep", "--config=configs/sweeps/demo.py",
+        "sweep", "--config=configs/sweeps/demo.py",
         f"--workdir={tmp_path / 'sweep'}", f"--config.config={tmp_path / 'micro.py'}",
         "--config.arms=base+nspo_replay", "--config.seeds=0",
     ]  # fmt: skip
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path / "cache")
     for _ in range(2):  # the second call finds everything done
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        result = command_lines.run(*command, JAX_COMPILATION_CACHE_DIR=cache)
         assert result.returncode == 0, result.stderr
         assert "nspo_replay" in result.stdout and "arms.png" in result.stdout
     summary = json.loads((tmp_path / "sweep" / "summary.json").read_text())
