@@ -33,6 +33,17 @@ class Options(NamedTuple):
     top_p: float = 1.0
 
 
+def check_options(options: Options, max_length: int) -> None:
+    """Raises ValueError for options that mean nothing, or leave no room for a prompt."""
+    sampling.check_options(options.temperature, options.top_k, options.top_p)
+    if not 0 < options.max_new_tokens < max_length:
+        raise ValueError(
+            f"{options.max_new_tokens} new tokens are asked for (max_gen_toks), and the model has "
+            f"{max_length} positions for prompt and answer together; expected from 1 to "
+            f"{max_length - 1}. Set max_gen_toks in generation_kwargs of the task's file."
+        )
+
+
 def answer(
     programs: programs_lib.Programs,
     tokenizer: transformers.PreTrainedTokenizerBase,
@@ -57,16 +68,10 @@ def answer(
       told: called with the number of prompts that have just been answered.
 
     Raises:
-      ValueError: for an empty prompt, options that mean nothing, or no room for a prompt.
+      ValueError: for an empty prompt; as `check_options`.
     """
-    sampling.check_options(options.temperature, options.top_k, options.top_p)
+    check_options(options, programs.config.max_length)
     room = programs.config.max_length - options.max_new_tokens
-    if room < 1 or options.max_new_tokens < 1:
-        raise ValueError(
-            f"The task asks for {options.max_new_tokens} new tokens (max_gen_toks), and the model "
-            f"has {programs.config.max_length} positions for prompt and answer together; expected "
-            "from 1 to fewer than those. Set max_gen_toks in the task's generation_kwargs."
-        )
     if not all(prompts):
         raise ValueError("A prompt has no token; expected one at least to continue from.")
     cut = [list(prompt[-room:]) for prompt in prompts]
@@ -108,9 +113,7 @@ def _answer_batch(programs, tokenizer, prompts, seeds, options: Options, count: 
             ended = ids[row][-1] in options.stop_ids
             said = ids[row][:-1] if ended else ids[row]  # a mark need not be a special token
             texts[row] = tokenizer.decode(said, skip_special_tokens=True)
-            done[row] = ended or any(
-                stop in texts[row] for stop in options.stop_strings
-            )
+            done[row] = ended or any(stop in texts[row] for stop in options.stop_strings)
         if done.all():
             break
     return texts

@@ -1,8 +1,8 @@
-"""A model of this package in EleutherAI's lm-evaluation-harness: its tasks, in process, without torch.
+"""A model of this package in EleutherAI's lm-evaluation-harness, in process and without torch.
 
 Values agree with lm-eval's own `hf` adapter on the same directory in float32, because contexts are
-split, cut and begun in the same way. Two things are stricter here: ids that end a turn always end an
-answer, and options of `generation_kwargs` that nothing here reads are refused.
+split, cut and begun in the same way. Two things are stricter here: ids that end a turn always end
+an answer, and options of `generation_kwargs` that nothing here reads are refused.
 
 This module needs the extra `eval`; `lm_eval` imports torch in its own models alone.
 """
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jinja2
@@ -129,8 +129,9 @@ class HarnessLM(lm_eval_model.TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
-        return cast(int, self.tokenizer.eos_token_id)
+        """What ends a text: eos, or else what ends a turn."""
+        eos = self.tokenizer.eos_token_id
+        return self._form.end_id if eos is None else eos
 
     @property
     def prefix_token_id(self) -> int:
@@ -203,8 +204,8 @@ class HarnessLM(lm_eval_model.TemplateLM):
             rest = [message for message in chat_history if message["role"] != "system"]
             if len(rest) == len(chat_history):
                 raise ValueError(
-                    f"The chat template of {self._name} refuses a conversation: {error}. Correct it "
-                    "in tokenizer_config.json or chat_template.jinja, or leave out "
+                    f"The chat template of {self._name} refuses a conversation: {error}. Correct "
+                    "it in tokenizer_config.json or chat_template.jinja, or leave out "
                     "--apply_chat_template."
                 ) from error
             _tell_no_system(self._name)
@@ -222,16 +223,12 @@ class HarnessLM(lm_eval_model.TemplateLM):
         """(log p, whether greedy decoding gives it) of each (texts, context, continuation)."""
         pairs = [scoring.Pair(context, ending) for _, context, ending in requests]
         with self._bar(len(pairs), "log-likelihoods", "request") as bar:
-            return [
-                tuple(score)
-                for score in scoring.score_pairs(
-                    self.programs, pairs, batch=self.batch_size, told=bar.update
-                )
-            ]
+            scores = scoring.score_pairs(
+                self.programs, pairs, batch=self.batch_size, told=bar.update
+            )
+        return [(score.logprob, score.greedy) for score in scores]
 
-    def loglikelihood_rolling(
-        self, requests: list[Any], disable_tqdm: bool = False
-    ) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """log p of whole texts in nats, in windows of the model's context where they are longer."""
         windows, owners = [], []
         for number, request in enumerate(requests):
@@ -258,7 +255,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
         """
         groups: dict[answering.Options, list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(self._options(request.args[1]), []).append(number)
+            groups.setdefault(read_options(request.args[1], self._form), []).append(number)
         texts = [""] * len(requests)
         with self._bar(len(requests), "answers", "request") as bar:
             for options, numbers in groups.items():
@@ -273,37 +270,44 @@ class HarnessLM(lm_eval_model.TemplateLM):
                     )
         return texts
 
-    def _options(self, given: dict[str, Any]) -> answering.Options:
-        """lm-eval's generation_kwargs, read as its other adapters read them."""
-        read = dict(lm_eval_models.normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
-        unread = {
-            name: value
-            for name, value in read.items()
-            if name not in _DRAWING and value != _NEUTRAL.get(name, value is None)
-        }
-        if unread:
-            raise ValueError(
-                f"generation_kwargs has {unread}, which nothing here reads; expected "
-                f"{', '.join(sorted(_DRAWING))}. Leave the others out of the task's file."
-            )
-        eos = self.tokenizer.decode([self.eot_token_id])
-        stops = lm_eval_models.handle_stop_sequences(read["until"], eos=eos)
-        # special tokens have no text to look for
-        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
-        ids = {added[stop] for stop in stops if stop in added}
-        sampled = bool(read["do_sample"])
-        return answering.Options(
-            tuple(stop for stop in stops if stop),
-            tuple(sorted({*self._form.stop_ids, *ids})),
-            read["max_gen_toks"],
-            float(read.get("temperature", 1.0)) if sampled else 0.0,
-            int(read.get("top_k") or 0) if sampled else 0,
-            float(read.get("top_p") or 1.0) if sampled else 1.0,
-        )
-
     def _bar(self, total: int, what: str, unit: str) -> progress.Bar:
         shown = self._progress and distributed.is_primary()
         return progress.Bar(total=total, desc=what, unit=unit, disable=not shown)
+
+
+def read_options(given: dict[str, Any], form: chat.ChatFormat) -> answering.Options:
+    """lm-eval's generation_kwargs, read as its other adapters read them.
+
+    Raises:
+      ValueError: for one that nothing here reads.
+    """
+    read: dict[str, Any] = dict(lm_eval_models.normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
+    unread = {
+        name: value
+        for name, value in read.items()
+        if name not in _DRAWING and value not in (None, _NEUTRAL.get(name))
+    }
+    if unread:
+        raise ValueError(
+            f"generation_kwargs has {unread}, which nothing here reads; expected "
+            f"{', '.join(sorted(_DRAWING))}. Leave the others out of the task's file."
+        )
+    tokenizer: Any = form.tokenizer
+    end = tokenizer.eos_token_id
+    eos = None if end is None else tokenizer.decode([end])
+    stops = lm_eval_models.handle_stop_sequences(read["until"], eos=eos)
+    # special tokens have no text to look for
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    ids = {added[stop] for stop in stops if stop in added}
+    sampled = bool(read["do_sample"])
+    return answering.Options(
+        tuple(stop for stop in stops if stop),
+        tuple(sorted({*form.stop_ids, *ids})),
+        read["max_gen_toks"],
+        float(read.get("temperature", 1.0)) if sampled else 0.0,
+        int(read.get("top_k") or 0) if sampled else 0,
+        float(read.get("top_p") or 1.0) if sampled else 1.0,
+    )
 
 
 def check_template(form: chat.ChatFormat, name: str) -> None:

@@ -112,9 +112,7 @@ def _group(pairs: Sequence[Pair], limit: int) -> tuple[list[_Row], list[_Row]]:
             single += members
             continue
         most = _MOST_TOKENS if longest == 1 else _MOST_ENDINGS
-        shared += [
-            _Row(context, members[i : i + most]) for i in range(0, len(members), most)
-        ]
+        shared += [_Row(context, members[i : i + most]) for i in range(0, len(members), most)]
     return shared, [
         _Row([*pairs[i].context, *pairs[i].continuation][-(limit + 1) :], [i]) for i in single
     ]
