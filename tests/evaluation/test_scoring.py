@@ -71,7 +71,9 @@ def test_thousands_of_lengths_need_few_shapes_and_the_longest_come_first():
     rng = np.random.default_rng(1)
     programs = Recorder(max_length=2048)
     pairs = [
-        scoring.Pair([9] * int(rng.integers(10, 1500)), [8] * int(rng.integers(1, 30)))
+        scoring.Pair(
+            rng.integers(0, 99, rng.integers(10, 1500)).tolist(), [8] * rng.integers(1, 30)
+        )
         for _ in range(3000)
     ]
     scoring.score_pairs(programs, pairs, batch=8)
