@@ -19,7 +19,8 @@ def shared_data():
 
 # whole runs, child processes, comparisons with torch: what `./scripts/test.sh --fast` leaves out
 SLOW = {
-    "evaluation/test_harness.py", "models/test_families.py", "models/test_hf_export.py", "models/test_transformer.py",
+    "evaluation/test_harness.py",
+    "models/test_families.py", "models/test_hf_export.py", "models/test_transformer.py",
     "nullspace/test_calibration.py", "nullspace/test_certificate.py", "nullspace/test_theory.py",
     "rewards/test_guard.py", "rewards/test_remote_serving.py", "rl/test_arms.py",
     "rl/test_dpo.py", "rl/test_interruptions.py", "rl/test_judging.py", "rl/test_lagrangian.py",
