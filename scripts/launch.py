@@ -26,7 +26,7 @@ _config_kinds: list[str] = []
 _outputs: list[tuple[flags.FlagHolder, bool]] = []
 
 
-def define_config(kind: str = "run") -> flags.FlagHolder:
+def define_config(kind: str = "run", *, required: bool = True) -> flags.FlagHolder:
     """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides.
 
     `kind`: of `config_files.CONFIG_KINDS`, what the config is of.
@@ -38,7 +38,8 @@ def define_config(kind: str = "run") -> flags.FlagHolder:
         )
     except flags.Error as error:  # it reads --flagfile
         _refuse(str(error))
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
     _config_kinds.append(kind)
     return holder
 
@@ -71,10 +72,12 @@ def check_outputs() -> None:
             run_directory.check_directory(path, f"--{holder.name}")
 
 
-def define_processes() -> None:
+def define_processes(*, dry_run: bool = True) -> None:
     """The flags of a script that several processes run together: see `nspo_jax.distributed`.
 
     Such a script also takes SIGTERM for a preemption: it saves, and its exit status is 0.
+
+    `dry_run`: it has a flag of this name.
     """
     flags.DEFINE_string("coordinator", None, "host:port of process 0, to start processes by hand.")
     flags.DEFINE_integer(
@@ -82,9 +85,10 @@ def define_processes() -> None:
         "and GKE are recognised.", lower_bound=1,
     )  # fmt: skip
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
-    flags.DEFINE_bool(
-        "dry_run", False, "Compile for virtual devices, print memory and work, and stop."
-    )
+    if dry_run:
+        flags.DEFINE_bool(
+            "dry_run", False, "Compile for virtual devices, print memory and work, and stop."
+        )
 
 
 def run(
@@ -112,7 +116,8 @@ def run(
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
             check_outputs()
-            if "coordinator" in flags.FLAGS and not flags.FLAGS.dry_run:
+            dry = "dry_run" in flags.FLAGS and flags.FLAGS.dry_run
+            if "coordinator" in flags.FLAGS and not dry:
                 _join_processes()
             main(*argv[1:])
         except preemption.PreemptedError as stop:

@@ -19,6 +19,7 @@ def shared_data():
 
 # whole runs, child processes, comparisons with torch: what `./scripts/test.sh --fast` leaves out
 SLOW = {
+    "evaluation/test_harness.py",
     "models/test_families.py", "models/test_gguf.py", "models/test_gguf_tokenizer.py",
     "models/test_hf_export.py", "models/test_transformer.py",
     "nullspace/test_calibration.py", "nullspace/test_certificate.py", "nullspace/test_theory.py",

@@ -1,0 +1,338 @@
+"""A model of this package in EleutherAI's lm-evaluation-harness, in process and without torch.
+
+Values agree with lm-eval's own `hf` adapter on the same directory in float32, because contexts are
+split, cut and begun in the same way. Two things are stricter here: ids that end a turn always end
+an answer, and options of `generation_kwargs` that nothing here reads are refused.
+
+This module needs the extra `eval`; `lm_eval` imports torch in its own models alone.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jinja2
+from lm_eval import utils as lm_eval_utils
+from lm_eval.api import model as lm_eval_model
+from lm_eval.models import utils as lm_eval_models
+import numpy as np
+
+from nspo_jax import distributed, model_files, models, progress, sharding
+from nspo_jax.data import chat, template
+from nspo_jax.evaluation import answering, scoring
+from nspo_jax.evaluation import programs as programs_lib
+from nspo_jax.models import architecture
+
+DEFAULT_NEW_TOKENS = 256  # where a task does not say; hf's
+BATCH_PER_SHARD = 8
+_DRAWING = {"do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks"}
+# values of further generation_kwargs that change nothing
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1}
+_log = logging.getLogger(__name__)
+
+
+def open_model(
+    directory: str | pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    dtype: str = "float32",
+    batch: int | None = None,
+    progress: bool = True,
+) -> "HarnessLM":
+    """Loads a Hugging Face directory or a delta for lm-eval. Collective.
+
+    Args:
+      directory: of any supported family, with its tokenizer.
+      mesh: the model is laid out over it.
+      dtype: of weights and activations: float32 or bfloat16.
+      batch: see `HarnessLM`, like progress.
+      progress: show bars.
+
+    Raises:
+      FileNotFoundError, ValueError: as `models.load_model` and `chat.load_format`.
+    """
+    chat_format = load_format(directory)
+    model_config, params = models.load_model(
+        directory,
+        dtype=np.dtype(dtype),
+        shardings=functools.partial(sharding.shardings, mesh),
+    )
+    model_config = dataclasses.replace(model_config, compute_dtype=dtype)
+    return HarnessLM(
+        model_config, params, chat_format, mesh, directory, batch=batch, progress=progress
+    )
+
+
+def load_format(directory: str | pathlib.Path) -> chat.ChatFormat:
+    """A directory's tokenizer, template and stop ids, without its weights.
+
+    Raises:
+      FileNotFoundError: the directory or its tokenizer is missing.
+      ValueError: a file is damaged, or the model is a classifier.
+    """
+    model_config = models.load_config(directory)
+    if model_config.head != "logits":
+        raise ValueError(
+            f"{directory} is a classifier: it gives a score and no probabilities of tokens. Give "
+            "a language model's directory."
+        )
+    chat_format = chat.load_format(directory)
+    return dataclasses.replace(chat_format, chat=bool(chat_format.tokenizer.chat_template))
+
+
+class HarnessLM(lm_eval_model.TemplateLM):
+    """A decoder of `nspo_jax.models` as lm-eval's language model.
+
+    Ids that the tokenizer lacks keep their logits, as in `hf`; everywhere else in this package they
+    have no probability.
+
+    Args:
+      model_config: a language model's.
+      params: its parameters, on the mesh.
+      form: its tokenizer, chat template and stop ids.
+      mesh: spreads the rows of every batch.
+      name: what the model is called: its directory.
+      batch: rows a batch, a multiple of the mesh's shards; None: `BATCH_PER_SHARD` for each.
+      progress: show bars.
+
+    Raises:
+      ValueError: for a batch that does not divide over the mesh.
+    """
+
+    def __init__(
+        self,
+        config: architecture.ModelConfig,
+        params: Any,
+        chat_format: chat.ChatFormat,
+        mesh: jax.sharding.Mesh,
+        name: str | pathlib.Path,
+        *,
+        batch: int | None = None,
+        progress: bool = True,
+    ):
+        super().__init__()
+        config = dataclasses.replace(config, absent_ids=())
+        self.programs = programs_lib.Programs(config, params, mesh)
+        self.tokenizer: Any = chat_format.tokenizer
+        self.batch_size = BATCH_PER_SHARD * self.programs.shards if batch is None else batch
+        if self.batch_size < 1:
+            raise ValueError(f"The batch size is {batch}; expected a positive number of rows.")
+        sharding.check_batch(mesh, self.batch_size, "The batch")
+        self._form, self._name, self._progress = chat_format, str(name), progress
+
+    @property
+    def max_length(self) -> int:
+        """Positions for context and continuation together."""
+        return self.programs.model_config.max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text: eos, or else what ends a turn."""
+        eos = self.tokenizer.eos_token_id
+        return self._form.end_id if eos is None else eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context: BOS, or else what ends a text."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in lm-eval's cache of requests."""
+        return self._name.replace("/", "__")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids of a text, with BOS once where the tokenizer writes it.
+
+        Args:
+          string: the text.
+          add_special_tokens: None: what the tokenizer does by itself, and nothing where the text
+            begins with BOS already, as a chat template's does.
+          **kwargs: of lm-eval; there are none.
+
+        Raises:
+          ValueError: for an id that the model's embedding has no row for.
+        """
+        if add_special_tokens is None:
+            given = string.startswith(self._prefix)
+            ids = self.tokenizer.encode(string, **({"add_special_tokens": False} if given else {}))
+        else:
+            ids = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        rows = self.programs.model_config.vocab_size
+        if max(ids, default=0) >= rows:
+            raise ValueError(
+                f"A text has the token {self.tokenizer.convert_ids_to_tokens(max(ids))!r} "
+                f"({max(ids)}), and the model's embedding has {rows} rows (vocab_size): "
+                f"{string[:80]!r}. Take the tokenizer that belongs to these weights."
+            )
+        return ids
+
+    @functools.cached_property
+    def _prefix(self) -> str:
+        return self.tokenizer.decode([self.prefix_token_id])
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the template writes it; a last message of the assistant goes on.
+
+        A template without a system role gets the conversation without its system message, which is
+        logged, as in `hf`. A date that the model was trained with is kept.
+
+        Raises:
+          ValueError: there is no template, or it refuses the conversation.
+        """
+        check_template(self._form, self._name)
+
+        def apply(history: list[dict[str, str]]) -> str:
+            return self.tokenizer.apply_chat_template(
+                history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                chat_template=template.pin(self.tokenizer, self._form.date),
+            )
+
+        try:
+            return apply(chat_history)
+        except jinja2.TemplateError as error:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise ValueError(
+                    f"The chat template of {self._name} refuses a conversation: {error}. Correct "
+                    "it in tokenizer_config.json or chat_template.jinja, or leave out "
+                    "--apply_chat_template."
+                ) from error
+            _tell_no_system(self._name)
+            return apply(rest)
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """See lm-eval; its own bar over the tokenizer's work is off."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """(log p, whether greedy decoding gives it) of each (texts, context, continuation)."""
+        pairs = [scoring.Pair(context, ending) for _, context, ending in requests]
+        with self._bar(len(pairs), "log-likelihoods", "request") as bar:
+            scores = scoring.score_pairs(
+                self.programs, pairs, batch=self.batch_size, told=bar.update
+            )
+        return [(score.logprob, score.greedy) for score in scores]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p of whole texts in nats, in windows of the model's context where they are longer."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            for window in lm_eval_utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                windows.append((None, *lm_eval_utils.make_disjoint_window(window)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        scores = self._loglikelihood_tokens(windows)
+        for number, (logprob, _) in zip(owners, scores, strict=True):
+            totals[number] += logprob
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """An answer to each (prompt, generation_kwargs), without the stop string that ends it.
+
+        Raises:
+          ValueError: for generation_kwargs that nothing here reads; as `answering.answer`.
+        """
+        groups: dict[answering.Options, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(read_options(request.args[1], self._form), []).append(number)
+        texts = [""] * len(requests)
+        with self._bar(len(requests), "answers", "request") as bar:
+            for options, numbers in groups.items():
+                prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
+                found = answering.answer(
+                    self.programs, self.tokenizer, prompts, options,
+                    batch=self.batch_size, seeds=numbers, told=bar.update,
+                )  # fmt: skip
+                for number, text in zip(numbers, found, strict=True):
+                    texts[number] = lm_eval_models.postprocess_generated_text(
+                        text, list(options.stop_strings), None
+                    )
+        return texts
+
+    def _bar(self, total: int, what: str, unit: str) -> progress.Bar:
+        shown = self._progress and distributed.is_primary()
+        return progress.Bar(total=total, desc=what, unit=unit, disable=not shown)
+
+
+def read_options(given: dict[str, Any], chat_format: chat.ChatFormat) -> answering.Options:
+    """lm-eval's generation_kwargs, read as its other adapters read them.
+
+    Raises:
+      ValueError: for one that nothing here reads.
+    """
+    read: dict[str, Any] = dict(lm_eval_models.normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
+    unread = {
+        name: value
+        for name, value in read.items()
+        if name not in _DRAWING and value not in (None, _NEUTRAL.get(name))
+    }
+    if unread:
+        raise ValueError(
+            f"generation_kwargs has {unread}, which nothing here reads; expected "
+            f"{', '.join(sorted(_DRAWING))}. Leave the others out of the task's file."
+        )
+    tokenizer: Any = chat_format.tokenizer
+    end = tokenizer.eos_token_id
+    eos = None if end is None else tokenizer.decode([end])
+    stops = lm_eval_models.handle_stop_sequences(read["until"], eos=eos)
+    # special tokens have no text to look for
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    ids = {added[stop] for stop in stops if stop in added}
+    sampled = bool(read["do_sample"])
+    return answering.Options(
+        tuple(stop for stop in stops if stop),
+        tuple(sorted({*chat_format.stop_ids, *ids})),
+        read["max_gen_toks"],
+        float(read.get("temperature", 1.0)) if sampled else 0.0,
+        int(read.get("top_k") or 0) if sampled else 0,
+        float(read.get("top_p") or 1.0) if sampled else 1.0,
+    )
+
+
+def check_template(chat_format: chat.ChatFormat, name: str) -> None:
+    """Raises ValueError unless the tokenizer has a chat template."""
+    if not chat_format.tokenizer.chat_template:
+        raise ValueError(
+            f"{name} has no chat template, and --apply_chat_template needs one. Put it in "
+            "tokenizer_config.json or chat_template.jinja, or leave out the flag."
+        )
+
+
+def check_generation_config(directory: str | pathlib.Path) -> None:
+    """Warns of what generation_config.json does to `hf`'s greedy answers and not to these."""
+    path = pathlib.Path(directory) / "generation_config.json"
+    given = model_files.read_optional_json(path)
+    penalty = given.get("repetition_penalty", 1.0)
+    if penalty not in (None, 1.0):
+        _log.warning(
+            "%s has repetition_penalty=%s, which lm-eval's hf applies to answers and nothing here "
+            "does: answers can differ", path, penalty,
+        )  # fmt: skip
+
+
+@functools.cache
+def _tell_no_system(name: str) -> None:
+    _log.warning("the chat template of %s has no system role: system messages are left out", name)

@@ -1,0 +1,251 @@
+"""What a harness asks of a language model on a mesh: four compiled programs, in every process.
+
+Process 0 decides what is computed; the others run the same programs on the same arrays, since each
+process holds a part of the model. With one process nothing travels.
+"""
+
+import functools
+import json
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+
+from nspo_jax import distributed, sharding
+from nspo_jax.models import architecture, generation, heads, logprobs, transformer
+from nspo_jax.models import cache as cache_lib
+
+_NAMES = ("score_rows", "score_shared", "begin", "advance")
+_END = "end"
+_HEADER_BYTES = 2048
+
+
+class Programs:
+    """A language model's programs; `ask` runs one of them in every process. Collective.
+
+    Attributes:
+      model_config: the model's.
+      mesh: spreads the rows of every batch.
+    """
+
+    def __init__(
+        self, config: architecture.ModelConfig, params: transformer.Params, mesh: jax.sharding.Mesh
+    ):
+        self.model_config, self.mesh = config, mesh
+        self._params = params
+        self._decoding: generation.Decoding | None = None
+
+    @property
+    def shards(self) -> int:
+        """How many rows every batch is a multiple of."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def ask(self, name: str, *arrays: np.ndarray, **options: Any) -> Any:
+        """Runs a method of this class in every process; host arrays in and out.
+
+        Args:
+          name: score_rows, score_shared, begin or advance.
+          *arrays: of the method, on the host; their rows are a multiple of `shards`.
+          **options: of the method: numbers.
+        """
+        if distributed.several():
+            forms = [(array.shape, str(array.dtype)) for array in arrays]
+            _broadcast_text(json.dumps([name, forms, options]))
+            for array in arrays:
+                multihost_utils.broadcast_one_to_all(_bytes(array))
+        return self._run(name, arrays, options)
+
+    def follow(self) -> None:
+        """Runs what process 0 asks for, until `end`: what every other process does meanwhile."""
+        while True:
+            name, forms, options = json.loads(_broadcast_text(""))
+            if name == _END:
+                return
+            arrays = []
+            for shape, dtype in forms:
+                empty = np.zeros(shape, dtype)
+                raw = np.asarray(multihost_utils.broadcast_one_to_all(_bytes(empty)))
+                arrays.append(raw.astype(np.uint8).view(dtype).reshape(shape))
+            self._run(name, arrays, options)
+
+    def end(self) -> None:
+        """Ends `follow` in the other processes."""
+        if distributed.several():
+            _broadcast_text(json.dumps([_END, [], {}]))
+
+    def _run(self, name: str, arrays: Any, options: dict[str, Any]) -> Any:
+        if name not in _NAMES:
+            raise ValueError(f"There is no program {name!r}; expected one of {', '.join(_NAMES)}.")
+        with jax.set_mesh(self.mesh):
+            placed = sharding.shard_batch(self.mesh, tuple(arrays))
+            return distributed.fetch(getattr(self, name)(*placed, **options))
+
+    def score_rows(self, tokens: jax.Array, mask: jax.Array, targets: jax.Array) -> Any:
+        """Scores the ends of rows.
+
+        Args:
+          tokens: int32 [rows, time], left-padded, without each row's last token.
+          mask: bool [rows, time].
+          targets: int32 [rows, count]: what follows the last `count` tokens.
+
+        Returns:
+          log p of each target, float32 [rows, count] in nats, and the most likely token in its
+          place, int32 [rows, count].
+        """
+        return _score_rows(self.model_config, self._params, tokens, mask, targets)
+
+    def score_shared(
+        self, tokens: jax.Array, mask: jax.Array, endings: jax.Array, endings_mask: jax.Array
+    ) -> Any:
+        """Scores several endings of each row; the row is computed once.
+
+        Args:
+          tokens: int32 [rows, time], left-padded.
+          mask: bool [rows, time].
+          endings: int32 [rows, endings, count], right-padded.
+          endings_mask: bool, same shape.
+
+        Returns:
+          As `score_rows`, both [rows, endings, count].
+        """
+        return _score_shared(self.model_config, self._params, tokens, mask, endings, endings_mask)
+
+    def begin(self, tokens: jax.Array, mask: jax.Array, *, slots: int) -> Any:
+        """Reads prompts, int32 and bool [rows, time], left-padded; the cache has so many slots."""
+        self._decoding = None  # the former batch's memory is free before the next is taken
+        self._decoding = _begin(self.model_config, self._params, tokens, mask, slots=slots)
+        return ()
+
+    def advance(
+        self, done: jax.Array, seeds: jax.Array, *, slots: int, stop_ids: list[int], **options: Any
+    ) -> Any:
+        """Draws up to `steps` further tokens of the prompts that `begin` read.
+
+        Args:
+          done: bool [rows], rows that have their answer.
+          seeds: int32 [rows], of each row's drawing.
+          slots: of the cache from now on; no fewer than before.
+          stop_ids: end a row.
+          **options: steps, temperature, top_k and top_p, as in `generation.generate`.
+
+        Returns:
+          tokens int32 and whether each is real, bool, both [rows, steps].
+        """
+        state, self._decoding = self._decoding, None
+        if state is None:
+            raise ValueError("advance was asked for before begin: there is no prompt.")
+        if slots > state.cache.valid.shape[1]:
+            state = state._replace(cache=_grow(state.cache, slots=slots))
+        self._decoding, drawn = _advance(
+            self.model_config, self._params, state, done, seeds, stop_ids=tuple(stop_ids), **options
+        )
+        return drawn
+
+
+def _candidates(
+    config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """log p of candidates [rows, time, k] behind states [rows, time, d], and the best token."""
+    name = "embed" if config.tie_embeddings else "head"
+    head = params | sharding.gather({name: params[name]}, config.compute_dtype)
+
+    def score(hidden: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = heads.logits(config, head, hidden)
+        each = jax.vmap(logprobs.token_logprobs, in_axes=(None, -1), out_axes=-1)
+        return each(logits, ids), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return heads.map_positions(config, score, hidden, ids)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_rows(config, params, tokens, mask, targets):
+    hidden = transformer.forward(config, params, tokens, mask).hidden[:, -targets.shape[1] :]
+    found, best = _candidates(config, params, hidden, targets[..., None])
+    return found[..., 0], best
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_shared(config, params, tokens, mask, endings, endings_mask):
+    rows, count, length = endings.shape
+    # the cache holds as many slots as the longer of the two needs: see transformer.forward
+    cache = jax.lax.optimization_barrier(
+        cache_lib.empty_cache(config, rows, max(tokens.shape[1], length))
+    )
+    out = transformer.forward(config, params, tokens, mask, cache)
+    assert out.cache is not None  # one was given
+    first, best = _candidates(config, params, out.hidden[:, -1:], endings[:, None, :, 0])
+    first, best = first[:, 0, :, None], jnp.repeat(best[:, :, None], count, axis=1)
+    if length == 1:
+        return first, best
+    flat, flat_mask = endings.reshape(-1, length), endings_mask.reshape(-1, length)
+    past = cache_lib.repeat_cache(out.cache, count)
+    hidden = transformer.forward(config, params, flat[:, :-1], flat_mask[:, :-1], past).hidden
+    rest, rest_best = _candidates(config, params, hidden, flat[:, 1:, None])
+    return (
+        jnp.concatenate([first, rest[..., 0].reshape(rows, count, -1)], axis=-1),
+        jnp.concatenate([best, rest_best.reshape(rows, count, -1)], axis=-1),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def _begin(config, params, tokens, mask, *, slots):
+    params = sharding.gather(params, config.compute_dtype)
+    new = slots - tokens.shape[1]
+    return generation.prefill(config, params, tokens, mask, samples=1, max_new_tokens=new)
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def _grow(cache: cache_lib.Cache, *, slots: int) -> cache_lib.Cache:
+    def grow(array, axis):
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, slots - array.shape[axis])
+        return sharding.shard_rows(jnp.pad(array, widths), axis - 1)
+
+    return cache._replace(
+        keys=grow(cache.keys, 2), values=grow(cache.values, 2), valid=grow(cache.valid, 1)
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "steps", "stop_ids", "temperature", "top_k", "top_p"),
+    donate_argnames="state",
+)
+def _advance(config, params, state, done, seeds, *, steps, stop_ids, temperature, top_k, top_p):
+    params = sharding.gather(params, config.compute_dtype)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), seeds)
+
+    def running(carry):
+        count, state, _ = carry
+        return (count < steps) & ~jnp.all(state.done)
+
+    def step(carry):
+        count, state, output = carry
+        after, (token, _, live) = generation.decode(
+            config, params, state, keys,
+            stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        tokens, lives = output
+        return count + 1, after, (tokens.at[:, count].set(token), lives.at[:, count].set(live))
+
+    empty = (jnp.zeros((len(done), steps), jnp.int32), jnp.zeros((len(done), steps), bool))
+    state = state._replace(done=state.done | done)
+    _, state, drawn = jax.lax.while_loop(running, step, (jnp.int32(0), state, empty))
+    return state, drawn
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _broadcast_text(text: str) -> str:
+    """Process 0's text, in every process. Collective."""
+    raw = text.encode()
+    if len(raw) > _HEADER_BYTES:
+        raise ValueError(f"A request to other processes has {len(raw)} bytes: {text[:200]}")
+    line = np.zeros(_HEADER_BYTES, np.uint8)
+    line[: len(raw)] = np.frombuffer(raw, np.uint8)
+    shared = np.asarray(multihost_utils.broadcast_one_to_all(line)).astype(np.uint8)
+    return shared.tobytes().rstrip(b"\0").decode()

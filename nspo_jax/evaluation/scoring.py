@@ -1,0 +1,176 @@
+"""log p of continuations behind contexts, as lm-eval asks for it: of many pairs of token rows.
+
+Pairs are sorted by length, longest first, and go through few compiled shapes: lengths are rounded
+up to `bucket`s and every batch has the same number of rows. Where several continuations have one
+context, as the choices of a question do, the context is computed once.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nspo_jax.evaluation import programs as programs_lib
+
+# Of one context in one batch: endings of one token cost no pass of their own.
+_MOST_ENDINGS, _MOST_TOKENS = 8, 64
+
+
+class Pair(NamedTuple):
+    """A context and a continuation, token ids of each, not empty."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+class Score(NamedTuple):
+    """logprob: of the whole continuation, in nats; greedy: every token of it was the likeliest."""
+
+    logprob: float
+    greedy: bool
+
+
+class _Row(NamedTuple):
+    """What one row of a batch computes: tokens, and which pairs it scores."""
+
+    tokens: Sequence[int]
+    pairs: list[int]
+
+
+def bucket(length: int, limit: int) -> int:
+    """The padded length of a row: 16, 32, ... 128, 160, ... 256, 320, ..., at most `limit`."""
+    step = max(16, 2 ** math.ceil(math.log2(max(length, 1))) // 8)
+    return min(-(-length // step) * step, limit)
+
+
+def score_pairs(
+    programs: programs_lib.Programs,
+    pairs: Sequence[Pair],
+    *,
+    batch: int,
+    told: Callable[[int], Any] = lambda count: None,
+) -> list[Score]:
+    """Scores each continuation behind its context.
+
+    What is longer than the model's context is cut on the left, as lm-eval's `hf` does: of
+    max_length + 1 tokens, the last is predicted and not read.
+
+    Args:
+      programs: the model's.
+      pairs: any number of them.
+      batch: rows a batch, a multiple of the mesh's shards.
+      told: called with the number of pairs that have just been scored.
+
+    Raises:
+      ValueError: for an empty context or continuation, or a continuation that is longer than the
+        model's context.
+    """
+    limit = programs.model_config.max_length
+    for pair in pairs:
+        if not pair.context or not 0 < len(pair.continuation) <= limit:
+            raise ValueError(
+                f"A context of {len(pair.context)} and a continuation of {len(pair.continuation)} "
+                f"tokens; expected at least one each, and a continuation within the {limit} of the "
+                "model's context. Shorten or leave out that document of the task."
+            )
+    shared, single = _group(pairs, limit)
+    scores: list[Score | None] = [None] * len(pairs)
+    for rows, arrays, name in (
+        *_shared_batches(pairs, shared, limit, batch, programs.shards),
+        *_single_batches(pairs, single, limit, batch),
+    ):
+        logprobs, best = programs.ask(name, *arrays)
+        count = 0
+        for place, row in enumerate(rows):
+            for turn, index in enumerate(row.pairs):
+                ids = np.asarray(pairs[index].continuation)
+                at = (place, turn, slice(len(ids)))
+                if name == "score_rows":
+                    at = (place, slice(logprobs.shape[1] - len(ids), None))
+                greedy = bool(np.all(best[at] == ids))
+                scores[index] = Score(float(np.sum(logprobs[at], dtype=np.float64)), greedy)
+                count += 1
+        told(count)
+    return [score for score in scores if score is not None]
+
+
+def _group(pairs: Sequence[Pair], limit: int) -> tuple[list[_Row], list[_Row]]:
+    """Rows with several endings, and rows of one pair each, whose tokens are the whole row's."""
+    contexts: dict[tuple[int, ...], list[int]] = {}
+    single = []
+    for index, (context, continuation) in enumerate(pairs):
+        if len(context) + len(continuation) > limit + 1:  # cut on the left, each in its own place
+            single.append(index)
+        else:
+            contexts.setdefault(tuple(context), []).append(index)
+    shared = []
+    for context, members in contexts.items():
+        longest = max(len(pairs[index].continuation) for index in members)
+        # with a short context a pass of its own, padded on its own, costs more than it saves
+        if len(members) == 1 or (longest > 1 and len(context) < longest):
+            single += members
+            continue
+        most = _MOST_TOKENS if longest == 1 else _MOST_ENDINGS
+        shared += [_Row(context, members[i : i + most]) for i in range(0, len(members), most)]
+    return shared, [
+        _Row([*pairs[i].context, *pairs[i].continuation][-(limit + 1) :], [i]) for i in single
+    ]
+
+
+def _power(count: int) -> int:
+    """The smallest power of two that is no smaller."""
+    return 1 << (count - 1).bit_length()
+
+
+def _single_batches(pairs, rows: list[_Row], limit: int, batch: int):
+    """(rows, arrays of `Programs.score_rows`, its name), longest first."""
+
+    def size(row: _Row) -> tuple[int, int]:
+        length = bucket(len(row.tokens) - 1, limit)
+        return length, min(_power(len(pairs[row.pairs[0]].continuation)), length)
+
+    rows = sorted(rows, key=size, reverse=True)
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        length = size(part[0])[0]
+        count = max(size(row)[1] for row in part)
+        tokens = np.zeros((batch, length), np.int32)
+        mask = np.zeros((batch, length), bool)
+        targets = np.zeros((batch, count), np.int32)
+        for place, row in enumerate(part):
+            ending = pairs[row.pairs[0]].continuation
+            tokens[place, length - len(row.tokens) + 1 :] = row.tokens[:-1]
+            mask[place, length - len(row.tokens) + 1 :] = True
+            targets[place, count - len(ending) :] = ending
+        yield part, (tokens, mask, targets), "score_rows"
+
+
+def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int):
+    """(rows, arrays of `Programs.score_shared`, its name), longest first."""
+
+    def size(row: _Row) -> tuple[int, int, int]:
+        longest = max(len(pairs[index].continuation) for index in row.pairs)
+        length = bucket(len(row.tokens), limit)
+        return length, min(_power(longest), limit), _power(len(row.pairs))
+
+    rows = sorted(rows, key=size, reverse=True)
+    while rows:
+        length, longest, endings = size(rows[0])
+        # endings are rows of the second pass: no more of them than a batch has
+        count = batch if longest == 1 else max(batch // endings // shards, 1) * shards
+        part, rows = rows[:count], rows[count:]
+        longest = max(size(row)[1] for row in part)
+        endings = max(size(row)[2] for row in part)
+        tokens = np.zeros((count, length), np.int32)
+        mask = np.zeros((count, length), bool)
+        ids = np.zeros((count, endings, longest), np.int32)
+        ids_mask = np.zeros((count, endings, longest), bool)
+        for place, row in enumerate(part):
+            tokens[place, length - len(row.tokens) :] = row.tokens
+            mask[place, length - len(row.tokens) :] = True
+            for turn, index in enumerate(row.pairs):
+                ending = pairs[index].continuation
+                ids[place, turn, : len(ending)] = ending
+                ids_mask[place, turn, : len(ending)] = True
+        yield part, (tokens, mask, ids, ids_mask), "score_shared"
