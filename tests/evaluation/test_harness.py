@@ -68,7 +68,9 @@ def both(tmp_path_factory, request):
             chat.build_tokenizer(WORDS).save_pretrained(directory)
             rng = np.random.default_rng(0)
             texts = [" ".join(rng.choice(WORDS, count)) for count in (3, 9, 20, 5, 1)]
-            made[name] = theirs(directory), ours(directory), texts
+            # given: AutoTokenizer would read a Qwen's words with Qwen's own class, and find none
+            words = chat.build_tokenizer(WORDS)
+            made[name] = theirs(directory, tokenizer=words), ours(directory), texts
         return made[name]
 
     return get
