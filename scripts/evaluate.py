@@ -7,8 +7,8 @@
         --lm_eval_tasks=configs/lm_eval --lm_eval_data=DATA --output=runs/scores
 
 With --config the scores are unsafe rate, over-refusal, capability and drift from the base model.
-Without --policy it is the base model that is evaluated. --samples prints that many completions of
-every set, to see with one's own eyes.
+Without --policy the script evaluates the base model. --samples prints so many completions of every
+set, for a look at the answers themselves.
 
 With --model no config is needed: PATH is a base model, a policy, an export, or a delta. The names
 are tasks, groups or tags of lm-eval (pip install -e '.[eval]'), which downloads their data; those
@@ -54,7 +54,7 @@ launch.define_processes(dry_run=False)
 
 
 def main() -> None:
-    """Evaluates and prints."""
+    """Evaluates a model, and prints its scores."""
     if (MODEL.value is None) == (CONFIG.value is None):
         raise ValueError(
             "Expected one of --model and --config: --model=DIR --lm_eval=TASK,... for lm-eval's "
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def by_task() -> None:
-    """Scores a policy by the task of its config."""
+    """Scores a policy by the task of its config, and prints samples and scores."""
     unread = [flag.name for flag in (TASKS, FOLDER, DATA, LIMIT, SHOTS, OUTPUT) if flag.value]
     if unread:
         raise ValueError(f"--{unread[0]} goes with --model=DIR, and --config is given instead.")
