@@ -46,7 +46,7 @@ STARTS: list[float] = []  # the time at which each layer was asked for
 class RandomSource:
     """A `models.LayerSource` of random weights, the same at every call."""
 
-    config: models.ModelConfig
+    model_config: models.ModelConfig
 
     def part(self, name: str) -> dict:
         """Draws the embedding or the final norm."""

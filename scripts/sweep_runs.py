@@ -23,7 +23,7 @@ class Run:
     Attributes:
       name: its arm and grid point, which name a row of the table for all seeds.
       seed: its seed.
-      settings: its whole config.
+      settings: all its settings.
       directory: its workdir.
       command: the command that runs it, anywhere.
     """
