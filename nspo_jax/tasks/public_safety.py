@@ -9,7 +9,6 @@ are left out; the log counts them and gives the reason.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import hashlib
 import logging
 import pathlib
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nspo_jax import models, rewards, settings
-from nspo_jax.data import chat, filtering, layouts, public, sources, split
+from nspo_jax.data import chat, division, filtering, layouts, public, sources, split
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.tasks import task
 
@@ -184,7 +183,7 @@ def _draw(rows: list[Conversation], count: int, seed: int) -> list[Conversation]
 
 
 def _is_held_out(row: Conversation) -> bool:
-    return hashlib.sha256(row.prompt.encode()).digest()[0] < HELD_OUT_SHARE * 256
+    return division.is_held_out(row.prompt, HELD_OUT_SHARE)
 
 
 def _some(rows: list[Conversation], name: str) -> list[Conversation]:

@@ -12,11 +12,11 @@ A prompt takes at most 14 tokens with its chat template, an answer at most 9 wit
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import hashlib
 import itertools
 
 import numpy as np
 
+from nspo_jax.data import division
 from nspo_jax.data.conversation import Conversation
 
 GENERAL_FAMILIES = ("maths", "code", "instruction", "knowledge", "howto")
@@ -29,6 +29,7 @@ MIXTURE = {  # family -> its share of the pretraining text
 REFUSED_SHARE = 0.15  # pretraining refuses this share of harmful prompts, for RL to find refusals
 WRAPPED_SHARE = 0.3  # pretraining wraps this share of harmful and how-to prompts
 PRETRAINING_ROWS = 20000
+EVALUATED_SHARE = 0.3  # the share of general prompts that are evaluated
 CALIBRATION_ROWS = 200  # rows of each general family
 EVALUATION_ROWS = 200  # rows of each evaluated set; smaller spaces are sampled with replacement
 
@@ -203,8 +204,7 @@ class World:
         }
 
     def _is_evaluated(self, row: Conversation) -> bool:
-        digest = hashlib.sha256(f"{self.seed} {row.prompt}".encode()).digest()
-        return digest[0] < 0.3 * 256
+        return division.is_held_out(f"{self.seed} {row.prompt}", EVALUATED_SHARE)
 
     def _draw(self, sets: Sequence[Sequence[Conversation]], count: int, role: int):
         """Draws `count` rows of each set, mixed; with replacement only if the set is smaller."""
