@@ -166,7 +166,7 @@ def check_rows(
             "another token. Take the tokenizer that belongs to these weights, or give the new "
             f"tokens rows with transformers: model.resize_token_embeddings({size})."
         )
-    _tell(
+    _log_once(
         f"{where}: the embedding's {rows} rows (vocab_size) have none for {listed}{more}: texts "
         "that would be read as it are refused"
     )
@@ -215,6 +215,6 @@ def record_date(directory: str | os.PathLike, date: str | None) -> None:
 
 
 @functools.cache
-def _tell(message: str) -> None:
+def _log_once(message: str) -> None:
     """Logs a line once, however often a directory is opened."""
     _log.info("%s", message)

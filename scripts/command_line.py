@@ -48,7 +48,7 @@ def parse(argv: list[str], config_kind: str) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise MistakeError(_words(error, config_kind)) from error
+        raise MistakeError(_explain(error, config_kind)) from error
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if isinstance(value, float) and not math.isfinite(value):
@@ -84,7 +84,7 @@ def _value_of(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _words(error: BaseException, config_kind: str) -> str:
+def _explain(error: BaseException, config_kind: str) -> str:
     """Explains to a person an error that the flags raised."""
     chain = [error]
     while chain[-1].__context__ is not None:
@@ -93,7 +93,7 @@ def _words(error: BaseException, config_kind: str) -> str:
         return _unknown_field(chain, config_kind)
     if isinstance(error, flags.UnrecognizedFlagError):
         return str(error).replace(f"'{error.flagname}'", f"'--{error.flagname}'", 1)
-    parts = [_of_one_flag(line) for line in str(error).splitlines() if line.startswith("flag --")]
+    parts = [_explain_flag(line) for line in str(error).splitlines() if line.startswith("flag --")]
     return " ".join(parts) or str(error)
 
 
@@ -107,7 +107,7 @@ def _unknown_field(chain: list[BaseException], config_kind: str) -> str:
     return f"{words} {listed} lists every field."
 
 
-def _of_one_flag(line: str) -> str:
+def _explain_flag(line: str) -> str:
     """Turns absl's "flag --steps=x: why" into a sentence with the flag's help."""
     match = re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", line)
     if match is None:

@@ -44,7 +44,7 @@ def read(path: str, said_by: str) -> Callable[..., Any]:
     try:
         found = runpy.run_path(path)
     except Exception as error:
-        raise ValueError(_told(error, path, said_by)) from error
+        raise ValueError(_describe_error(error, path, said_by)) from error
     if not callable(found.get("get_config")):
         raise ValueError(
             f"{said_by} is {path!r}, which has no function get_config: a config file defines "
@@ -62,7 +62,7 @@ def call(
     except ValueError:
         raise  # the file itself explains it, such as an unknown arm
     except Exception as error:
-        raise ValueError(_told(error, path, said_by, arm)) from error
+        raise ValueError(_describe_error(error, path, said_by, arm)) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"{said_by} is {path!r}, whose get_config returns {type(config).__name__}; expected an "
@@ -81,7 +81,7 @@ def call(
     return config
 
 
-def _told(error: Exception, path: str, said_by: str, arm: list[str] = ()) -> str:
+def _describe_error(error: Exception, path: str, said_by: str, arm: list[str] = ()) -> str:
     """Describes in words the error that a config file raised, and its line there."""
     place = pathlib.Path(path).resolve()
     lines = [

@@ -125,12 +125,12 @@ def load(
         )
     protected = _draw(protected, len(protected), seed)
     return Prompts(
-        train=_some(rows, "train"),
+        train=_require_rows(rows, "train"),
         calibration=protected[:calibration_rows],
         # the rest comes first: replay repeats calibration's rows only if there are no others
         replay=protected[calibration_rows:] or protected,
-        held_out=_some(_draw(held_out, suite_rows, seed), "held-out general"),
-        suites={name: _some(rows, name) for name, rows in suites.items()},
+        held_out=_require_rows(_draw(held_out, suite_rows, seed), "held-out general"),
+        suites={name: _require_rows(rows, name) for name, rows in suites.items()},
     )
 
 
@@ -186,7 +186,7 @@ def _is_held_out(row: Conversation) -> bool:
     return division.is_held_out(row.prompt, HELD_OUT_SHARE)
 
 
-def _some(rows: list[Conversation], name: str) -> list[Conversation]:
+def _require_rows(rows: list[Conversation], name: str) -> list[Conversation]:
     if not rows:
         raise ValueError(
             f"No {name} prompts are left: all are too long, or are evaluation prompts. Raise "
