@@ -79,7 +79,7 @@ class WandbRun:
             )  # fmt: skip
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands finite values to the library, which joins rows of a step and waits for no server."""
+        """Hands finite values to the library, which joins rows of a step and awaits no server."""
         if self._run is None or step < self._next:
             return
         try:
