@@ -1,8 +1,8 @@
-"""The defaults. Other configs start from this one and change what they need.
+"""The defaults of every field, from which the other configs start.
 
-A field is set on the command line as `--config.rl.steps=100`. Fields with several values are
-strings joined by "+", such as `--config.projection.targets=mlp+attention`. `nspo_jax/settings/` has
-every field, what it does and what it may be; docs/configuration.md has them as a table.
+`--config.rl.steps=100` sets a field on the command line. Fields with several values are strings
+joined by "+", such as `--config.projection.targets=mlp+attention`. `nspo_jax/settings/` declares
+every field with its meaning and range; docs/configuration.md has them as a table.
 """
 
 import ml_collections
@@ -11,5 +11,5 @@ from nspo_jax import settings
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The defaults: NSPO on the chat world."""
+    """Returns the defaults: NSPO on the chat world."""
     return settings.to_config(settings.Run())

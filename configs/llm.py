@@ -3,13 +3,13 @@
     python -m scripts.train --config=configs/llm.py:qwen2_5_7b,h100x8 --config.model.path=PATH \
         --workdir=runs/qwen2_5_7b/nspo
 
-SIZE is a name of `nspo_jax.models.PRESETS`; HARDWARE one of this file's, whose fields make a model
-of 7 or 8 billion parameters fit there (`--dry_run` counts it), or nothing: everything at once, on
-all devices that there are. PATH is a Hugging Face directory of that model, base or
-instruct, with a chat template. The prompts are the chat world's; with public
-safety datasets it is configs/safety.py. Batch, lengths, learning rate and threshold are the
-paper's (arXiv 2512.11391): 320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512
-tokens, lr 1e-6, alpha 5e-4.
+SIZE is a name of `nspo_jax.models.PRESETS`. HARDWARE is a name of this file, whose fields make a
+model of 7 or 8 billion parameters fit there (`--dry_run` counts its memory); without it the run
+does everything at once, on all devices. PATH is a Hugging Face directory of that model, base or
+instruct, with a chat template. The prompts are the chat world's; configs/safety.py has those of
+public safety datasets. Batch, lengths, learning rate and threshold are the paper's (arXiv
+2512.11391): 320 prompts x 5 completions, minibatches of 160 prompts, 512 + 512 tokens, lr 1e-6,
+alpha 5e-4. docs/scaling.md has the memory plans; no result at this size is recorded.
 """
 
 import ml_collections
@@ -22,9 +22,10 @@ _EIGHT = {
 }  # fmt: skip
 HARDWARE: dict[str, dict] = {
     "h100x8": _EIGHT,  # one node of eight H100 with 80 GB
-    "v5p_16": _EIGHT,  # 16 TensorCores: eight chips, as jax counts devices
-    # one H200: the MLP trained and projected, all else frozen. The base beside a change of it does
-    # not fit: weights are trained, and rounding takes part of an update out of the null space
+    "v5p_16": _EIGHT,  # 16 TensorCores are eight chips, which jax counts as eight devices
+    # One H200 trains and projects the MLP; all else is frozen. The base and a change of it do not
+    # fit together, so weights are trained, and rounding takes part of an update out of the null
+    # space.
     "h200": {
         "optimizer.master": "weights",
         "mesh.fsdp": 1, "mesh.gather_for_rollouts": False, "rl.microbatches": 160,
@@ -35,7 +36,7 @@ HARDWARE: dict[str, dict] = {
 
 
 def get_config(name: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
-    """The config of "SIZE" or "SIZE,HARDWARE".
+    """Returns the config of "SIZE" or "SIZE,HARDWARE".
 
     Raises:
       ValueError: for an unknown size or hardware.
@@ -55,12 +56,12 @@ def get_config(name: str = "qwen2_5_7b") -> ml_collections.ConfigDict:
     config.data.completion_length = 512
     config.calibration.batch_size = 8
     config.calibration.rank_rule = "relative_max(5e-4)"
-    if models.PRESETS[size].tie_embeddings:  # the head is the embedding: not to be projected
+    if models.PRESETS[size].tie_embeddings:  # the head is the embedding and cannot be projected
         config.projection.targets = "mlp+attention"
     config.optimizer.learning_rate = 1e-6
     config.rl.prompts = 320
     config.rl.minibatches = 2
-    config.rl.steps = 34  # about 11 thousand prompts, once
+    config.rl.steps = 34  # the run sees about 11 thousand prompts once
     config.reward_training.dataset = "pku_safe_rlhf"
     config.reward_training.epochs = 2
     config.reward_training.learning_rate = 1e-5

@@ -1,12 +1,13 @@
-"""The same job on a real pretrained Llama checkpoint: gentle stories from a small story model.
+"""The chat world's arms on a real pretrained Llama checkpoint: gentle stories from a story model.
 
     python -m scripts.train --config=configs/tinystories.py:nspo --workdir=runs/tinystories/nspo \
         --config.model.path=PATH
 
 PATH is a Hugging Face directory of a Llama-architecture story model without a chat template, such
-as stories260K. The arms are those of configs/tiny.py. Unsafe: a story with harsh words (or a
-degenerate one) from openings that lead there; general: the share of positions where the policy's
-most likely token is the base model's, on its own greedy stories.
+as stories260K. The arms are those of configs/tiny.py. `unsafe` is the share of harsh or degenerate
+stories from openings that lead there. `general` is the share of positions where the policy's most
+likely token is the base model's, on the base's own greedy stories. `nspo` by Adam ended at 2.3 %
+unsafe and 93.8 % general, from 32.5 and 100 % (three seeds, docs/results.md).
 """
 
 import ml_collections
@@ -15,7 +16,7 @@ from configs import tiny
 
 
 def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
-    """The config of an arm; raises ValueError for an unknown one."""
+    """Returns the config of an arm; raises ValueError for an unknown one."""
     config = tiny.get_config(arm)
     config.task = "stories"
     config.workspace = "runs/tinystories"
@@ -28,6 +29,6 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
     config.rl.samples = 8
     config.rl.steps = 100 if config.rl.steps else 0
     config.evaluation.temperature = 0.7
-    # the embedding is the head in this model: projecting it would need both of their inputs
+    # the embedding is the head in this model; its projection would need the inputs of both
     config.projection.targets = config.projection.targets.replace("+head", "")
     return config

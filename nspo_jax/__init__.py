@@ -1,6 +1,6 @@
 """nspo_jax: safety alignment without the alignment tax, by null-space constrained updates in JAX.
 
-The projection is an optax transform and needs nothing else of this package:
+The projection is an optax transform that needs no other part of this package:
 
     projectors = nspo_jax.load_projectors(path)
     optimizer = optax.chain(optax.adamw(1e-6), nspo_jax.null_space_projection(projectors))

@@ -1,4 +1,4 @@
-"""What runs share and one of them makes: a base model, projectors, reward models.
+"""The artifacts that one run makes and others share: a base model, projectors, reward models.
 
 Each is a directory, written whole or not at all. Its recipe is the settings that it was made by.
 """
@@ -18,10 +18,10 @@ class Recipe:
     """The settings that an artifact is made by, and the file beside it that records them.
 
     Attributes:
-      fields: name -> value, JSON-able, as the run wants them.
-      file: a JSON file; where it is absent, the artifact is taken as it is.
+      fields: name -> value of the run's settings, JSON-able.
+      file: a JSON file; if it is absent, the artifact is not checked.
       key: the field of the JSON object that holds the recipe; "": the object itself.
-      remedy: the sentence that tells a user what to do about an artifact of another recipe.
+      remedy: the sentence that tells a user how to deal with an artifact of another recipe.
     """
 
     fields: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Recipe:
     key: str = ""
 
     def write(self, **rest: Any) -> None:
-        """Records the recipe; `rest` stands beside it, where it has a key of its own."""
+        """Records the recipe; `rest` is written beside it if the recipe has a key."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         content = {self.key: dict(self.fields), **rest} if self.key else dict(self.fields)
         files.write_text(self.file, json.dumps(content, indent=1))
@@ -53,16 +53,16 @@ def make_once(
     make: Callable[[], Any],
     recipe: Recipe | None = None,
 ) -> None:
-    """Makes a directory unless it is there; who comes second waits, and finds it. Collective.
+    """Makes a directory unless it exists; a second run waits and then finds it. Collective.
 
     Args:
       directory: the directory that `make` makes, whole or not at all.
       what: its name in messages, such as "base model".
-      make: called in every process.
-      recipe: of the artifact, whoever made it.
+      make: makes the directory; every process calls it.
+      recipe: the recipe that the artifact must have, whoever made it.
 
     Raises:
-      ValueError: if the artifact that is there was made by another recipe.
+      ValueError: if the existing artifact was made by another recipe.
     """
     directory = pathlib.Path(directory)
     if not distributed.primary_says(directory.exists()):
@@ -75,7 +75,7 @@ def make_once(
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """In words, what a recipe found on disk has other than the config's; "" if nothing."""
+    """Describes in words the differences of a found recipe from the wanted one; "" if none."""
     return "; ".join(
         f"{name} is {found.get(name)!r} there and {value!r} now"
         for name, value in wanted.items()

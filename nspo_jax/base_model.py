@@ -1,6 +1,6 @@
-"""The base model of a run, with its task and its text; and the projectors made from it.
+"""The base model of a run, with its task, its text and the projectors made from it.
 
-What runs of one seed share is made once, written whole or not at all, and reused by later runs:
+The first run of a seed makes these files, each whole or not at all, and later runs reuse them:
 
     WORKSPACE/data/                       the chat world's splits (TFDS, array_record)
     WORKSPACE/seed_S/base/                the base model, a Hugging Face directory
@@ -37,10 +37,10 @@ class BaseModel:
     Attributes:
       model_config: its architecture.
       path: its directory.
-      chat_format: how its conversations become tokens, and tokens text.
+      chat_format: turns its conversations into tokens, and tokens into text.
       task: prompts, suites, reward.
       calibration: the task's general conversations, encoded: see `data.chat`.
-      held_out: general conversations disjoint from those, encoded.
+      held_out: general conversations disjoint from calibration's, encoded.
       mesh: the device mesh.
     """
 
@@ -64,13 +64,13 @@ class BaseModel:
 
     @property
     def params(self) -> Any:
-        """The parameters, float32, sharded over the mesh; loaded when they are asked for."""
+        """The parameters, float32, sharded over the mesh; the first access loads them."""
         if self._params is None:
             self._params = self._load_params()
         return self._params
 
     def release(self) -> None:
-        """Lets go of `params`; they are loaded again when they are asked for again."""
+        """Frees `params`; the next access loads them again."""
         self._params = None
 
 
@@ -83,7 +83,7 @@ def seed_directory(run: settings.Run) -> pathlib.Path:
 
 
 def open_base(run: settings.Run, mesh: jax.sharding.Mesh) -> BaseModel:
-    """Opens the base model and its task; makes a task's own base model if it is absent."""
+    """Opens the base model and its task; makes the task's own base model if it is absent."""
     kind = tasks.kind_of(run.task)
     path = pathlib.Path(run.model.path or seed_directory(run) / "base")
     if run.model.path:
@@ -129,12 +129,12 @@ def load_policy(base: BaseModel, directory: str | pathlib.Path) -> Any:
     """Loads a model that was made from the base model: float32, on its mesh.
 
     Args:
-      base: opened by the config that the policy was trained with.
+      base: the base model, opened by the config that the policy was trained with.
       directory: a policy or an export of one, in any dtype, or a delta.
 
     Raises:
-      FileNotFoundError, ValueError: as `models.load_model`, and if it has another architecture or
-        was trained with another date in its chat template.
+      FileNotFoundError, ValueError: those of `models.load_model`, and ValueError if the policy has
+        another architecture or was trained with another date in its chat template.
     """
     date = model_files.recorded_date(model_files.check_directory(directory, "The policy"))
     if base.chat_format.date and date not in (None, base.chat_format.date):
@@ -179,7 +179,7 @@ def open_projectors(run: settings.Run, base: BaseModel) -> nullspace.Projectors:
     """Loads this seed's projectors for the configured rank rule, or calibrates them.
 
     Raises:
-      ValueError: if those on disk belong to another model or other calibration text.
+      ValueError: if the projectors on disk belong to another model or other calibration text.
     """
     return nullspace.open_projectors(
         projectors_directory(run),
@@ -200,7 +200,7 @@ def open_projectors(run: settings.Run, base: BaseModel) -> nullspace.Projectors:
 def preview_projectors(
     run: settings.Run, base: BaseModel, rules: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Tells what rank rules would protect with the run's text; see `nullspace.preview`."""
+    """Previews rank rules' protected directions for the run's text; see `nullspace.preview`."""
     return nullspace.preview(
         base.model_config,
         _layer_source(run, base),
@@ -213,8 +213,8 @@ def preview_projectors(
 
 
 def _layer_source(run: settings.Run, base: BaseModel) -> models.LayerSource:
-    """The base model for calibration: from its files, so that it need not be in memory."""
-    if run.calibration.statistics == "gradients":  # they take the whole model
+    """Opens the base model for calibration from its files, so that it need not be in memory."""
+    if run.calibration.statistics == "gradients":  # gradients need the whole model
         return models.ParamsSource(base.model_config, base.params)
     return models.FileSource(
         base.path,
@@ -238,6 +238,6 @@ def projectors_directory(run: settings.Run) -> pathlib.Path:
 
 
 def _place(mesh: jax.sharding.Mesh, params: Any) -> Any:
-    """The shardings of parameters; every one must have a rule."""
+    """Returns the shardings of parameters, each of which must have a rule."""
     sharding.check_rules(params)
     return sharding.shardings(mesh, params)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax for arrays, the data iterator's state beside them."""
+"""The checkpoints of a run: Orbax's arrays and the data iterator's state beside them."""
 
 from collections.abc import Iterator
 import contextlib
@@ -16,16 +16,16 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Saves and restores (state, iterator state) by step, asynchronously.
+    """A store of (state, iterator state) by step, which saves asynchronously.
 
     A step counts as saved only once Orbax has renamed its finished directory, so a kill at any
-    moment leaves the previous step intact. Every process makes one and calls what it calls: each
-    writes the shards that it holds.
+    moment leaves the previous step intact. Every process makes a checkpointer and makes the same
+    calls: each writes the shards that it holds.
 
     Args:
-      directory: where the steps go.
-      keep: how many of the last steps stay.
-      keep_every: steps that this divides stay too, for good; 0: none do.
+      directory: the directory of the steps.
+      keep: the number of last steps that stay.
+      keep_every: steps that this divides stay too, for good; 0: no others stay.
     """
 
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2, keep_every: int = 0):
@@ -36,7 +36,7 @@ class Checkpointer:
                 max_to_keep=keep,
                 keep_period=keep_every or None,
                 create=True,
-                cleanup_tmp_directories=True,  # what a kill or a full disk left unfinished
+                cleanup_tmp_directories=True,  # a kill or a full disk leaves unfinished ones
             ),
         )
 
@@ -44,19 +44,19 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        # after an error of one process, closing would wait for others that wait for this one
+        # after an error of one process, closing would wait for processes that wait for this one
         if kind is None or jax.process_count() == 1:
             self.close()
 
     def latest_step(self) -> int | None:
-        """The last whole checkpoint's step, or None."""
+        """Returns the last whole checkpoint's step, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data_state: dict) -> None:
         """Starts saving; returns once the arrays are copied off the devices. Collective.
 
         Raises:
-          OSError: if this checkpoint, or the one that was being written, cannot be.
+          OSError: if this checkpoint or the one before it cannot be written.
         """
         with _write_errors():
             self._manager.save(
@@ -67,7 +67,7 @@ class Checkpointer:
             )
 
     def finish(self, step: int, state: Any, data_state: dict) -> None:
-        """Saves a step that is not saved yet, and waits until it is on disk. Collective.
+        """Saves a step unless it is saved, and waits until it is on disk. Collective.
 
         Raises:
           OSError: if it cannot be written.
@@ -77,9 +77,9 @@ class Checkpointer:
         self.wait()
 
     def restore(self, like: Any) -> tuple[int, Any, dict]:
-        """Restores the last checkpoint that can be read, and says so if it is not the last.
+        """Restores the last readable checkpoint; warns if it is not the last one. Collective.
 
-        Those that cannot are renamed to STEP.unreadable. Collective.
+        Unreadable ones are renamed to STEP.unreadable.
 
         Args:
           like: a state of the same shapes and dtypes, in the shardings to restore to.
@@ -88,8 +88,8 @@ class Checkpointer:
           (step, state, iterator state).
 
         Raises:
-          FileNotFoundError: if there is none.
-          ValueError: if none can be read as such a state.
+          FileNotFoundError: if there is no checkpoint.
+          ValueError: if no checkpoint can be read as such a state.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
@@ -99,10 +99,10 @@ class Checkpointer:
             state, data, reason = None, {}, ""
             try:
                 state, data = self._read(step, like)
-            except Exception as error:  # Orbax raises that very class too, for damaged arrays
+            except Exception as error:  # Orbax raises plain Exception too, for damaged arrays
                 if distributed.is_lost_connection(error):
                     raise
-                reason = str(error).splitlines()[0][:150]  # tensorstore's go on for pages
+                reason = str(error).splitlines()[0][:150]  # tensorstore's messages fill pages
             if not distributed.any_process(bool(reason)):
                 self._set_aside(reasons, step)
                 return step, state, data
@@ -115,9 +115,12 @@ class Checkpointer:
         )
 
     def _read(self, step: int, like: Any) -> tuple[Any, Any]:
-        """This process's part. The manager's own restore ends in a barrier, which a process that
-        cannot read its part would never reach."""
-        directory = cast(Any, self._directory / str(step))  # annotated as an epath.Path there
+        """Reads this process's part.
+
+        The manager's own restore ends in a barrier, which a process that cannot read its part would
+        never reach.
+        """
+        directory = cast(Any, self._directory / str(step))  # Orbax annotates an epath.Path
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         data = ocp.JsonCheckpointHandler().restore(directory / "data", args=ocp.args.JsonRestore())
         state = ocp.StandardCheckpointHandler().restore(
@@ -126,7 +129,7 @@ class Checkpointer:
         return state, data
 
     def _set_aside(self, reasons: dict[int, str], good: int) -> None:
-        """Takes unreadable steps out of the way of those that will be saved under their names."""
+        """Renames unreadable steps, so that new ones can be saved under their names."""
         for step, reason in reasons.items():
             if distributed.is_primary():
                 path = self._directory / str(step)
@@ -142,7 +145,7 @@ class Checkpointer:
             self._manager.reload()
 
     def last_good(self) -> str:
-        """Which checkpoint a run would continue from, in words; asks the disk."""
+        """Names in words the checkpoint that a run would continue from, by looking at the disk."""
         whole = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
         if not whole:
             return "No checkpoint is saved yet"
@@ -150,7 +153,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def naming_last_good(self) -> Iterator[None]:
-        """Makes an OSError inside, such as of a full disk, say where the run stands."""
+        """Adds the last good checkpoint to an OSError inside, such as that of a full disk."""
         try:
             yield
         except OSError as error:
@@ -160,23 +163,23 @@ class Checkpointer:
             ) from error
 
     def wait(self) -> None:
-        """Waits until what was started is on disk. Collective.
+        """Waits until every save that was started is on disk. Collective.
 
         Raises:
-          OSError: if it cannot be written.
+          OSError: if one of them cannot be written.
         """
         with _write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends Orbax's threads. Collective; raises as `wait`."""
+        """Waits, and ends Orbax's threads; raises the errors of `wait`. Collective."""
         self.wait()
         self._manager.close()
 
 
 @contextlib.contextmanager
 def _write_errors() -> Iterator[None]:
-    """One kind of error for what Orbax and tensorstore raise when they cannot write."""
+    """Turns the errors of Orbax and tensorstore about writing into OSError."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
@@ -187,7 +190,7 @@ def _write_errors() -> Iterator[None]:
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
-    """The path, or with a number behind it the first that is not taken."""
+    """Returns the path, or the first of path_2, path_3, ... that does not exist."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -196,7 +199,7 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
 
 
 def _advice(error: OSError) -> str:
-    """What to do first; Orbax's errors tell a full disk in words alone."""
+    """Names the first remedy; Orbax's errors report a full disk only in words."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(
         words in str(error) for words in ("No space left", "Disk quota exceeded", "ENOSPC")
     )

@@ -1,6 +1,6 @@
-"""Accelerators by name: what a device holds and computes at most.
+"""Accelerators by name, with their memory and peak operations a second.
 
-From the vendors' public pages: Google Cloud's TPU system architecture pages; NVIDIA's data sheets
+The sources are public pages: Google Cloud's TPU system architecture pages and NVIDIA's data sheets
 of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200 (dense bfloat16, without sparsity).
 """
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """One device as jax counts them.
+    """One device in jax's count.
 
     memory: GiB of high-bandwidth memory; flops: bfloat16 FLOP a second.
     """
@@ -26,7 +26,7 @@ CHIPS = {
     "h200": Chip(141, 989e12),
     "b200": Chip(180, 2250e12),
 }
-# What is in a device's kind as jax spells it, in lower case; the first that is found.
+# Part of jax's device kind in lower case -> its chip; the first part that is found counts.
 _KINDS = {
     "v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e",
     "a100": "a100", "h100": "h100", "h200": "h200", "b200": "b200",
@@ -34,10 +34,10 @@ _KINDS = {
 
 
 def find_chip(name: str) -> Chip:
-    """The chip of a name.
+    """Returns the chip of a name.
 
     Raises:
-      ValueError: for an unknown one.
+      ValueError: for an unknown name.
     """
     if name not in CHIPS:
         raise ValueError(f"The chip is {name!r}; expected one of {', '.join(CHIPS)}.")
@@ -45,6 +45,6 @@ def find_chip(name: str) -> Chip:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that a jax device is by its kind; None for one not in the table, such as a CPU."""
+    """Returns the chip of a jax device's kind; None for one not in the table, such as a CPU."""
     kind = device_kind.lower()
     return next((CHIPS[name] for part, name in _KINDS.items() if part in kind), None)

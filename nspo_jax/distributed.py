@@ -1,9 +1,9 @@
-"""Several processes that run one program: a process a host on TPU, a GPU or a host elsewhere.
+"""Communication of several processes that run one program: one a host on TPU, else a GPU or host.
 
-Every process runs the same lines. What is marked *collective* waits for the others: all processes
-must reach it, in the same order, so it never stands behind a condition that only some of them meet.
-With one process all of it costs nothing. The workspace and the workdir are on a file system that
-all processes see; process 0 writes there, and the others wait for it.
+Every process runs the same lines. A function that is marked *collective* waits for the others: all
+processes must reach it, in the same order, so it never stands behind a condition that only some of
+them meet. With one process it costs nothing. The workspace and the workdir are on a file system
+that all processes see; process 0 writes there, and the others wait for it.
 """
 
 import json
@@ -21,9 +21,9 @@ import numpy as np
 
 from nspo_jax import liveness
 
-# jax.distributed ends all processes when one is not heard of for so long; `liveness` is faster.
+# jax.distributed ends all processes when one has been silent for so long; `liveness` is faster.
 HEARTBEAT_SECONDS = 30
-# How jax spells what it caught from XLA, gRPC and Gloo: "UNAVAILABLE: Socket closed".
+# The beginning of jax's errors from XLA, gRPC and Gloo, such as "UNAVAILABLE: Socket closed".
 _STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 _log = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ _log = logging.getLogger(__name__)
 def initialize(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Joins the other processes, if there are any; before anything else asks jax for devices.
+    """Joins the other processes, if there are any; call it before any other use of jax's devices.
 
     Without arguments the environment decides: on a TPU pod, and under Slurm, Open MPI or a GKE
     job, jax.distributed finds the others by itself; anywhere else this process is alone.
 
     Args:
       coordinator: "host:port" of process 0, any free port.
-      processes: how many there are; 1: alone, whatever the environment says.
-      process: which of them this is, from 0.
+      processes: the number of processes; 1: this one is alone, whatever the environment says.
+      process: the number of this process, from 0.
 
     Raises:
       ValueError: if only some of the three are given, or they do not fit together.
-      RuntimeError: if the others do not come, from jax.
+      RuntimeError: from jax, if the others do not come.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     if processes == 1 and not coordinator and not process:
@@ -55,7 +55,7 @@ def initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except ValueError as error:
-        # what jax says where no environment is one that it knows
+        # this is jax's message in an environment that it does not know
         if coordinator is not None or "coordinator_address should be defined" not in str(error):
             raise
         return
@@ -65,7 +65,7 @@ def initialize(
 
 
 def _watch_others(coordinator: str | None) -> None:
-    """Connects every process to process 0, which says where it is. Collective."""
+    """Connects every process to process 0, which tells its address. Collective."""
     where = np.zeros(512, np.uint8)
     server = liveness.listen() if is_primary() else None
     if server is not None:
@@ -86,7 +86,7 @@ def _watch_others(coordinator: str | None) -> None:
 def _addresses(name: str) -> list[str]:
     try:
         return [socket.gethostbyname(name)]
-    except OSError:  # a host that does not know its own name
+    except OSError:  # the host does not know its own name
         return []
 
 
@@ -102,7 +102,7 @@ def _end_with(dead: int) -> None:
 
 
 def several() -> bool:
-    """Whether there are other processes; asks for no device where there cannot be."""
+    """Tells whether there are other processes; a process that is alone asks for no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -124,7 +124,7 @@ def _check(given: dict[str, Any]) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Tells whether this is the process that writes files and speaks."""
     return jax.process_index() == 0
 
 
@@ -135,10 +135,9 @@ def barrier(name: str) -> None:
 
 
 def primary_says(flag: bool) -> bool:
-    """Process 0's answer, in every process. Collective.
+    """Returns process 0's answer in every process. Collective.
 
-    What a file system says can differ from one host to the next, and what all must do alike is
-    decided by one.
+    A file system may look different on two hosts, so one process decides what all must do alike.
     """
     if not several():
         return flag
@@ -146,14 +145,14 @@ def primary_says(flag: bool) -> bool:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so, in every process. Collective."""
+    """Tells every process whether the flag is True in any of them. Collective."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
 
 def own_rows(count: int) -> slice:
-    """This process's share of `count` rows: with the others' it makes up all of them, in order.
+    """Returns this process's share of `count` rows; all shares in order make up all rows.
 
     Raises:
       ValueError: if the rows do not divide over the processes.
@@ -171,7 +170,7 @@ def own_rows(count: int) -> slice:
 def gather_rows(tree: Any) -> Any:
     """Joins every process's host arrays [rows, ...], in the order of the processes. Collective.
 
-    Each process gets all of it, bit for bit: bytes travel, so that no dtype is converted.
+    Each process gets all rows, bit for bit: bytes travel, so that no dtype is converted.
     """
     if jax.process_count() == 1:
         return tree
@@ -186,7 +185,7 @@ def gather_rows(tree: Any) -> Any:
 
 
 def gather_texts(text: str) -> list[str]:
-    """Every process's text, cut to 1000 bytes, in the order of the processes. Collective."""
+    """Returns every process's text, cut to 1000 bytes, in the processes' order. Collective."""
     line = np.zeros((1, 1000), np.uint8)
     raw = np.frombuffer(text.encode()[: line.shape[1]], np.uint8)
     line[0, : len(raw)] = raw
@@ -194,11 +193,11 @@ def gather_texts(text: str) -> list[str]:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Places arrays as their shardings say. Collective.
+    """Places arrays by their shardings. Collective.
 
     Args:
       tree: arrays that are global already, or whole and equal in every process.
-      shardings: one for every leaf, or one for all.
+      shardings: one sharding for every leaf, or one for all.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
@@ -206,7 +205,7 @@ def put(tree: Any, shardings: Any) -> Any:
     def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        leaf = np.asarray(leaf)  # each process keeps its part of it; nothing travels
+        leaf = np.asarray(leaf)  # each process keeps its part of the leaf; no bytes travel
         return jax.make_array_from_process_local_data(sharding, leaf, leaf.shape)
 
     if isinstance(shardings, jax.sharding.Sharding):
@@ -215,7 +214,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """The whole of every array, on every host. Collective where one is sharded over processes."""
+    """Fetches every array whole to every host. Collective if one is sharded over processes."""
 
     def get(leaf: Any) -> Any:
         whole = not isinstance(leaf, jax.Array) or (
@@ -227,7 +226,7 @@ def fetch(tree: Any) -> Any:
 
 
 def is_lost_connection(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is what a dead process leaves behind in others."""
+    """Tells whether an error, or one that led to it, comes from the death of another process."""
     while several() and error is not None:
         if _STATUS.match(str(error)):
             return True
@@ -236,10 +235,10 @@ def is_lost_connection(error: BaseException | None) -> bool:
 
 
 def fail(error: BaseException) -> None:
-    """Ends this process for an error that has been printed, without a word to the others.
+    """Ends this process for an error that has been printed, without telling the others.
 
-    A normal exit would wait for them, while they wait in the step that this one left. Where the
-    error says no more than that another process is gone, who it was is heard first.
+    A normal exit would wait for them, while they wait in the step that this one left. If the error
+    is only that another process is gone, this one first waits to hear which.
     """
     if is_lost_connection(error):
         time.sleep(2 * HEARTBEAT_SECONDS)

@@ -1,4 +1,4 @@
-"""General conversations as arrays: encoded, answered by the base model, in batches, recognised."""
+"""General conversations as arrays: their encoding, the base model's answers, batches, a digest."""
 
 from collections.abc import Iterator, Sequence
 import hashlib
@@ -19,7 +19,7 @@ Batch = activations.Batch
 def encode_conversations(
     run: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]
 ) -> Batch:
-    """The conversations' `tokens`, `mask` and `answer_mask`: see `data.chat`."""
+    """Encodes conversations as `tokens`, `mask` and `answer_mask`: see `data.chat`."""
     tokens, mask, answer_mask = chat_format.encode_conversations(
         [row.prompt for row in rows],
         [row.answer for row in rows],
@@ -36,7 +36,7 @@ def generate(
     chat_format: chat.ChatFormat,
     rows: Sequence[Conversation],
 ) -> Batch:
-    """The rows' prompts, answered by the base model: sampled by calibration.seed."""
+    """Samples the base model's answers to the rows' prompts, with calibration.seed."""
     prompts = chat_format.encode_prompts([row.prompt for row in rows], run.data.prompt_length)
     options = run.calibration
     parts = []
@@ -75,7 +75,7 @@ def split_batches(arrays: Batch, size: int) -> Iterator[Batch]:
 
 
 def data_digest(arrays: Batch) -> str:
-    """A short digest of encoded conversations, to recognise them by."""
+    """Returns 16 hex digits that identify encoded conversations."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

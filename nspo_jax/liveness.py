@@ -1,9 +1,9 @@
-"""Noticing that another process died, at once, and saying which.
+"""The immediate notice that another process died, with its number.
 
-jax.distributed ends all processes when it has not heard of one for a while, in a page that may
+jax.distributed ends all processes some time after one falls silent, with a page of text that may
 not name it. Here every process holds a connection to process 0, which the operating system closes
 when either dies, whatever the cause; a machine that vanishes stops answering keepalives. Process 0
-tells the others which it was, and each ends in a paragraph.
+tells the others which process died, and each ends with a paragraph.
 """
 
 import atexit
@@ -17,7 +17,7 @@ import threading
 import time
 from typing import cast
 
-KEEPALIVE_SECONDS = 20  # until a machine that vanished counts as dead
+KEEPALIVE_SECONDS = 20  # a machine that vanished counts as dead after so long
 _GOODBYE = 0xFFFFFFFF
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def listen() -> socket.socket:
 
 
 def connect(hosts: list[str], port: int, process: int) -> socket.socket | None:
-    """Opens another process's end, at the first of the hosts that answers; None: none does."""
+    """Opens another process's end, at the first host that answers; None if no host does."""
     for host in hosts:
         try:
             link = socket.create_connection((host, port), timeout=10)
@@ -50,12 +50,12 @@ def connect(hosts: list[str], port: int, process: int) -> socket.socket | None:
 
 
 class LivenessWatch:
-    """Watches connections in a thread.
+    """A thread that watches the connections to other processes.
 
     Args:
-      ended: called with the number of a process that died; it ends this one.
+      ended: gets the number of a process that died, and ends this one.
       links: number of a process -> the connection to it.
-      server: where the others connect to, in process 0.
+      server: process 0's socket, to which the others connect.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class LivenessWatch:
         self._outlive_abort()
 
     def goodbye(self) -> None:
-        """Ends the watch: from here on this process may end, and so may the others."""
+        """Ends the watch: from now on this process and the others may end."""
         self._leaving = True
         self._tell(_GOODBYE)
 
     def _outlive_abort(self) -> None:
-        """Has abort() wait for the thread.
+        """Makes abort() wait for the thread.
 
         jax.distributed aborts from a thread of its own as soon as process 0 is gone, a moment
         before or after the thread here hears of it. Python's own handlers would run too late.
@@ -93,7 +93,7 @@ class LivenessWatch:
 
     def _watch(self, link: socket.socket) -> None:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):  # Linux
+        if hasattr(socket, "TCP_KEEPIDLE"):  # Linux has these options
             for option, value in (
                 (socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS // 2),
                 (socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 4),
@@ -105,7 +105,7 @@ class LivenessWatch:
     def _run(self) -> None:
         while True:
             for key, _ in self._selector.select():
-                registered = cast(socket.socket, key.fileobj)  # here nothing else is
+                registered = cast(socket.socket, key.fileobj)  # only sockets are registered
                 if key.data == "server":
                     link, _ = registered.accept()
                     number = _receive(link)
@@ -136,7 +136,7 @@ class LivenessWatch:
         for link in list(self._links):
             try:
                 link.sendall(_encode_number(number))
-            except OSError:  # that one died too
+            except OSError:  # that process died too
                 _log.debug("process %d does not listen any more", self._links.get(link))
 
 
@@ -145,7 +145,7 @@ def _encode_number(number: int) -> bytes:
 
 
 def _receive(link: socket.socket) -> int | None:
-    """A number, or None when the connection has ended."""
+    """Receives a number; None if the connection has ended."""
     try:
         data = link.recv(4, socket.MSG_WAITALL)
     except OSError:

@@ -1,6 +1,6 @@
-"""Metrics: JSON lines and TensorBoard always, Weights & Biases if asked; phases' seconds; traces.
+"""The metrics of a run: JSON lines and TensorBoard, Weights & Biases if asked; phases; traces.
 
-What is under "speed/" depends on the machine; all else on the config alone.
+Metrics under "speed/" depend on the machine, all others on the config alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,14 +21,14 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and TensorBoard events in a run's directory.
+    """A writer of `metrics.jsonl` and TensorBoard events in a run's directory.
 
-    Opened at a step, it drops lines of later steps: a resumed run repeats them. Of several
-    processes the first writes, and in the others it does nothing.
+    Opened at a step, it drops lines of later steps: a resumed run repeats them. Only the first of
+    several processes writes; in the others the writer does nothing.
 
     Args:
       directory: the run's.
-      step: where the run begins or resumes.
+      step: the step at which the run begins or resumes.
       wandb_project: the project at Weights & Biases that gets a copy; "": none.
       config: flat names -> values, shown there beside the metrics.
 
@@ -93,14 +93,14 @@ class MetricsWriter:
 
 
 class Stopwatch:
-    """Seconds spent in named phases since they were last read."""
+    """The seconds spent in named phases since the last reading."""
 
     def __init__(self):
         self._seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds what happens inside to a phase. What jax only started is not waited for."""
+        """Adds the seconds inside to a phase; it does not wait for work that jax only started."""
         started = time.perf_counter()
         try:
             yield
@@ -109,15 +109,15 @@ class Stopwatch:
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
     def read(self) -> dict[str, float]:
-        """Phase -> seconds; starts anew."""
+        """Returns phase -> seconds, and starts anew."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 
 
 def phase_seconds(seconds: dict[str, float]) -> dict[str, float]:
-    """What to log of phases, and the most memory that a device of this process has held, in bytes.
+    """Returns the metrics of phases, and the peak memory of a device of this process in bytes.
 
-    The latter only where the backend counts it; CPU does not.
+    The peak is there only if the backend counts it; the CPU does not.
     """
     logged = {f"speed/{phase}_seconds": spent for phase, spent in seconds.items()}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -126,10 +126,10 @@ def phase_seconds(seconds: dict[str, float]) -> dict[str, float]:
 
 
 class Profiler:
-    """Traces some steps of a run with jax.profiler, in process 0.
+    """A profiler that traces some steps of a run with jax.profiler, in process 0.
 
     Args:
-      directory: where the trace goes, for TensorBoard or Perfetto.
+      directory: the trace's directory, for TensorBoard or Perfetto.
       steps: (start, stop): from before step `start` until before step `stop`; None: no trace.
     """
 
@@ -138,7 +138,7 @@ class Profiler:
         self._running = self._traced = False
 
     def at(self, step: int) -> None:
-        """To be called before every step."""
+        """Starts or ends the trace where it is due; call it before every step."""
         if self._steps is None:
             return
         start, stop = self._steps
@@ -149,7 +149,7 @@ class Profiler:
             self._running = self._traced = True
 
     def close(self) -> None:
-        """Ends a trace that runs, and says so where none of the steps has run."""
+        """Ends a running trace; warns if none of the steps has run."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
@@ -158,7 +158,7 @@ class Profiler:
 
 
 def read_metrics(directory: str | pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, without a last line that a kill cut short."""
+    """Reads the lines of a run's `metrics.jsonl`, without a last line that a kill cut short."""
     path = pathlib.Path(directory) / "metrics.jsonl"
     if not path.exists():
         return []

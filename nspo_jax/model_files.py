@@ -1,8 +1,8 @@
-"""What a model's directory holds beside its weights: JSON files, and the tokenizer.
+"""The files of a model's directory beside its weights: JSON files and the tokenizer.
 
-A token's id is a row of the embedding. Here, and nowhere else, the two are held against each other:
-ids without a row are refused when a tokenizer is loaded, and rows without a token are `absent_ids`,
-which are neither sampled nor given any probability.
+A token's id is a row of the embedding. This module alone compares the two: ids without a row are
+refused when a tokenizer is loaded, and rows without a token are `absent_ids`, which are never
+sampled and have no probability.
 """
 
 import functools
@@ -16,7 +16,7 @@ from typing import Any
 import transformers
 
 CONFIG = "config.json"
-# What a model was made with and its template does not say: {"date": "2026-11-25"}.
+# This file records the date of a model's chat template: {"date": "2026-11-25"}.
 RENDERING = "rendering.json"
 _TOKENIZERS = ("tokenizer*", "vocab.*")
 _JSON_FILES = (
@@ -28,14 +28,14 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 def check_directory(directory: str | os.PathLike, what: str = "The model") -> pathlib.Path:
-    """The path of a model's directory that is there.
+    """Returns the path of a model's directory if it exists.
 
     Args:
-      directory: what was given.
-      what: the field or flag that it was given by, for the message.
+      directory: the value of a field or flag.
+      what: the name of that field or flag, for the message.
 
     Raises:
-      FileNotFoundError: it is not there, as a name at the Hugging Face Hub is not.
+      FileNotFoundError: if it does not exist, such as a name at the Hugging Face Hub.
     """
     path = pathlib.Path(directory)
     if path.is_dir():
@@ -56,11 +56,11 @@ def check_directory(directory: str | os.PathLike, what: str = "The model") -> pa
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file of a model's directory.
+    """Reads the object in a JSON file of a model's directory.
 
     Raises:
-      FileNotFoundError: it is missing.
-      ValueError: it is no JSON object.
+      FileNotFoundError: if the file is missing.
+      ValueError: if it holds no JSON object.
     """
     if not path.exists():
         check_directory(path.parent)
@@ -79,18 +79,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_optional_json(path: pathlib.Path) -> dict[str, Any]:
-    """As `read_json`; empty where there is no such file."""
+    """Reads a file by `read_json`; returns {} if there is no such file."""
     return read_json(path) if path.exists() else {}
 
 
 def load_tokenizer(directory: str | os.PathLike) -> transformers.PreTrainedTokenizerBase:
     """Loads a tokenizer from local files.
 
-    tokenizer.json and SentencePiece's tokenizer.model are taken as they are written. Only without
-    them is the class that tokenizer_config.json names used: in transformers 5, GPT2Tokenizer and
-    its like replace the pre-tokenizer of tokenizer.json by their own (the ids of digits after
-    blanks change), and LlamaTokenizer merges a tokenizer.model's pieces in another order than their
-    scores say (the ids of repeated blanks change).
+    tokenizer.json and SentencePiece's tokenizer.model are read unchanged. Without them the class
+    that tokenizer_config.json names is used. It is the last choice: in transformers 5,
+    GPT2Tokenizer and its like replace the pre-tokenizer of tokenizer.json by their own (the ids of
+    digits after blanks change), and LlamaTokenizer merges a tokenizer.model's pieces in another
+    order than that of their scores (the ids of repeated blanks change).
 
     Raises:
       FileNotFoundError: if the directory is absent or has no tokenizer in it.
@@ -103,16 +103,17 @@ def load_tokenizer(directory: str | os.PathLike) -> transformers.PreTrainedToken
         load = transformers.PreTrainedTokenizerFast.from_pretrained
     elif (directory / "tokenizer.model").exists():
         load = transformers.PreTrainedTokenizerFast.from_pretrained
-        # legacy: blanks at the start of a text stay, as in SentencePiece
+        # with `legacy`, blanks at the start of a text stay, as in SentencePiece
         given = read_optional_json(directory / "tokenizer_config.json").get("add_bos_token", True)
         options = {"legacy": True, "add_bos_token": given}
     try:
         loaded = load(directory, local_files_only=True, **options)
         if loaded.get_vocab().keys() <= loaded.added_tokens_encoder.keys():
-            raise ValueError("it has special tokens alone")  # what no tokenizer.json is made up to
-    except Exception as error:  # of what a file may hold, the library foresees little
+            # transformers makes up such a tokenizer if there is no tokenizer.json
+            raise ValueError("it has special tokens alone")
+    except Exception as error:  # a damaged file can raise almost any error in transformers
         for name in _JSON_FILES:
-            read_optional_json(directory / name)  # names one that is damaged
+            read_optional_json(directory / name)  # this raises the error of a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"No tokenizer can be loaded from {directory} ({reason}). Copy tokenizer.json and "
@@ -126,7 +127,7 @@ def load_tokenizer(directory: str | os.PathLike) -> transformers.PreTrainedToken
 
 
 def token_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[int, str]:
-    """Every id that a tokenizer has, with its token."""
+    """Returns every id of a tokenizer -> its token."""
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
     return {index: token for token, index in tokenizer.get_vocab().items()} | added
 
@@ -134,15 +135,15 @@ def token_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[int, str]
 def check_rows(
     tokenizer: transformers.PreTrainedTokenizerBase, rows: int, where: str | os.PathLike
 ) -> None:
-    """Holds a tokenizer against its model's embedding: every id needs a row.
+    """Checks that every id of a tokenizer has a row of its model's embedding.
 
-    An added token that neither the chat template nor an end of text needs may lack one, as Gemma
-    3's image token does: it is logged, and a text is refused that would be read as it. In a chat
-    none is that spells a special token: see `chat.ChatFormat`.
+    An added token that neither the chat template nor an end of text needs may lack a row, as Gemma
+    3's image token does. Such a token is logged, and a text that holds it is refused. A text in a
+    chat cannot hold it, as special tokens in it are not read as such: see `chat.ChatFormat`.
 
     Args:
       tokenizer: the model's.
-      rows: of the embedding: vocab_size.
+      rows: the number of rows of the embedding, vocab_size.
       where: the model's directory, for the message.
 
     Raises:
@@ -165,30 +166,30 @@ def check_rows(
             "another token. Take the tokenizer that belongs to these weights, or give the new "
             f"tokens rows with transformers: model.resize_token_embeddings({size})."
         )
-    _tell(
+    _log_once(
         f"{where}: the embedding's {rows} rows (vocab_size) have none for {listed}{more}: texts "
         "that would be read as it are refused"
     )
 
 
 def absent_ids(directory: str | os.PathLike, rows: int) -> Ranges:
-    """The rows of a model's embedding that stand for no token of the tokenizer beside it.
+    """Returns the rows of a model's embedding that have no token in the tokenizer beside it.
 
     Embeddings are padded to round numbers: Qwen2.5's has 271 rows too many. A directory without a
-    tokenizer that can be loaded has none of these: nothing is known.
+    loadable tokenizer gives no ranges, as nothing is known about its rows.
 
     Returns:
       Ranges [first, last + 1), in order.
 
     Raises:
-      ValueError: as `load_tokenizer`.
+      ValueError: for the reasons of `load_tokenizer`.
     """
     directory = pathlib.Path(directory)
     if not any(any(directory.glob(pattern)) for pattern in _TOKENIZERS):
         return ()
     try:
         tokenizer = load_tokenizer(directory)
-    except FileNotFoundError:  # weights can be read without; who needs it is told
+    except FileNotFoundError:  # weights need no tokenizer, and its users get the error themselves
         return ()
     ids = sorted(index for index in token_ids(tokenizer) if index < rows)
     edges = zip([-1, *ids], [*ids, rows], strict=True)
@@ -196,7 +197,7 @@ def absent_ids(directory: str | os.PathLike, rows: int) -> Ranges:
 
 
 def recorded_date(directory: str | os.PathLike) -> str | None:
-    """The date that the conversations of a model were rendered with, where it is recorded.
+    """Returns the recorded date that a model's conversations were rendered with, or None.
 
     Raises:
       ValueError: if the file is damaged.
@@ -205,15 +206,15 @@ def recorded_date(directory: str | os.PathLike) -> str | None:
 
 
 def record_date(directory: str | os.PathLike, date: str | None) -> None:
-    """Writes what `recorded_date` reads; None: nothing, the template has no date."""
+    """Records a date for `recorded_date`; None writes no file, as the template has no date."""
     if date is not None:
         path = pathlib.Path(directory) / RENDERING
-        temporary = path.with_name(f"{RENDERING}.{os.getpid()}")  # whole or not at all
+        temporary = path.with_name(f"{RENDERING}.{os.getpid()}")  # half a file is never read
         temporary.write_text(json.dumps({"date": date}) + "\n", encoding="utf-8")
         temporary.replace(path)
 
 
 @functools.cache
-def _tell(message: str) -> None:
+def _log_once(message: str) -> None:
     """Logs a line once, however often a directory is opened."""
     _log.info("%s", message)

@@ -1,9 +1,9 @@
-"""The optax chain that ends in the projection, and which parameters it trains.
+"""The optax chain that ends in the projection, and the choice of the trained parameters.
 
 A float32 weight near 1 cannot hold a change of 1e-8: at a learning rate of 1e-6, rounding of the
-weights takes 7e-3 of a projected update out of the null space. So what is trained is the *change*
-`D` from the base model, in float32, and the forward pass forms `W = W0 + D`: sums of projected
-updates stay projected. MASTERS names this way and the other one, which trains `W` itself.
+weights takes 7e-3 of a projected update out of the null space. So a run trains the *change* `D`
+from the base model, in float32, and the forward pass forms `W = W0 + D`: sums of projected updates
+stay projected. MASTERS names this way and the other one, which trains `W` itself.
 """
 
 from typing import Any
@@ -34,20 +34,20 @@ def build_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """Clip, AdamW or SGD, and the null-space constraint where `mode` says.
+    """Chains a clip, AdamW or SGD, and the null-space constraint at the place of `mode`.
 
     Args:
       learning_rate: a number or an optax schedule.
       projectors: the sites to constrain; not used when mode is "none".
-      name: "adam": AdamW. "sgd": with momentum `b1`; its step falls with the gradient, where
-        Adam's does not.
-      mode: "none": the optimizer alone. "update": project last (NSPO). "coordinates": the optimizer
-        in null-space coordinates. "gradient": project before the optimizer, the naive reading,
-        which leaks from Adam: for ablation.
+      name: "adam" is AdamW. "sgd" has momentum `b1`; its step falls with the gradient, Adam's does
+        not.
+      mode: "none" is the optimizer alone. "update" projects last (NSPO). "coordinates" runs the
+        optimizer in null-space coordinates. "gradient" projects before the optimizer, the naive
+        reading, which leaks from Adam and serves for ablation.
       period: with "update", project the sum of every `period` updates (1: each one).
       max_gradient_norm: global norm at which gradients are clipped.
-      weight_decay: decoupled, as AdamW's, of what is trained: of a change it decays to the base
-        model. 0 in projected runs.
+      weight_decay: decoupled decay of the trained tree, as in AdamW; a change decays to the base
+        model. It is 0 in projected runs.
       b1: decay of Adam's first moment, or SGD's momentum.
       b2: decay of Adam's second moment.
 
@@ -93,9 +93,9 @@ def partition(params: Any, targets: str, untargeted: str) -> tuple[Any, Any]:
 
     Args:
       params: nested dict of arrays.
-      targets: "+"-joined names of what is trained: the linear kernels of attention, mlp and head;
-        embed.
-      untargeted: "freeze" or "train": everything else (norms, biases, what is no target).
+      targets: "+"-joined names of the trained parts: attention, mlp and head (their linear
+        kernels), and embed.
+      untargeted: "freeze" or "train", for everything else (norms, biases, other parts).
 
     Raises:
       ValueError: for an unknown value of either.
@@ -117,17 +117,17 @@ def partition(params: Any, targets: str, untargeted: str) -> tuple[Any, Any]:
 
 
 def open_master(base: Any, targets: str, untargeted: str, master: str) -> tuple[Any, Any]:
-    """What is trained, and what is fixed beside it; `combine` makes weights of the two.
+    """Returns the trained tree and the fixed one beside it; `combine` makes weights of the two.
 
     Args:
       base: the base model's parameters.
       targets: see `partition`.
       untargeted: see `partition`.
-      master: "change": zeros, with the whole base fixed. "weights": the base's own leaves, with the
-        others fixed.
+      master: "change" trains zeros and fixes the whole base. "weights" trains leaves of the base
+        and fixes the others.
 
     Raises:
-      ValueError: as `partition`, and for an unknown master.
+      ValueError: for the reasons of `partition`, and for an unknown master.
     """
     if master not in MASTERS:
         raise ValueError(f"optimizer.master is {master!r}; expected one of {', '.join(MASTERS)}.")
@@ -138,10 +138,10 @@ def open_master(base: Any, targets: str, untargeted: str, master: str) -> tuple[
 
 
 def combine(trained: Any, fixed: Any, dtype: Any = jnp.float32) -> Any:
-    """The parameters of a model from the two trees that `open_master` or `partition` made.
+    """Joins the two trees of `open_master` or `partition` to the parameters of a model.
 
-    A leaf that both have is a change and what it is a change of: float32 `W0 + D`. In a lower
-    `dtype` the sums of stacked matrices are converted to it, as a layer would do when it uses them.
+    A leaf of both trees is a change and its base, and becomes float32 `W0 + D`. With a lower
+    `dtype` the sums of stacked matrices are converted to it, as a layer would convert them.
     """
 
     def join(path, trained, fixed):
@@ -154,7 +154,7 @@ def combine(trained: Any, fixed: Any, dtype: Any = jnp.float32) -> Any:
 
 
 def _is_layer(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf is of the stack of layers: its first axis is theirs."""
+    """Tells whether a leaf is stacked over layers by its first axis."""
     return path_string(path).startswith("layers/")
 
 
@@ -165,7 +165,7 @@ def _is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
 def select_projectors(
     run: settings.Run, projectors: projectors_lib.Projectors
 ) -> projectors_lib.Projectors | None:
-    """Those that `run.projection` names; None for mode none."""
+    """Selects the projectors that `run.projection` names; None for mode none."""
     if run.projection.mode == "none":
         return None
     selected = projectors.select(run.projection.targets)
@@ -175,7 +175,7 @@ def select_projectors(
 
 
 def from_settings(run: settings.Run, projectors: Any) -> optax.GradientTransformation:
-    """The optax chain that `run.optimizer` and `run.projection` describe."""
+    """Builds the optax chain that `run.optimizer` and `run.projection` describe."""
     return build_optimizer(
         run.optimizer.learning_rate,
         projectors,
@@ -190,7 +190,7 @@ def from_settings(run: settings.Run, projectors: Any) -> optax.GradientTransform
 
 
 def freeze(frozen: Any, dtype: str) -> Any:
-    """Frozen parameters as they are held: matrices in `dtype`, vectors as they are.
+    """Converts frozen matrices to the `dtype` that they are held in; vectors stay as they are.
 
     Raises:
       ValueError: if that would change one of them.

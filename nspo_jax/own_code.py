@@ -1,7 +1,7 @@
 """A user's own class, which a config names as MODULE:CLASS.
 
-Only what a config names so is imported. The module must be importable: installed, on PYTHONPATH, or
-in the directory where the command is started.
+No other code of a user is imported. The module must be importable: installed, on PYTHONPATH, or in
+the directory where the command is started.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_named(text: str) -> bool:
-    """Whether a text is of the form MODULE:CLASS, such as my_package.rewards:Polite."""
+    """Tells whether a text has the form MODULE:CLASS, such as my_package.rewards:Polite."""
     return _NAMED.fullmatch(text) is not None
 
 
 def make(named: str, field: str, needed: Sequence[str]) -> Any:
-    """An instance of the class, made without arguments.
+    """Makes an instance of the class, without arguments.
 
     Args:
       named: MODULE:CLASS.
@@ -26,8 +26,8 @@ def make(named: str, field: str, needed: Sequence[str]) -> Any:
       needed: the attributes that an instance must have.
 
     Raises:
-      ValueError: naming the field and what is wrong: there is no such module or class, it cannot be
-        imported or made, or it lacks something.
+      ValueError: naming the field and the mistake: there is no such module or class, it cannot be
+        imported or made, or it lacks an attribute.
     """
     said = f"{field} names {named}"
     module_name, _, class_name = named.partition(":")
@@ -40,7 +40,7 @@ def make(named: str, field: str, needed: Sequence[str]) -> Any:
                 "the directory that holds it."
             ) from error
         raise ValueError(f"{said}, whose module cannot be imported: {error}.") from error
-    except Exception as error:  # whatever a user's module raises
+    except Exception as error:  # a user's module may raise any error
         kind = type(error).__name__
         raise ValueError(f"{said}, whose module cannot be imported: {kind}: {error}") from error
     made = getattr(module, class_name, None)

@@ -1,9 +1,9 @@
-"""One owner a directory: a run's workdir, and what runs share and one of them makes.
+"""The lock of a directory, which gives a run's workdir or a shared artifact one owner.
 
 A lock is a file beside the directory, made by a hard link, which only one process can make on local
-and on shared file systems. It names its owner's host, pid and start, and is touched every
-`HEARTBEAT` seconds. A kill -9 leaves it behind: on the owner's own host a dead process is seen at
-once, from another host a lock that nobody has touched for `STALE` seconds is taken for dead.
+and on shared file systems. It names its owner's host, pid and start, and its owner touches it every
+`HEARTBEAT` seconds. A kill -9 leaves it behind. The owner's own host sees the dead process at once;
+for another host the owner is dead if the lock has not been touched for `STALE` seconds.
 """
 
 from collections.abc import Iterator
@@ -34,12 +34,12 @@ class OwnedError(OSError):
 def own(directory: str | os.PathLike, what: str, *, wait: bool = False) -> Iterator[None]:
     """Owns a directory, which need not exist, until the block ends. Collective.
 
-    Of several processes of one run the first holds the lock for all.
+    The first process of a run holds the lock for all of them.
 
     Args:
-      directory: what is owned.
+      directory: the directory to own.
       what: its name in messages, such as "workdir".
-      wait: waits for a live owner to end; without, it is an error.
+      wait: waits for a live owner to end; otherwise a live owner is an error.
 
     Raises:
       OwnedError: in every process, naming the owner.
@@ -62,7 +62,7 @@ def own(directory: str | os.PathLike, what: str, *, wait: bool = False) -> Itera
 
 
 class _Lock:
-    """A lock that is held, and its heartbeat."""
+    """A lock that this process holds, with its heartbeat."""
 
     def __init__(self, path: pathlib.Path, content: str):
         self._path, self._content = path, content
@@ -77,7 +77,7 @@ class _Lock:
                     os.utime(self._path)
                     continue
                 problem = "another process has taken it over"
-            except OSError as error:  # a shared file system that is away for a moment
+            except OSError as error:  # a shared file system may be away for a moment
                 problem = str(error)
             _log.warning("the lock %s is not this process's: %s", self._path, problem)
 
@@ -100,7 +100,7 @@ def _acquire(directory: pathlib.Path, what: str, wait: bool) -> _Lock:
         if _link(path, content):
             return _Lock(path, content)
         found = _read(path)
-        if found is None:  # given up just now
+        if found is None:  # the owner has just released it
             continue
         if _is_dead(path, found):
             if _take_over(path, found, content):
@@ -129,14 +129,14 @@ def _identity() -> dict[str, Any]:
 
 
 def _link(path: pathlib.Path, content: str) -> bool:
-    """Makes a file with its content in one step; whether it did."""
+    """Makes a file with its content in one step; returns False if it exists already."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(content)
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links, where exclusive creation is one step at least
+    except OSError:  # without hard links, exclusive creation at least is one step
         try:
             with path.open("x") as file:
                 file.write(content)
@@ -159,7 +159,7 @@ def _is_dead(path: pathlib.Path, content: str) -> bool:
     try:
         owner = json.loads(content)
         here = (owner["host"], owner["boot"]) == (socket.gethostname(), _boot())
-    except (ValueError, KeyError, TypeError):  # no lock of ours: its age decides
+    except (ValueError, KeyError, TypeError):  # the file is no lock of ours; its age decides
         here = False
     if here:
         return _start_of(owner["pid"]) != owner["start"]
@@ -167,10 +167,10 @@ def _is_dead(path: pathlib.Path, content: str) -> bool:
 
 
 def _take_over(path: pathlib.Path, dead: str, content: str) -> bool:
-    """Puts this process in a dead owner's place; whether it did. Of several takers one wins."""
+    """Puts this process in a dead owner's place; returns False if another process was faster."""
     guard = path.with_name(f"{path.name}.takeover")
     if not _link(guard, content):
-        if _age(guard) > STALE:  # a taker that was killed in between
+        if _age(guard) > STALE:  # its maker was killed in between
             guard.unlink(missing_ok=True)
         return False
     try:
@@ -185,7 +185,7 @@ def _take_over(path: pathlib.Path, dead: str, content: str) -> bool:
 
 
 def _age(path: pathlib.Path) -> float:
-    """Seconds since a file was touched, by its file system's own clock; 0 if it is gone."""
+    """Returns the seconds since a file was touched, by its file system's clock; 0 if it is gone."""
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     probe.touch()
     try:
@@ -208,12 +208,12 @@ def _describe(path: pathlib.Path, content: str) -> str:
 def _boot() -> str:
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # no Linux: the host's name alone
+    except OSError:  # without Linux, the host's name must do
         return ""
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this host started, in its kernel's ticks; None if there is none."""
+    """Returns a process's start on this host, in its kernel's ticks; None if there is none."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -222,7 +222,7 @@ def _start_of(pid: int) -> str | None:
     else:
         state, *rest = stat.rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
-    try:  # no Linux: whether it lives, and not since when
+    try:  # without Linux, only the process's life can be seen, not its start
         os.kill(pid, 0)
     except ProcessLookupError:
         return None

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM lets a run save what it has before the machine is taken away."""
+"""The preemption of a run: after SIGTERM it saves its work before the machine is taken away."""
 
 from collections.abc import Callable
 import signal
@@ -8,15 +8,15 @@ from nspo_jax import distributed
 
 
 class PreemptedError(Exception):
-    """A run was asked to stop and has saved all it did; the same command continues it."""
+    """A run was asked to stop and has saved its work; the same command continues it."""
 
 
 class PreemptionWatch:
-    """Inside `with`, SIGTERM ends nothing: it is noted, and `asked` says so between two steps.
+    """A context in which SIGTERM does not end the process, but makes `asked` return True.
 
     Args:
-      hurry: called when the signal comes, in the main thread between two of its instructions: to
-        end what could keep the step waiting.
+      hurry: ends everything that the step could be waiting for. It is called when the signal comes,
+        in the main thread between two of its instructions.
     """
 
     def __init__(self, hurry: Callable[[], None] = lambda: None):
@@ -25,7 +25,7 @@ class PreemptionWatch:
         self._before = None
 
     def __enter__(self) -> "PreemptionWatch":
-        # Python gives signals to the main thread alone: a run in another is not preempted
+        # Python gives signals to the main thread alone: a run in another thread is not preempted
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -35,7 +35,7 @@ class PreemptionWatch:
             signal.signal(signal.SIGTERM, self._before)
 
     def asked(self) -> bool:
-        """Whether any process was told to stop: all of them then stop at this step. Collective."""
+        """Tells whether any process was told to stop: all then stop at this step. Collective."""
         return distributed.any_process(self._noted)
 
     def _note(self, *_) -> None:

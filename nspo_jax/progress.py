@@ -1,4 +1,4 @@
-"""Progress bars: a bar on a terminal, in a log a line at most every ten seconds."""
+"""Progress bars: a bar on a terminal, and in a log a line at most every ten seconds."""
 
 import sys
 import time
@@ -6,18 +6,18 @@ from typing import Any
 
 import tqdm
 
-SECONDS = 10.0  # between two lines of a log
+SECONDS = 10.0  # the least time between two lines of a log
 _FORMAT = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class Bar(tqdm.tqdm):
     """`tqdm.tqdm` whose standard error may be a file.
 
-    A terminal gets tqdm's own bar. A file gets whole lines and no repaints, one every `SECONDS` at
-    most whatever number of bars is under way.
+    A terminal gets tqdm's own bar. A file gets whole lines and no repaints, at most one every
+    `SECONDS` from all bars together.
     """
 
-    _last_line = -SECONDS  # of all bars of the process, by time.monotonic
+    _last_line = -SECONDS  # the last line's time.monotonic, for all bars of the process
 
     def __init__(self, *args: Any, **options: Any):
         file = options.setdefault("file", sys.stderr)
@@ -26,7 +26,7 @@ class Bar(tqdm.tqdm):
             options |= {"bar_format": _FORMAT, "mininterval": SECONDS}
         super().__init__(*args, **options)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> Any:  # a bool: see tqdm
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:  # tqdm returns a bool
         """Paints the bar; in a log prints its line if the last one is old enough."""
         if not self._in_log:
             return super().display(msg, pos)
@@ -37,7 +37,7 @@ class Bar(tqdm.tqdm):
         return True
 
     def close(self) -> None:
-        """Ends the bar; in a log without a word, since lines cannot be wiped."""
+        """Ends the bar; in a log it writes nothing, since lines cannot be wiped."""
         if self._in_log and not self.disable:
             self.disable = True
             self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]  # not in stubs

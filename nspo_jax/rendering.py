@@ -1,4 +1,4 @@
-"""How a config's conversations become text: the format, its date, and the fields that decide it.
+"""The rendering of a config's conversations: the format, its date and the fields that decide it.
 
 WORKSPACE/rendering.json    the date that chat templates with a clock state in all its runs
 """
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 def open_format(run: settings.Run, directory: str | pathlib.Path) -> chat.ChatFormat:
-    """How conversations become tokens by the config, for the model in a directory. Collective.
+    """Opens the config's chat format for the model in a directory. Collective.
 
     A chat template that states today's date states the same one in all runs of a workspace:
     `run.data.date`, or the one that the model's directory records, or else the workspace's,
     which is the day of its first use.
 
     Raises:
-      FileNotFoundError, ValueError: as `chat.load_format`.
+      FileNotFoundError, ValueError: for the reasons of `chat.load_format`.
     """
     chat_format = chat.load_format(
         directory,
@@ -39,7 +39,7 @@ def open_format(run: settings.Run, directory: str | pathlib.Path) -> chat.ChatFo
 
 
 def _recorded_date(run: settings.Run, wanted: str | None) -> str | None:
-    """The workspace's date; the first to ask fixes it, at `wanted` or today. Collective."""
+    """Returns the workspace's date, which the first call fixes at `wanted` or today. Collective."""
     directory = pathlib.Path(run.workspace)
     if distributed.primary_says(model_files.recorded_date(directory) is None):
         if distributed.is_primary():
@@ -52,7 +52,7 @@ def _recorded_date(run: settings.Run, wanted: str | None) -> str | None:
 
 
 def text_fields(run: settings.Run, chat_format: chat.ChatFormat) -> dict[str, Any]:
-    """The fields that make the encoded calibration text what it is, and the template's date."""
+    """Returns the fields that decide the encoded calibration text, and the template's date."""
     names = ["task", "seed", "data.prompt_length", "data.completion_length", "data.chat",
              "data.thinking", "data.system_prompt"]  # fmt: skip
     names += tasks.kind_of(run.task).text_fields

@@ -1,4 +1,4 @@
-"""What a workdir records of its run: the config that it belongs to, and whether it is finished."""
+"""The record of a run in its workdir: its config, and the summary that marks its end."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from nspo_jax import distributed, files, settings
 _log = logging.getLogger(__name__)
 
 
-# What runs did before a field existed: their workdirs' configs do not have it.
+# Field -> the behaviour of runs before it existed: their workdirs' configs do not have it.
 _BEFORE = {
     "optimizer.name": "adam",
     "optimizer.master": "weights",
@@ -27,7 +27,7 @@ _BEFORE = {
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The fields of the run that a workdir holds; raises ValueError if its file is damaged."""
+    """Reads the fields of a workdir's run; raises ValueError if its file is damaged."""
     return files.read_json(
         workdir / "config.json",
         "copy that of another run of the same config, or start in another --workdir",
@@ -35,7 +35,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def restore_defaults(run: settings.Run, workdir: pathlib.Path) -> settings.Run:
-    """The config with fields that a workdir's is older than as they were then; it is logged."""
+    """Returns the config with the old values of fields that are newer than a workdir; logs them."""
     path = workdir / "config.json"
     if not path.exists():
         return run
@@ -48,10 +48,10 @@ def restore_defaults(run: settings.Run, workdir: pathlib.Path) -> settings.Run:
 
 
 def resumes_finished(run: settings.Run, workdir: pathlib.Path, allow_change: bool = False) -> bool:
-    """Whether this very run already finished in the workdir. Collective.
+    """Tells whether this very run already finished in the workdir. Collective.
 
-    With `allow_change`, a run of another config is not finished: it goes on with this one, and the
-    differences are logged.
+    With `allow_change`, a run of another config is not finished: it continues with this config, and
+    the differences are logged.
 
     Raises:
       ValueError: listing the differences, if the workdir belongs to another config.
@@ -77,9 +77,9 @@ def resumes_finished(run: settings.Run, workdir: pathlib.Path, allow_change: boo
 
 
 def with_recorded(run: settings.Run, workdir: pathlib.Path) -> settings.Run:
-    """The config with what the workdir's run settled at its start where it leaves that open.
+    """Returns the config with the date of the workdir's run, unless it sets data.date itself.
 
-    That is data.date: a run that goes on tomorrow, or in another workspace, keeps its date.
+    So a run that continues tomorrow, or in another workspace, keeps its date.
     """
     recorded = ""
     if (workdir / "config.json").exists():
@@ -88,9 +88,10 @@ def with_recorded(run: settings.Run, workdir: pathlib.Path) -> settings.Run:
 
 
 def write_config(run: settings.Run, workdir: pathlib.Path) -> None:
-    """Makes the workdir this config's; once it is set up, so that a mistake does not claim it.
+    """Claims the workdir for this config. Collective.
 
-    Collective. A summary that is there is of another config, and goes.
+    Call it once the run is set up, so that a mistake does not claim the workdir. A summary that is
+    there belongs to another config, and is removed.
     """
     if distributed.is_primary():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -100,9 +101,9 @@ def write_config(run: settings.Run, workdir: pathlib.Path) -> None:
 
 
 def check_directory(path: str | pathlib.Path, name: str) -> None:
-    """Raises OSError, in which `name` is what says the path, unless files can be written there.
+    """Raises OSError, naming the field or flag `name`, unless files can be written in a directory.
 
-    The directory may be one that is still to be made.
+    The directory need not exist yet.
     """
     path = pathlib.Path(path).absolute()
     there = next(part for part in (path, *path.parents) if part.exists())
@@ -117,7 +118,7 @@ def check_directory(path: str | pathlib.Path, name: str) -> None:
         )
 
 
-# Where things are and go, and how long they may take: what a run learns does not hang on them.
+# Places and time limits, which do not change what a run learns.
 _OPERATIONAL = {"workspace", "metrics.wandb_project"} | {
     f"rewards.judge.{name}"
     for name in ("url", "api_key_env", "concurrency", "timeout", "retries", "down_after", "budget")
@@ -125,5 +126,5 @@ _OPERATIONAL = {"workspace", "metrics.wandb_project"} | {
 
 
 def _essential(fields: dict[str, Any]) -> dict[str, Any]:
-    """What a resumed run must have in common with the interrupted one."""
+    """Returns the fields that a resumed run must have in common with the interrupted one."""
     return {name: value for name, value in fields.items() if name not in _OPERATIONAL}

@@ -1,9 +1,9 @@
-"""The device mesh, and which axis of which array goes where.
+"""The device mesh, and the rules that place the axes of arrays on it.
 
 Axes: `data` replicates parameters, `fsdp` shards them and the batch, `tensor` shards kernels alone.
 Projected kernels are sharded on their output axis first: there the projection needs no
-communication, but the whole basis on every device. Input-axis shards need one all-reduce of
-[rank, out] a kernel, and their rows of the basis alone.
+communication, but the whole basis on every device. Shards of the input axis need one all-reduce of
+[rank, out] a kernel, and only their rows of the basis.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 from nspo_jax import distributed
 
 AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")  # rows of batches and activations lie over them
+ROW_AXES = ("data", "fsdp")  # rows of batches and activations are sharded over these
 
 # Path pattern -> axes from the last dimension backwards; leading dimensions are replicated. The
 # first match wins and every parameter must have one. The tail of a path is enough, so optimizer
@@ -35,8 +35,8 @@ RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"norm/scale$", (None,)),
 )
 
-# Bases by their site's path in the optimizer state: where the kernels' input axis is sharded, the
-# basis [*stack, in, k] is too. All others are replicated, as output shards need them whole.
+# The same for bases, by their site's path in the optimizer state: a basis [*stack, in, k] is
+# sharded if its kernels' input axis is. Others are replicated, as output shards need them whole.
 BASIS_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"bases/.*(attention|mlp)/out$", (None, "tensor")),
 )
@@ -46,7 +46,7 @@ _path = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
-    """A mesh over all devices; one axis may be -1, which takes what is left.
+    """Makes a mesh over all devices; one axis may be -1, which takes the rest.
 
     Raises:
       ValueError: if the sizes do not multiply to the number of devices.
@@ -64,14 +64,14 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding
         )
     if free:
         sizes[free[0]] = devices // known
-    # Auto axes: XLA's partitioner places the collectives; make_mesh's own default is Explicit
+    # With Auto axes XLA's partitioner places the collectives; jax.make_mesh's default is Explicit.
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
     )
 
 
 def mesh_from_config(config: Any) -> jax.sharding.Mesh:
-    """The mesh of a run's settings, `config.mesh`; errors as `make_mesh`."""
+    """Makes the mesh of a run's settings, `config.mesh`; raises the errors of `make_mesh`."""
     return make_mesh(**{axis: getattr(config.mesh, axis) for axis in AXES})
 
 
@@ -87,7 +87,7 @@ def check_batch(mesh: jax.sharding.Mesh, rows: int, what: str) -> None:
 
 
 def shard_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
-    """Puts host arrays [rows, ...] on the mesh, rows over data and fsdp."""
+    """Puts host arrays [rows, ...] on the mesh, with rows over data and fsdp."""
     return distributed.put(batch, NamedSharding(mesh, PartitionSpec(ROW_AXES)))
 
 
@@ -97,7 +97,7 @@ def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
 
 
 def shardings(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, tree: Any) -> Any:
-    """A NamedSharding for every leaf of a tree of parameters or optimizer state.
+    """Returns a NamedSharding for every leaf of a tree of parameters or optimizer state.
 
     Leaves without a rule (counts, bases of output shards) are replicated. An axis whose size does
     not divide is replicated too.
@@ -110,18 +110,18 @@ def shardings(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, tree: Any) ->
 
 
 def shards_of(rows: int) -> int:
-    """Into how many parts the mesh divides so many rows: 1 outside of one, or where it cannot."""
+    """Returns the number of parts that the mesh divides rows into; 1 if none or if it cannot."""
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape[name] for name in ROW_AXES if name in mesh.axis_names)
     return 1 if rows % shards else shards
 
 
 def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
-    """The same array, its rows (one axis) over the mesh; the other axes as XLA likes.
+    """Constrains an array's rows (one axis) to lie over the mesh; XLA places its other axes.
 
-    Parameters that are sharded over fsdp are gathered where they are used; without being told, XLA
-    may gather the activations instead, which are larger. An axis that does not divide stays as it
-    is, and so does every array outside of `jax.set_mesh`.
+    Parameters that are sharded over fsdp are gathered where they are used. Without the constraint
+    XLA may gather the activations instead, which are larger. An axis that does not divide stays as
+    it is, and so does every array outside of `jax.set_mesh`.
     """
     if shards_of(x.shape[axis]) == 1:
         return x
@@ -131,7 +131,7 @@ def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def constrain(tree: Any) -> Any:
-    """Under jit and `jax.set_mesh`, keeps a tree in its `shardings`; elsewhere it is as it was."""
+    """Keeps a tree in its `shardings` under jit and `jax.set_mesh`; elsewhere returns it as is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
@@ -139,17 +139,18 @@ def constrain(tree: Any) -> Any:
 
 
 def gather(params: Any, dtype: Any) -> Any:
-    """Parameters for use in a loop: matrices in `dtype`, whole on all devices of the fsdp axis.
+    """Gathers parameters for a loop: matrices in `dtype`, whole on all devices of the fsdp axis.
 
-    Where they are used as they lie, every turn of a loop gathers them anew. Under jit and
-    `jax.set_mesh`; elsewhere they are only converted. Shards of the tensor axis stay.
+    Otherwise every turn of the loop would gather them anew. Outside of jit and `jax.set_mesh` they
+    are only converted. Shards of the tensor axis stay.
     """
     mesh = jax.sharding.get_abstract_mesh()
 
     def whole(path, leaf):
         name = _path(path)
-        if leaf.ndim - name.startswith("layers/") >= 2:
-            leaf = leaf.astype(dtype)  # what a matrix product would do; first, as less travels
+        if _is_matrix(name, leaf):
+            # a matrix product would convert it too; before the gather, fewer bytes travel
+            leaf = leaf.astype(dtype)
         if mesh.empty:
             return leaf
         spec = _spec(mesh, name, leaf.shape, ("tensor",))
@@ -158,8 +159,13 @@ def gather(params: Any, dtype: Any) -> Any:
     return jax.tree.map_with_path(whole, params)
 
 
+def _is_matrix(name: str, leaf: Any) -> bool:
+    """Tells whether a leaf is a matrix, or matrices stacked over layers."""
+    return leaf.ndim >= (3 if name.startswith("layers/") else 2)
+
+
 def _spec(mesh, name: str, shape: tuple[int, ...], kept: tuple[str, ...]) -> PartitionSpec:
-    """The rule for a path, of the mesh's axes that are `kept`."""
+    """Returns the rule for a path, with the mesh's axes that are `kept`."""
     axes = next((axes for pattern, axes in RULES + BASIS_RULES if re.search(pattern, name)), ())
     spec: list = [None] * len(shape)
     for dimension, axis in zip(reversed(range(len(shape))), axes, strict=False):

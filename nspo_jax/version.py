@@ -1,3 +1,3 @@
-"""The package's version. This is its one place: pyproject.toml reads it from here."""
+"""The package's version; pyproject.toml reads it from here."""
 
 VERSION = "0.1.0"

@@ -1,14 +1,14 @@
-"""A copy of a run's metrics at Weights & Biases: optional, and never in the way of the run.
+"""The optional copy of a run's metrics at Weights & Biases, which never stops the run.
 
-Found with wandb 0.31, whose `log` hands rows to a process of its own and waits for no server:
+wandb 0.31, whose `log` hands rows to a process of its own and waits for no server, behaves so:
 
-- `init` raises after its timeout where no server answers, and asks at a terminal for a missing key;
+- `init` raises after its timeout if no server answers, and asks at a terminal for a missing key;
 - `finish` waits without an end for a server that went away in between, unless it has a timeout;
-- `log` and `finish` raise where that process was killed or has crashed, and not always an error of
+- `log` and `finish` raise if that process was killed or has crashed, and not always an error of
   the library's own: so `Exception` is caught here.
 
-Each of them becomes a warning, and the run goes on. What was not sent lies in WORKDIR/wandb, from
-where `wandb sync` sends it later.
+Each of them becomes a warning, and the run goes on. Unsent metrics stay in WORKDIR/wandb, from
+where `wandb sync` sends them later.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ import uuid
 
 from nspo_jax import files
 
-RECORD = "wandb_run.json"  # in the workdir: {"id": the run's at Weights & Biases}
+RECORD = "wandb_run.json"  # this file of the workdir holds {"id": the run's at Weights & Biases}
 INIT_TIMEOUT = 60.0  # seconds
 FINISH_TIMEOUT = 120.0
 _log = logging.getLogger(__name__)
 
 
 def check_installed(project: str) -> None:
-    """Raises ModuleNotFoundError if there is a project to write to, and no library for it."""
+    """Raises ModuleNotFoundError if there is a project to write to, but no library for it."""
     if project and importlib.util.find_spec("wandb") is None:
         raise ModuleNotFoundError(
             f"metrics.wandb_project is {project!r}, and the library wandb is not installed; "
@@ -39,19 +39,19 @@ def check_installed(project: str) -> None:
 
 
 class WandbRun:
-    """The run at Weights & Biases that a workdir's metrics go to.
+    """The run at Weights & Biases that gets a workdir's metrics.
 
-    Its id is in the workdir. A run that resumes goes on in it; one that starts over at step 0 makes
+    Its id is in the workdir. A run that resumes continues it; one that starts over at step 0 makes
     another. WANDB_MODE, WANDB_ENTITY and the library's other variables work as they do elsewhere.
 
     Args:
-      workdir: where the run lives, and the library keeps its files.
+      workdir: the run's directory, in which the library keeps its files too.
       project: the project's name.
       config: flat names -> values, shown beside the metrics.
-      step: where the run begins or resumes.
+      step: the step at which the run begins or resumes.
 
     Raises:
-      ModuleNotFoundError: without the library.
+      ModuleNotFoundError: if the library is not installed.
       ValueError: if the record of the id is damaged.
     """
 
@@ -67,9 +67,9 @@ class WandbRun:
             self._run: Any = self._open(
                 dir=str(workdir), project=project, id=identity, name=workdir.name, resume="allow"
             )
-            # not by init, where what a resumed run has at the server replaces it
+            # an argument of init would lose against the config that the server has of a resumed run
             self._run.config.update({"workdir": str(workdir), **config}, allow_val_change=True)
-            self._next = self._run.starting_step  # 0 offline: the server alone knows what it has
+            self._next = self._run.starting_step  # 0 offline: only the server knows its steps
         except Exception as error:
             self._give_up("nothing is written there", error)
         if self._next > step + 1:
@@ -79,7 +79,7 @@ class WandbRun:
             )  # fmt: skip
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands finite values over; rows of one step are joined. Waits for no server."""
+        """Hands finite values to the library, which joins rows of a step and awaits no server."""
         if self._run is None or step < self._next:
             return
         try:
@@ -88,7 +88,7 @@ class WandbRun:
             self._give_up(f"from step {step} on nothing more is written there", error)
 
     def close(self) -> None:
-        """Ends the run there, as failed where an exception is under way."""
+        """Ends the run there, as failed if an exception is under way."""
         if self._run is None:
             return
         try:
@@ -98,7 +98,7 @@ class WandbRun:
 
     def _open(self, **arguments: Any) -> Any:
         settings = self._wandb.Settings(
-            console="off",  # else it takes the place of stdout
+            console="off",  # else the library replaces stdout
             disable_git=True, init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT,
             finish_timeout_raises=True,
         )  # fmt: skip
@@ -110,7 +110,7 @@ class WandbRun:
             problem = "no API key: run `wandb login`, or set WANDB_API_KEY"
         except Exception as error:
             problem = str(error)
-            self._wandb.teardown()  # its process holds the id of the run that it did not begin
+            self._wandb.teardown()  # the library's process holds the id of the failed run
         _log.warning(
             "Weights & Biases cannot be reached (%s): metrics are written to %s, and `wandb sync` "
             "sends them", problem, self._directory,

@@ -1,18 +1,18 @@
-"""What calibration costs at a published model's shapes, with random weights and random tokens.
+"""Measures calibration at a published model's shapes, with random weights and random tokens.
 
     python -m scripts.bench_calibration --size=qwen2_5_7b --rows=512 --length=512   # one large GPU
     python -m scripts.bench_calibration --size=qwen2_5_0_5b --layers=2 --rows=8     # a laptop
 
 Weights are drawn a layer at a time, so that no more of the model is in memory than calibration
 needs. Every site keeps an eighth of its directions. The baseline is a full decomposition of the
-same moment (LAPACK, float64), of the first layer's largest site up to 6000 inputs. Prints one JSON
-line last:
+same moment (LAPACK, float64), of the first layer's largest site up to 6000 inputs. The last line of
+output is JSON:
 
 - `seconds`: the calibration's, compilation included; `seconds_per_layer`: median over the layers;
-- `seconds_all_layers`: with --layers, what the whole depth would take: its layers are alike;
-- `projectors_gib`, `projectors_gib_all_layers`: the bases;
-- `peak_device_gib`: as the backend reports it, null where it does not;
-- `build_by`: what ours is at that size: a full decomposition as well (LAPACK), or iteration;
+- `seconds_all_layers`: with --layers, an estimate for the whole depth, whose layers are alike;
+- `projectors_gib`, `projectors_gib_all_layers`: the size of the bases;
+- `peak_device_gib`: the backend's report, null if it has none;
+- `build_by`: our method at that size, a full decomposition as well (LAPACK) or iteration;
 - `build_speedup`: seconds of the full decomposition per second of ours;
 - `leak_ratio`: the energy that our basis leaves outside per that of the best of its rank.
 """
@@ -34,40 +34,40 @@ from scripts import launch
 
 SIZE = flags.DEFINE_enum("size", "qwen2_5_0_5b", sorted(models.PRESETS), "The model's shapes.")
 LAYERS = flags.DEFINE_integer("layers", 0, "Only so many layers; 0: all.", lower_bound=0)
-ROWS = flags.DEFINE_integer("rows", 64, "Conversations.", lower_bound=1)
-LENGTH = flags.DEFINE_integer("length", 512, "Tokens of each.", lower_bound=1)
+ROWS = flags.DEFINE_integer("rows", 64, "Number of conversations.", lower_bound=1)
+LENGTH = flags.DEFINE_integer("length", 512, "Tokens of each conversation.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 8, "Conversations a batch.", lower_bound=1)
 
 _BASELINE_SIZE = 6000
-STARTS: list[float] = []  # when each layer was asked for
+STARTS: list[float] = []  # the time at which each layer was asked for
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomSource:
-    """A `models.LayerSource` of random weights, the same whenever they are asked for."""
+    """A `models.LayerSource` of random weights, the same at every call."""
 
-    config: models.ModelConfig
+    model_config: models.ModelConfig
 
     def part(self, name: str) -> dict:
-        """Embedding or final norm."""
+        """Draws the embedding or the final norm."""
         return {name: _draw(self.model_config, name, 0)}
 
     def layer(self, index: int) -> dict:
-        """One layer's weights."""
+        """Draws one layer's weights."""
         STARTS.append(time.perf_counter())
         return jax.tree.map(lambda leaf: leaf[0], _draw(self.model_config, "layers", index))
 
     def fingerprint(self) -> str:
-        """None that means anything."""
+        """Returns a fixed text, as no projectors are kept."""
         return "random"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _draw(model_config: models.ModelConfig, name: str, index):
-    """A part of a model of one layer; the rest is never made."""
+    """Draws a part of a model of one layer; the rest is never made."""
     key = jax.random.fold_in(jax.random.key(0), index)
     params = models.init_params(dataclasses.replace(model_config, num_layers=1), key)
-    # residual kernels as at the model's depth
+    # residual kernels get the scale of the model's depth
     scale = model_config.num_layers**-0.5
     for block, kernel in (("attention", "o"), ("mlp", "down")):
         params["layers"][block][kernel]["kernel"] *= scale
@@ -75,13 +75,13 @@ def _draw(model_config: models.ModelConfig, name: str, index):
 
 
 def baseline(source: RandomSource, batches: list[dict]) -> dict[str, float]:
-    """A full decomposition against ours, of the largest site of one layer that takes a minute."""
+    """Compares a full decomposition with ours, at a layer's largest site up to _BASELINE_SIZE."""
     moments = next(moments_lib.layer_moments(source, batches))
     sizes = {moment.high.shape[0]: moment for moment in moments.values()}
     size = max(size for size in sizes if size <= _BASELINE_SIZE or size == min(sizes))
     moment = sizes[size]
     rule = rank_rules.RankRule("fixed", size // 8)
-    splits.split(moment, rule)  # compiles
+    splits.split(moment, rule)  # the first call compiles
     started = time.perf_counter()
     ours = splits.split(moment, rule)
     middle = time.perf_counter()

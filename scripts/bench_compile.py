@@ -1,10 +1,11 @@
-"""How long a train step takes to compile, by depth: layers are scanned, so it should not grow.
+"""Measures a train step's compilation by depth: layers are scanned, so the time should not grow.
 
     python -m scripts.bench_compile
 
-Lowers and compiles the GRPO update (loss, gradient, AdamW, projection) of a small Llama with 4, 16
-and 64 layers in turn, a few times, and prints one JSON line: seconds by depth, [median, least,
-largest], and the ratio of the deepest to the shallowest, which is the baseline. Nothing is run.
+The script lowers and compiles the GRPO update (loss, gradient, AdamW, projection) of a small Llama
+with 4, 16 and 64 layers in turn, a few times. It prints one JSON line: seconds by depth, [median,
+least, largest], and the ratio of the deepest to the shallowest, which is the baseline. No update
+runs.
 """
 
 import json
@@ -24,11 +25,11 @@ from nspo_jax.rl.algorithms import policy_gradient
 from scripts import launch
 
 DEPTHS = flags.DEFINE_list("depths", ["4", "16", "64"], "Numbers of layers, the baseline first.")
-REPEATS = flags.DEFINE_integer("repeats", 5, "Compilations of each, interleaved.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 5, "Compilations of each depth.", lower_bound=1)
 
 
 def lower(depth: int) -> jax.stages.Lowered:
-    """The update of a model with that many layers, all of its MLP and attention projected."""
+    """Lowers the update of a model with so many layers, with MLP and attention projected."""
     model_config = models.ModelConfig(
         vocab_size=512, hidden_size=64, intermediate_size=176, num_layers=depth, num_heads=8,
         num_kv_heads=4, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False,

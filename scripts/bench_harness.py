@@ -1,14 +1,14 @@
-"""How fast lm-eval's requests are answered here and by lm-eval's own `hf` adapter on torch.
+"""Times the answers to lm-eval's requests, here and by lm-eval's own `hf` adapter on torch.
 
     python -m scripts.bench_harness --model=DIR --lm_eval=hellaswag_local,gsm8k_local --limit=20 \\
         --lm_eval_tasks=configs/lm_eval --lm_eval_data=DATA
 
 Both load the same directory in float32 and get the same requests in the same batches, in turn,
-`repeats` times after a first turn that compiles and is not timed. Prints one JSON line: for each
-task requests, seconds and processor seconds as [median, least, largest] of each adapter, the ratio
-of hf's median to ours (above 1: faster here), and how far their answers are apart: the largest
-difference of log-likelihoods, or the share of equal texts. Needs the extra eval, torch and
-accelerate; on CPU, with nothing else running.
+`repeats` times after a first turn that compiles and is not timed. The script prints one JSON line.
+For each task it has the number of requests, seconds and processor seconds as [median, least,
+largest] of each adapter, and the ratio of hf's median to ours (above 1: faster here). It also has
+the largest difference of log-likelihoods, or the share of equal texts. The script needs the extra
+eval, torch and accelerate, and a CPU on which nothing else runs.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ DATA = flags.DEFINE_string("lm_eval_data", None, "Directory that such files read
 LIMIT = flags.DEFINE_integer("limit", 20, "Documents of each task.", lower_bound=1)
 SHOTS = flags.DEFINE_integer("num_fewshot", 0, "Examples before each document.", lower_bound=0)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed turns of each adapter.", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch_size", 8, "Rows at a time, of both.", lower_bound=1)
-NEW_TOKENS = flags.DEFINE_integer("max_gen_toks", 64, "Of each answer.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", 8, "Rows at a time of both.", lower_bound=1)
+NEW_TOKENS = flags.DEFINE_integer("max_gen_toks", 64, "Tokens of an answer.", lower_bound=1)
 
 
 def main() -> None:
-    """Times both adapters in turn."""
+    """Times both adapters in turn, and prints the line."""
     from lm_eval.models import huggingface
 
     from nspo_jax.evaluation import harness, lm_eval_tasks
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def build_requests(task: Any) -> list[Any]:
-    """The requests of a task's first documents."""
+    """Builds the requests of a task's first documents."""
     task.set_config(key="num_fewshot", value=SHOTS.value)
     task.set_fewshot_seed(seed=1234)
     if task.get_config("output_type") == "generate_until":
@@ -84,14 +84,14 @@ def build_requests(task: Any) -> list[Any]:
 
 
 def timed(call: Callable[..., Any], requests: list[Any]) -> tuple[float, float]:
-    """Seconds, and seconds of all processors of this process."""
+    """Returns the seconds of a call, and those of all processors of this process."""
     wall, processor = time.perf_counter(), time.process_time()
     call(requests, disable_tqdm=True)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def compare(kind: str, expected: list[Any], found: list[Any]) -> dict[str, float]:
-    """How far two adapters' answers are apart."""
+    """Compares two adapters' answers: the share of equal texts, or the largest difference."""
     pairs = list(zip(expected, found, strict=True))
     if kind == "generate_until":
         return {"equal_texts": sum(one == other for one, other in pairs) / len(pairs)}

@@ -1,13 +1,13 @@
-"""What the null space costs: to build, to hold, to apply, against the dense way, in one run.
+"""Measures the null space against the dense way: building, memory, application, overhead.
 
     python -m scripts.bench_projection
 
-The dense reference is what the method's description suggests: a full SVD of each second moment and
-a [d, d] projector. Ours is subspace iteration (nullspace/eigen.py) and a thin basis. Both get the
-same moments, d in 512 to 3584, with eigenvalues that fall as 1/k and one huge direction, as a
-language model's first tokens make it; rank d/8. Then a 60M-parameter Llama's GRPO update on 3072
-tokens, with all its kernels projected and without. Prints one JSON line last; times are medians of
-interleaved repeats:
+The dense reference follows the method's description: a full SVD of each second moment and a [d, d]
+projector. Ours is subspace iteration (nullspace/eigen.py) and a thin basis. Both get the same
+moments, d in 512 to 3584, with eigenvalues that fall as 1/k and one huge direction, which a
+language model's first tokens cause; the rank is d/8. A second part measures the GRPO update of a
+60M-parameter Llama on 3072 tokens, with all its kernels projected and without. The last line of
+output is JSON; times are medians of interleaved repeats:
 
 - `build_speedup_dD`: seconds of the SVD per second of ours; `leak_ratio_dD`: the energy that our
   basis leaves outside per that of the best basis of its rank (1 is optimal);
@@ -33,20 +33,23 @@ from nspo_jax.rl.algorithms import policy_gradient
 from scripts import launch
 
 SIZES = flags.DEFINE_list("sizes", ["512", "1024", "2048", "3584"], "Input sizes d.")
-REPEATS = flags.DEFINE_integer("repeats", 3, "Of each measurement, interleaved.", lower_bound=1)
-LAYERS = flags.DEFINE_integer("layers", 12, "Of the model that is updated: 12 is 60M.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 3, "Repeats of each measurement.", lower_bound=1)
+LAYERS = flags.DEFINE_integer("layers", 12, "Layers of the updated model; 12: 60M parameters.", 1)
 
 
 def seconds(function, *arguments) -> float:
-    """One timed call, with everything it started finished."""
+    """Times one call, until everything that it started has finished."""
     started = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - started
 
 
 def make_moment(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [d, d] and its eigenvalues float64 [d]: 1e4, then 1/k, in a random orthogonal basis
-    (a product of reflections, which is as good as any for an iteration from a random block)."""
+    """Makes a moment, float32 [d, d], and its eigenvalues, float64 [d]: 1e4, then 1/k.
+
+    Its orthogonal basis is a product of reflections, which is as good as any for an iteration from
+    a random block.
+    """
     values = np.r_[1e4, 1.0 / np.arange(1, size)]
     moment, rng = np.diag(values), np.random.default_rng(seed)
     for _ in range(4):
@@ -58,11 +61,11 @@ def make_moment(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_basis(size: int, repeats: int) -> dict[str, float]:
-    """Building, holding and applying at one size, rank d/8."""
+    """Measures building, memory and application at one size, with rank d/8."""
     moment, values = make_moment(size, size)
     rank = size // 8
     dense, ours = [], []
-    basis = eigen.leading(moment, rank).vectors  # compiles
+    basis = eigen.leading(moment, rank).vectors  # the first call compiles
     for _ in range(repeats if size < 2048 else 1):
         dense.append(seconds(np.linalg.svd, moment))
         ours.append(statistics.median(seconds(eigen.leading, moment, rank) for _ in range(3)))
@@ -87,7 +90,7 @@ def measure_basis(size: int, repeats: int) -> dict[str, float]:
 
 
 def measure_update(layers: int, repeats: int) -> dict[str, float]:
-    """The optimizer phase with and without the projection, against the whole update."""
+    """Measures the optimizer phase with and without the projection, and the whole update."""
     model_config = models.ModelConfig(
         vocab_size=16000, hidden_size=512, intermediate_size=2048, num_layers=layers, num_heads=8,
         num_kv_heads=8, head_dim=64, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True,

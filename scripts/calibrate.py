@@ -1,4 +1,4 @@
-"""Calibrates projectors, and shows what they leave free.
+"""Calibrates projectors, and shows the directions that they leave free.
 
     python -m scripts.calibrate --config=configs/tiny.py:nspo
     python -m scripts.calibrate --config=configs/tiny.py:nspo --output=projectors \
@@ -7,9 +7,9 @@
         --try_rule='energy(0.1)' --try_rule='relative_max(5e-4)+mlp/out=fixed(64)'
 
 Training calibrates by itself when this rank rule has not been used yet in the config's workspace;
-this command is for looking before training. "free" is the share of input directions that an update
-may use, "energy" the share of the inputs' energy in the protected ones. With --try_rule nothing is
-stored: it prints what each rule would protect, from one pass over the text.
+this command is for a look before training. "free" is the share of input directions that an update
+may use, "energy" the share of the inputs' energy in the protected ones. --try_rule stores nothing:
+it prints the directions that each rule would protect, from one pass over the text.
 
 The model's layers are read from disk and run one at a time. An interrupted calibration continues
 after its last whole layer.
@@ -25,7 +25,7 @@ from scripts import launch
 CONFIG = launch.define_config()
 OUTPUT = launch.define_output("output", "Also save the projectors in this directory.")
 TRY_RULE = flags.DEFINE_multi_string(
-    "try_rule", [], "Only print what this rank rule would protect; may be given several times."
+    "try_rule", [], "Only print the effect of this rank rule; may be given several times."
 )
 
 

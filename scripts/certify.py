@@ -1,15 +1,14 @@
-"""Certifies a policy's directory: what the weights as stored keep of the base model.
+"""Certifies a policy's directory: measures how much its stored weights change the base model.
 
     python -m scripts.certify --config=configs/tiny.py:nspo --policy=runs/tiny/nspo/policy
     python -m scripts.certify --config=configs/llm.py:qwen2_5_0_5b --config.model.path=PATH \
         --policy=exported --output=certificate.json \
         --fail_above=protected_share=1e-5+held_out.kl=1e-3
 
-The config says what the base model and its calibration and held-out text are; the policy is any
-export of it: float32, bfloat16 (measured as the file has it), or a delta, whose difference is
-measured as it was trained. The projectors are the
-config's, or those of --projectors. With --fail_above, the exit status is 1 if a quantity is above
-its limit.
+The config names the base model with its calibration and held-out text. The policy is any export:
+float32, bfloat16 (measured with the file's rounding), or a delta, whose difference is measured as
+it was trained. The projectors are the config's, or those of --projectors. With --fail_above, the
+exit status is 1 if a quantity is above its limit.
 """
 
 import json
@@ -25,7 +24,7 @@ from scripts import launch
 
 CONFIG = launch.define_config()
 POLICY = flags.DEFINE_string("policy", None, "The directory to certify.", required=True)
-PROJECTORS = flags.DEFINE_string("projectors", None, "Directory; default: the config's projectors.")
+PROJECTORS = flags.DEFINE_string("projectors", None, "Their directory; default: the config's.")
 OUTPUT = launch.define_output("output", "Also write the certificate there, as JSON.", file=True)
 FAIL_ABOVE = flags.DEFINE_string(
     "fail_above", "", f"NAME=NUMBER joined by '+'; names: {', '.join(limits_lib.QUANTITIES)}."
@@ -33,7 +32,7 @@ FAIL_ABOVE = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Certifies, prints, writes, and fails above a limit."""
+    """Certifies the policy, prints and writes the report, and fails above a limit."""
     run = settings.from_config(CONFIG.value)
     limits = limits_lib.parse_limits(FAIL_ABOVE.value)
     checks.check_config(run, is_run=False)

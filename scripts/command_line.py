@@ -1,4 +1,4 @@
-"""Flags of the scripts: read from the command line, and mistakes in them told in a paragraph."""
+"""The reader of the scripts' command lines, which explains a mistake in a paragraph."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from absl import flags
 from scripts import config_files
 
 _HELP = {"--help", "-help", "--helpshort", "-helpshort", "-h", "--h", "--helpfull", "-helpfull"}
-# what a flag's parser says, and what was expected
+# beginning of a flag parser's message -> the value that was expected
 _EXPECTED = {
     "invalid literal for int": "a whole number",
     "could not convert string to float": "a number",
@@ -19,20 +19,20 @@ _EXPECTED = {
 
 
 class MistakeError(Exception):
-    """A command line that cannot be meant so."""
+    """A command line with a mistake in it."""
 
 
 def parse(argv: list[str], config_kind: str) -> list[str]:
-    """Reads a command line into `flags.FLAGS`, and returns what is no flag, the program first.
+    """Reads a command line into `flags.FLAGS`; returns the program and the other arguments.
 
-    Of `--help` it prints the script's own text, its lines as they are, and exits with 0.
+    For `--help` it prints the script's own text unchanged, and exits with 0.
 
     Args:
       argv: the program and its arguments.
-      config_kind: of `config_files.CONFIG_KINDS`, what --config is to be of.
+      config_kind: the key of `config_files.CONFIG_KINDS` that --config must have.
 
     Raises:
-      MistakeError: in words, what is wrong with it.
+      MistakeError: with an explanation of the mistake.
     """
     asked = _HELP.intersection(argv[: argv.index("--")] if "--" in argv else argv)
     if asked:
@@ -41,14 +41,14 @@ def parse(argv: list[str], config_kind: str) -> list[str]:
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     config = _value_of(argv, "config")
     if config is not None and "config" in flags.FLAGS:
-        try:  # ml_collections loads it once more, and says less of what is wrong with it
+        try:  # ml_collections loads it once more, but explains mistakes less well
             config_files.load(config, kind=config_kind)
         except (ValueError, OSError) as error:
             raise MistakeError(str(error)) from error
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise MistakeError(_words(error, config_kind)) from error
+        raise MistakeError(_explain(error, config_kind)) from error
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if isinstance(value, float) and not math.isfinite(value):
@@ -57,7 +57,7 @@ def parse(argv: list[str], config_kind: str) -> list[str]:
 
 
 def parse_seeds(text: str, said_by: str) -> list[int]:
-    """Reads "0+1+2"; raises ValueError for what is no seed, or one that is there twice."""
+    """Reads "0+1+2"; raises ValueError for a part that is no seed, or a seed that comes twice."""
     parts = text.split("+")
     if not all(re.fullmatch(r"\d+", part) for part in parts) or len(set(parts)) < len(parts):
         raise ValueError(
@@ -67,14 +67,14 @@ def parse_seeds(text: str, said_by: str) -> list[int]:
 
 
 def print_help(*, whole: bool = False) -> None:
-    """Prints what the running script does, and its flags; `whole`: those of libraries too."""
+    """Prints the running script's docstring and flags; with `whole`, those of libraries too."""
     words = sys.modules["__main__"].__doc__ or ""
     listed = flags.FLAGS.get_help() if whole else flags.FLAGS.main_module_help()
     print(f"{words.strip()}\n\nFlags:\n{listed}\n\n--helpfull lists the flags of libraries too.")
 
 
 def _value_of(argv: list[str], name: str) -> str | None:
-    """The value of a flag in a command line, before it is parsed; None: it is not there."""
+    """Returns a flag's value in a command line before it is parsed; None if it is not there."""
     for index, word in enumerate(argv):
         if word == "--":
             break
@@ -84,8 +84,8 @@ def _value_of(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _words(error: BaseException, config_kind: str) -> str:
-    """What a person needs to hear of an error that the flags raised."""
+def _explain(error: BaseException, config_kind: str) -> str:
+    """Explains to a person an error that the flags raised."""
     chain = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
@@ -93,12 +93,12 @@ def _words(error: BaseException, config_kind: str) -> str:
         return _unknown_field(chain, config_kind)
     if isinstance(error, flags.UnrecognizedFlagError):
         return str(error).replace(f"'{error.flagname}'", f"'--{error.flagname}'", 1)
-    parts = [_of_one_flag(line) for line in str(error).splitlines() if line.startswith("flag --")]
+    parts = [_explain_flag(line) for line in str(error).splitlines() if line.startswith("flag --")]
     return " ".join(parts) or str(error)
 
 
 def _unknown_field(chain: list[BaseException], config_kind: str) -> str:
-    # ml_collections' own words name the nearest field
+    # ml_collections' message names the nearest field
     hint = next((str(e.args[0]) for e in chain if "Did you mean" in str(e.args)), "")
     hint = hint.strip("\"'").split("\\n")[-1].split("\n")[-1]
     field = str(chain[-1]).strip("\"'").partition("Attempting to lookup: ")[2] or str(chain[-1])
@@ -107,8 +107,8 @@ def _unknown_field(chain: list[BaseException], config_kind: str) -> str:
     return f"{words} {listed} lists every field."
 
 
-def _of_one_flag(line: str) -> str:
-    """absl's "flag --steps=x: why", as a sentence with what the flag is for."""
+def _explain_flag(line: str) -> str:
+    """Turns absl's "flag --steps=x: why" into a sentence with the flag's help."""
     match = re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", line)
     if match is None:
         return line

@@ -1,7 +1,7 @@
 """Config files of the command line: FILE.py with get_config(), or FILE.py:ARM with get_config(ARM).
 
-A file that is not there, does not run, or makes the config of something else is a mistake to be
-told in words, with the line of the file where it is.
+A file that is missing, does not run, or makes another kind of config is a mistake, which is
+explained in words with its line in the file.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-# kind -> a field that the configs of no other kind have, what it is, and what takes it
+# kind -> a field that no other kind of config has, a description, and the script that takes it
 CONFIG_KINDS = {
     "run": ("rl", "a run, such as configs/tiny.py:nspo", "scripts.train"),
     "sweep": ("arms", "a sweep, such as configs/sweeps/tiny_arms.py", "scripts.sweep"),
@@ -23,19 +23,19 @@ def load(text: str, *, kind: str, said_by: str = "--config") -> ml_collections.C
     """Makes the config that "FILE.py" or "FILE.py:ARM" names.
 
     Args:
-      text: as on the command line.
-      kind: of CONFIG_KINDS, what the config is to be of.
+      text: the value on the command line.
+      kind: the key of CONFIG_KINDS that the config must have.
       said_by: the flag or field that has the text.
 
     Raises:
-      FileNotFoundError, ValueError: saying what is wrong with it, and where.
+      FileNotFoundError, ValueError: naming the mistake and its place.
     """
     path, *arm = text.split(":", 1)
     return call(read(path, said_by), path, arm, kind=kind, said_by=said_by)
 
 
 def read(path: str, said_by: str) -> Callable[..., Any]:
-    """The `get_config` of a file; errors as `load`."""
+    """Returns the `get_config` of a file; raises the errors of `load`."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(
             f"{said_by} is {path!r}, and there is no such file: give a config file, such as "
@@ -44,7 +44,7 @@ def read(path: str, said_by: str) -> Callable[..., Any]:
     try:
         found = runpy.run_path(path)
     except Exception as error:
-        raise ValueError(_told(error, path, said_by)) from error
+        raise ValueError(_describe_error(error, path, said_by)) from error
     if not callable(found.get("get_config")):
         raise ValueError(
             f"{said_by} is {path!r}, which has no function get_config: a config file defines "
@@ -56,13 +56,13 @@ def read(path: str, said_by: str) -> Callable[..., Any]:
 def call(
     get_config: Callable[..., Any], path: str, arm: list[str], *, kind: str, said_by: str
 ) -> ml_collections.ConfigDict:
-    """The config of an arm ([]: there is none) from a file's `get_config`; errors as `load`."""
+    """Makes the config of an arm ([]: none) by `get_config`; raises the errors of `load`."""
     try:
         config = get_config(*arm)
     except ValueError:
-        raise  # the file's own words, such as of an unknown arm
+        raise  # the file itself explains it, such as an unknown arm
     except Exception as error:
-        raise ValueError(_told(error, path, said_by, arm)) from error
+        raise ValueError(_describe_error(error, path, said_by, arm)) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"{said_by} is {path!r}, whose get_config returns {type(config).__name__}; expected an "
@@ -81,8 +81,8 @@ def call(
     return config
 
 
-def _told(error: Exception, path: str, said_by: str, arm: list[str] = ()) -> str:
-    """In words, what a config file raised, and at which of its lines."""
+def _describe_error(error: Exception, path: str, said_by: str, arm: list[str] = ()) -> str:
+    """Describes in words the error that a config file raised, and its line there."""
     place = pathlib.Path(path).resolve()
     lines = [
         frame.lineno

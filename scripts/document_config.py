@@ -2,8 +2,8 @@
 
     python -m scripts.document_config
 
-They come from `nspo_jax.settings`, and the names of parts of the library from `nspo_jax.rl.ranges`.
-tests/test_docs.py says when the page is behind.
+The fields come from `nspo_jax.settings`, and the names of parts of the library from
+`nspo_jax.rl.ranges`. tests/test_docs.py fails when the page is behind.
 """
 
 import itertools
@@ -68,7 +68,7 @@ def _range(known: settings.Range) -> str:
 
 
 def _cell(text: str) -> str:
-    """Returns text as Markdown reads it literally."""
+    """Escapes a text, so that Markdown shows it literally."""
     return re.sub(r"(?<!`)([\[\]|<>*])", r"\\\1", text)
 
 

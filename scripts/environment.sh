@@ -1,6 +1,6 @@
-# Sourced by demo.sh and test.sh: goes to the repository's root and activates .venv, made and filled
-# once. A requirements file that changed is installed again. PYTHON picks the interpreter,
-# NSPO_VENV another place for the environment.
+# demo.sh and test.sh source this file: it goes to the repository's root and activates .venv, which
+# it makes and fills once. A requirements file that changed is installed again. PYTHON picks the
+# interpreter, NSPO_VENV another place for the environment.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 environment() { # environment REQUIREMENTS_FILE

@@ -7,8 +7,8 @@
         --lm_eval_tasks=configs/lm_eval --lm_eval_data=DATA --output=runs/scores
 
 With --config the scores are unsafe rate, over-refusal, capability and drift from the base model.
-Without --policy it is the base model that is evaluated. --samples prints that many completions of
-every set, to see with one's own eyes.
+Without --policy the script evaluates the base model. --samples prints so many completions of every
+set, for a look at the answers themselves.
 
 With --model no config is needed: PATH is a base model, a policy, an export, or a delta. The names
 are tasks, groups or tags of lm-eval (pip install -e '.[eval]'), which downloads their data; those
@@ -35,14 +35,14 @@ LIMIT = flags.DEFINE_integer("limit", None, "Documents of each task; default: al
 SHOTS = flags.DEFINE_integer(
     "num_fewshot",
     None,
-    "Examples before each document; default: what the task says.",
+    "Examples before each document; default: the task's own number.",
     lower_bound=0,
 )
 TEMPLATE = flags.DEFINE_bool("apply_chat_template", False, "Ask in the model's chat template.")
 OUTPUT = launch.define_output("output", "Directory for results.json; default: it is not kept.")
-LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Keep what was asked and said in --output.")
+LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Keep prompts and answers in --output.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations, with --model."
+    "dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and activations, with --model."
 )
 BATCH = flags.DEFINE_integer(
     "batch_size", None, "Rows at a time, with --model; default: 8 for each shard of rows.",
@@ -54,7 +54,7 @@ launch.define_processes(dry_run=False)
 
 
 def main() -> None:
-    """Evaluates and prints."""
+    """Evaluates a model, and prints its scores."""
     if (MODEL.value is None) == (CONFIG.value is None):
         raise ValueError(
             "Expected one of --model and --config: --model=DIR --lm_eval=TASK,... for lm-eval's "
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def by_task() -> None:
-    """Scores a policy by the task of its config."""
+    """Scores a policy by the task of its config, and prints samples and scores."""
     unread = [flag.name for flag in (TASKS, FOLDER, DATA, LIMIT, SHOTS, OUTPUT) if flag.value]
     if unread:
         raise ValueError(f"--{unread[0]} goes with --model=DIR, and --config is given instead.")
@@ -91,7 +91,7 @@ def by_task() -> None:
 
 
 def by_lm_eval() -> None:
-    """Scores a directory by lm-eval's tasks; mistakes are told before its weights are loaded."""
+    """Scores a directory by lm-eval's tasks; tells mistakes before its weights are loaded."""
     if POLICY.value:
         raise ValueError("--policy goes with --config; with --model give the directory itself.")
     if not TASKS.value:
@@ -109,7 +109,7 @@ def by_lm_eval() -> None:
         harness.check_template(chat_format, MODEL.value)
     mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
     loaded = None
-    if distributed.is_primary():  # the tasks' data are read by one process
+    if distributed.is_primary():  # one process reads the tasks' data
         paths = [pathlib.Path(flag.value) if flag.value else None for flag in (FOLDER, DATA)]
         loaded = lm_eval_tasks.load(TASKS.value, *paths)
         lm_eval_tasks.check(loaded, chat_format, models.load_config(MODEL.value).max_length)

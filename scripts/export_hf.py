@@ -7,13 +7,13 @@
         --dtype=bfloat16 --rounding=feedback --projectors=DIR
     python -m scripts.export_hf --policy=runs/tiny/nspo/policy --base=BASE --output=exported --delta
 
-A policy's directory (float32) is a Hugging Face directory already; this writes it in shards or in
-bfloat16. BASE is the model that it was trained from. A safety update is often smaller than a
-bfloat16 step, and rounding takes it out of the null space: with --base the loss is printed, and
---delta keeps the base as it is with a float32 difference beside it, exactly what was trained. Of a
-delta, this script without --delta makes a plain float32 model. --rounding=feedback chooses among
-neighbouring bfloat16 values so that errors cancel in the protected directions of BASE's projectors:
-a smaller leak, not none. `scripts.certify` measures any of them.
+A policy's directory (float32) is a Hugging Face directory already; this script writes it in shards
+or in bfloat16. BASE is the model that it was trained from. A safety update is often smaller than a
+bfloat16 step, and rounding takes it out of the null space. With --base the script prints this loss.
+--delta keeps the base unchanged and writes a float32 difference beside it, exactly the trained one.
+Without --delta the script turns a delta into a plain float32 model. --rounding=feedback chooses
+among neighbouring bfloat16 values so that errors cancel in the protected directions of BASE's
+projectors: a smaller leak, not none. `scripts.certify` measures any export.
 """
 
 import pathlib
@@ -28,17 +28,17 @@ from scripts import launch
 POLICY = flags.DEFINE_string("policy", None, "The model to export.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The directory to write.", required=True)
 BASE = flags.DEFINE_string("base", None, "The model that the policy was trained from.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The weights' dtype.")
 ROUNDING = flags.DEFINE_enum(
-    "rounding", "nearest", ["nearest", "feedback"], "To bfloat16; feedback needs the projectors."
+    "rounding", "nearest", ["nearest", "feedback"], "To bfloat16; feedback needs projectors."
 )
-PROJECTORS = flags.DEFINE_string("projectors", None, "Directory, calibrated on --base.")
+PROJECTORS = flags.DEFINE_string("projectors", None, "The directory of --base's projectors.")
 DELTA = flags.DEFINE_bool("delta", False, "Write the base and a float32 difference.")
 SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest file of weights, in 1e9 bytes.", 0.001)
 
 
 def main() -> None:
-    """Exports, and says what rounding did to the update."""
+    """Exports the policy, and prints how much of the update rounding has changed."""
     output = pathlib.Path(OUTPUT.value)
     hf_export.check_apart(output, POLICY.value, BASE.value, PROJECTORS.value)
     edit = rounding_edit()
@@ -81,7 +81,11 @@ def main() -> None:
 
 
 def rounding_edit() -> models.Edit | None:
-    """What --rounding asks for, once the flags it needs are there and belong together."""
+    """Returns the edit that --rounding asks for, None for "nearest".
+
+    Raises:
+      ValueError: for flags that are missing or do not go together.
+    """
     if ROUNDING.value == "nearest":
         if PROJECTORS.value:
             raise ValueError("--projectors is for --rounding=feedback; --rounding is nearest.")
@@ -97,7 +101,7 @@ def rounding_edit() -> models.Edit | None:
 
 
 def rounding(base: str, policy: str, exported: pathlib.Path) -> tuple[float, float]:
-    """Frobenius norms of policy - base and of exported - policy."""
+    """Computes the Frobenius norms of policy - base and of exported - policy."""
     before, after, written = (hf.Tensors(pathlib.Path(p)) for p in (base, policy, exported))
     update = lost = 0.0
     for name in progress.Bar(written.names(), desc="compare", unit="tensor", leave=False):

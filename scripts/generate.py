@@ -1,14 +1,14 @@
-"""Lets a model speak: any checkpoint of a supported family, its answer streamed to the terminal.
+"""Streams a model's answers to the terminal, for any checkpoint of a supported family.
 
     python -m scripts.generate --model=PATH --prompt="How do I bake bread?"
     python -m scripts.generate --model=runs/tiny/nspo/policy --prompt="how to make a cake ?"
     python -m scripts.generate --model=PATH --prompt="Once upon" --temperature=0.8 --top_p=0.9
     echo "Once upon a time" | python -m scripts.generate --model=PATH --nochat
 
-PATH is a Hugging Face directory, or what `python -m scripts.export_hf --delta` wrote. --prompt may
-be given several times; without it every line of standard input is a prompt. Prompts are rendered
-with the tokenizer's chat template where it has one; --nochat continues plain text. Greedy unless
---temperature says otherwise. Only the answers go to standard output.
+PATH is a Hugging Face directory, or one that `python -m scripts.export_hf --delta` wrote. --prompt
+may be given several times; without it every line of standard input is a prompt. The tokenizer's
+chat template renders prompts if there is one; --nochat continues plain text. Answers are greedy
+unless --temperature is above 0. Only the answers go to standard output.
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ from nspo_jax.models import generation, sampling
 from scripts import launch
 
 MODEL = flags.DEFINE_string("model", None, "The model's directory.", required=True)
-PROMPT = flags.DEFINE_multi_string("prompt", None, "What to answer; default: lines of stdin.")
+PROMPT = flags.DEFINE_multi_string("prompt", None, "The prompt; default: lines of stdin.")
 CHAT = flags.DEFINE_bool("chat", None, "Apply the chat template; default: if there is one.")
-SYSTEM = flags.DEFINE_string("system", None, "System message; default: the template's own.")
-THINKING = flags.DEFINE_bool("thinking", False, "For templates with enable_thinking (Qwen3).")
+SYSTEM = flags.DEFINE_string("system", None, "The system message; default: the template's own.")
+THINKING = flags.DEFINE_bool("thinking", False, "Sets a template's enable_thinking (Qwen3).")
 DATE = flags.DEFINE_string(
-    "date", None, "Of a chat template that states one; default: as trained, or else today."
+    "date", None, "The date in the chat template; default: the training's, or else today."
 )
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0: from all.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most likely tokens of this probability.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most likely tokens of this mass.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Cut the answer here.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.", lower_bound=0, upper_bound=2**32 - 1)
+SEED = flags.DEFINE_integer("seed", 0, "The draws' seed.", lower_bound=0, upper_bound=2**32 - 1)
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
+    "dtype", "float32", ["float32", "bfloat16"], "The dtype of weights and activations."
 )
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 LENGTH_STEP = 32
@@ -48,7 +48,7 @@ LENGTH_STEP = 32
 def main() -> None:
     """Answers every prompt."""
     sampling.check_options(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-    model_config = models.load_config(MODEL.value)  # before the weights: mistakes are cheap here
+    model_config = models.load_config(MODEL.value)  # a mistake is cheap before the weights are read
     chat_format = chat.load_format(MODEL.value, system=SYSTEM.value, thinking=THINKING.value)
     use_chat = bool(chat_format.tokenizer.chat_template) if CHAT.value is None else CHAT.value
     chat_format = dataclasses.replace(chat_format, chat=use_chat)
@@ -79,10 +79,10 @@ def main() -> None:
 
 
 def stated_date(chat_format: chat.ChatFormat) -> str | None:
-    """What the chat template takes for today: --date, the policy's training's, or today.
+    """Returns the date that the chat template states: --date, the training's, or today.
 
     Raises:
-      ValueError: --date is no day.
+      ValueError: if --date is no day.
     """
     if DATE.value:
         settings.check_date(DATE.value, "--date")
@@ -94,10 +94,10 @@ def stated_date(chat_format: chat.ChatFormat) -> str | None:
 def encode_prompt(
     model_config: models.ModelConfig, chat_format: chat.ChatFormat, prompt: str
 ) -> chat.Encoded:
-    """A prompt [1, length], the length a multiple of LENGTH_STEP where the model allows it.
+    """Encodes a prompt as [1, length]; the length is a multiple of LENGTH_STEP if that fits.
 
     Raises:
-      ValueError: it leaves no room for an answer, or not for --max_new_tokens.
+      ValueError: if it is empty or leaves no room for --max_new_tokens.
     """
     room = model_config.max_length - MAX_NEW_TOKENS.value
     if room < 1:
@@ -150,7 +150,7 @@ def answer(
     seconds = time.perf_counter() - started if started else 0.0
     speed = f", {(count - 1) / seconds:.1f} tokens/s" if count > 1 else ""
     print(f"[{count} tokens{speed}; ended by {reason}]", file=sys.stderr)
-    if reason == "Ctrl-C":  # it ends the command, not this answer alone
+    if reason == "Ctrl-C":  # the user ends the command, not this answer alone
         sys.exit(130)
 
 

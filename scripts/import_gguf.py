@@ -3,10 +3,11 @@
     python -m scripts.import_gguf --gguf=model.gguf --output=models/model
     python -m scripts.import_gguf --gguf=model.gguf --output=models/model --dtype=bfloat16
 
-Llama, Qwen2, Qwen3, Gemma 2 and Gemma 3 are read. Quantised weights are multiplied out: the result
-is as large as the plain model (four bytes a weight, or two), and its weights are the file's, not
-those of the model before it was quantised. The tokenizer, its chat template and the ids that end an
-answer come along. The output must not exist; it is written whole or not at all. pip install gguf.
+The script reads Llama, Qwen2, Qwen3, Gemma 2 and Gemma 3, and needs `pip install gguf`. It
+multiplies quantised weights out: the result is as large as the plain model (four bytes a weight, or
+two), and its weights are the file's, not those of the model before it was quantised. It takes the
+tokenizer, its chat template and the ids that end an answer along. The output must not exist; it is
+written whole or not at all.
 """
 
 from absl import flags
@@ -16,12 +17,12 @@ from scripts import launch
 
 GGUF = flags.DEFINE_string("gguf", None, "The file to convert.", required=True)
 OUTPUT = launch.define_output("output", "The directory to write; it must not exist.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the written weights.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The weights' dtype.")
 flags.mark_flag_as_required("output")
 
 
 def main() -> None:
-    """Converts, and says what it found."""
+    """Converts the file, and prints its contents."""
     report = gguf.import_gguf(GGUF.value, OUTPUT.value, dtype=DTYPE.value)
     model_config = report.model_config
     head = "tied" if model_config.tie_embeddings else "untied"

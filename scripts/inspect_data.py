@@ -1,13 +1,13 @@
-"""Shows what a public dataset holds, and which of its rows are broken.
+"""Shows the contents of a public dataset and its broken rows.
 
     python -m scripts.inspect_data pku_safe_rlhf --subset=alpaca-7b --split='train[:40%]'
     python -m scripts.inspect_data pku_safe_rlhf --path=DIRECTORY --evaluation=xstest.csv
     python -m scripts.inspect_data safety_prompts --path=mine.csv --prompt_column=text
 
 NAME is pku_safe_rlhf, beavertails, general or safety_prompts. Without --path the files come from
-the Hugging Face Hub. The dataset is prepared under --data_dir once, and read from there later.
-Tables: rows a split, categories, labels and how they agree, lengths, duplicates, prompts that are
-in evaluation sets, and how many rows are broken, the first with file, line and reason.
+the Hugging Face Hub. The dataset is prepared under --data_dir once, and read from there later. The
+tables show rows a split, categories, labels and their agreement, lengths, duplicates, prompts that
+are in evaluation sets, and the number of broken rows, the first with file, line and reason.
 """
 
 from absl import flags
@@ -26,10 +26,10 @@ SUBSET = flags.DEFINE_string("subset", "", "Only files in a directory of this na
 EVALUATION = flags.DEFINE_multi_string(
     "evaluation", [], "File or directory of safety_prompts to look for in it; may be repeated."
 )
-PROMPT_COLUMN = flags.DEFINE_string("prompt_column", "", "safety_prompts: where the prompts are.")
-CATEGORY_COLUMN = flags.DEFINE_string("category_column", "", "... and their categories, if any.")
-KIND = flags.DEFINE_enum("kind", "harmful", records.PROMPT_KINDS, "... and what they all are.")
-DATA_DIR = launch.define_output("data_dir", "Where prepared datasets live.", default="runs/data")
+PROMPT_COLUMN = flags.DEFINE_string("prompt_column", "", "safety_prompts: the prompts' column.")
+CATEGORY_COLUMN = flags.DEFINE_string("category_column", "", "safety_prompts: the categories'.")
+KIND = flags.DEFINE_enum("kind", "harmful", records.PROMPT_KINDS, "safety_prompts: their kind.")
+DATA_DIR = launch.define_output("data_dir", "Directory of prepared datasets.", default="runs/data")
 
 
 def main(name: str) -> None:

@@ -1,12 +1,12 @@
-"""Shows projectors on disk: what is protected, how clear the cut is, and what they weigh.
+"""Shows projectors on disk: the protected directions, the clarity of the cut, and the size.
 
     python -m scripts.inspect_projectors runs/tiny/seed_0/projectors/DIRECTORY
     python -m scripts.inspect_projectors DIRECTORY --figure=spectra.png
 
-A row a site and layer: input size; protected rank; the share of directions left free; the share of
-the inputs' energy that is protected; the gap at the cut, the last protected eigenvalue over the
-first free one (near 1: the cut is arbitrary); bytes. With --figure every site's spectrum is drawn,
-a line a layer, with its cut.
+The table has a row a site and layer, with the input size, the protected rank, the share of
+directions left free, the share of the inputs' energy that is protected, the gap at the cut and the
+size. The gap is the last protected eigenvalue over the first free one; near 1 the cut is arbitrary.
+--figure draws every site's spectrum, a line a layer, with its cut.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ FIGURE = launch.define_output("figure", "Also draw the spectra into this file.",
 
 
 def main(directory: str) -> None:
-    """Prints the table, and draws."""
+    """Prints the table, and draws the figure."""
     projectors = nullspace.load_projectors(directory)
     print(tables.format_projectors(projectors))
     if FIGURE.value:

@@ -1,4 +1,4 @@
-"""How every script starts: flags, compile cache, and errors a person can read."""
+"""The common start of every script: flags, compile cache, and errors that a person can read."""
 
 from collections.abc import Callable
 import logging
@@ -17,26 +17,26 @@ from ml_collections import config_flags
 from nspo_jax import distributed, preemption, rewards, run_directory
 from scripts import command_line, config_files
 
-# What a user can get wrong, or meet, and fix: shown as a paragraph. Anything else is a bug, and
-# keeps its traceback.
+# A user can cause or meet these errors, and fix them: each is shown as a paragraph. Any other error
+# is a bug and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, FloatingPointError, OSError, rewards.JudgeError)
 
-flags.disclaim_key_flags()  # --help of a script shows the flags defined here for it
+flags.disclaim_key_flags()  # a script's --help also shows the flags that this module defines
 _config_kinds: list[str] = []
 _outputs: list[tuple[flags.FlagHolder, bool]] = []
 
 
 def define_config(kind: str = "run", *, required: bool = True) -> flags.FlagHolder:
-    """The `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides.
+    """Defines the `--config=FILE.py[:ARM]` flag and its `--config.field=value` overrides.
 
-    `kind`: of `config_files.CONFIG_KINDS`, what the config is of.
+    `kind` is the key of `config_files.CONFIG_KINDS` that the config must have.
     """
     _, what, _ = config_files.CONFIG_KINDS[kind]
     try:
         holder = config_flags.DEFINE_config_file(
             "config", None, f"Config file of {what}.", lock_config=True
         )
-    except flags.Error as error:  # it reads --flagfile
+    except flags.Error as error:  # the definition reads --flagfile, which may be wrong
         _refuse(str(error))
     if required:
         flags.mark_flag_as_required("config")
@@ -47,9 +47,9 @@ def define_config(kind: str = "run", *, required: bool = True) -> flags.FlagHold
 def define_output(
     name: str, help: str, *, file: bool = False, default: str | None = None
 ) -> flags.FlagHolder:
-    """A flag that names what the script writes: whether it can be is known before it works.
+    """Defines a flag that names the script's output, which `check_outputs` checks at the start.
 
-    `file`: it is a file; else a directory.
+    The output is a file if `file`, else a directory.
     """
     holder = flags.DEFINE_string(name, default, help)
     _outputs.append((holder, file))
@@ -57,7 +57,7 @@ def define_output(
 
 
 def check_outputs() -> None:
-    """Raises OSError for a flag of `define_output` that names what cannot be written."""
+    """Raises OSError for a flag of `define_output` whose path cannot be written."""
     for holder, file in _outputs:
         if not holder.value:
             continue
@@ -73,18 +73,17 @@ def check_outputs() -> None:
 
 
 def define_processes(*, dry_run: bool = True) -> None:
-    """The flags of a script that several processes run together: see `nspo_jax.distributed`.
+    """Defines the flags of a script that several processes run: see `nspo_jax.distributed`.
 
-    Such a script also takes SIGTERM for a preemption: it saves, and its exit status is 0.
-
-    `dry_run`: it has a flag of this name.
+    Such a script also treats SIGTERM as a preemption: it saves, and its exit status is 0. With
+    `dry_run` there is a flag of this name too.
     """
     flags.DEFINE_string("coordinator", None, "host:port of process 0, to start processes by hand.")
     flags.DEFINE_integer(
-        "processes", None, "How many there are; 1 keeps this one alone. Default: TPU pods, Slurm "
+        "processes", None, "Number of processes; 1 keeps this one alone. Default: TPU pods, Slurm "
         "and GKE are recognised.", lower_bound=1,
     )  # fmt: skip
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
     if dry_run:
         flags.DEFINE_bool(
             "dry_run", False, "Compile for virtual devices, print memory and work, and stop."
@@ -99,8 +98,8 @@ def run(
     """Runs a script's main under absl, with a persistent compile cache.
 
     Args:
-      main: the script.
-      interrupted: what is said upon Ctrl-C.
+      main: the script's main function.
+      interrupted: the message after Ctrl-C.
       argument: the name of the one argument beside flags, which main takes; "": there is none.
     """
 
@@ -128,7 +127,7 @@ def run(
                 distributed.fail(error)
             sys.exit(code)
 
-    # libraries log through absl, a page a checkpoint: errors are enough of that
+    # libraries log a page a checkpoint through absl; only their errors are shown
     log = logging.getLogger("nspo_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
@@ -145,13 +144,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _refuse(message: str) -> NoReturn:
-    """Ends a script whose command line cannot be meant so."""
+    """Ends a script whose command line has a mistake in it."""
     print(f"\nerror: {message}\n(--help explains the flags)", file=sys.stderr)
     sys.exit(1)
 
 
 def _no_device(error: BaseException) -> str:
-    """In words, that jax cannot start on what it was told to; "" if that is not what is wrong."""
+    """Explains that jax cannot start on the device that it was told to use; "" for other errors."""
     if not isinstance(error, RuntimeError | AssertionError) or distributed.several():
         return ""
     try:
@@ -178,11 +177,14 @@ def _join_processes() -> None:
             distributed.leave(0)
         sys.exit(0)
 
-    signal.signal(signal.SIGTERM, stop)  # outside the steps; within them, see nspo_jax.preemption
+    signal.signal(signal.SIGTERM, stop)  # during the steps nspo_jax.preemption takes the signal
 
 
 def _explain(error: BaseException, interrupted: str) -> int:
-    """Says what ended a script, unless it is a bug with nobody waiting; returns the exit status."""
+    """Explains the error that ended a script, and returns the exit status.
+
+    A bug is raised again, unless other processes wait for this one.
+    """
     if isinstance(error, KeyboardInterrupt):
         print(f"\n{interrupted}", file=sys.stderr)
         return 130

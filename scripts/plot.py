@@ -1,4 +1,4 @@
-"""Draws a sweep: capability against unsafe rate along training, every arm a curve.
+"""Draws a sweep: a curve for each arm, of capability against unsafe rate along training.
 
     python -m scripts.plot --workdir=runs/tiny_arms
     python -m scripts.plot --workdir=runs/tiny_arms --arms=grpo+grpo_tuned+nspo --seeds=0
@@ -6,7 +6,7 @@
     python -m scripts.plot --workdir=runs/over_refusal --against=benign_fraction
 
 `python -m scripts.sweep` draws the same figure at its end. Up and to the left is better: safe, and
-still capable. A curve starts at the base model and has a point an evaluation, so that nobody wins
+still capable. A curve starts at the base model and has a point an evaluation, so that no arm wins
 by stopping early or by smaller steps.
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
         rows = {name: summary["arms"][name] for name in arms}
         name = f"{AGAINST.value}{',' + ARMS.value if ARMS.value else ''}.png"
         print(figures.plot_against(rows, AGAINST.value, workdir / name))
-    else:  # a choice has a name of its own, and leaves the sweep's own figure alone
+    else:  # a choice of arms has a file name of its own, and keeps the sweep's own figure
         chosen = [value for value in (ARMS.value, SEEDS.value) if value]
         print(
             figures.plot_arms(workdir, arms, seeds, workdir / f"{','.join(['arms', *chosen])}.png")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def check_choice(summary: dict[str, Any], arms: list[str], seeds: list[int]) -> None:
-    """Raises ValueError unless a sweep's summary has the arms and seeds, and there is a curve."""
+    """Raises ValueError unless a sweep's summary has the arms and seeds, and a curve to draw."""
     for flag, asked, there in (
         ("arms", arms, list(summary["arms"])), ("seeds", seeds, summary["seeds"])
     ):  # fmt: skip

@@ -1,7 +1,7 @@
-"""Several commands at a time on one machine: each on its own accelerators, tried again if it dies.
+"""A runner of several commands at a time on one machine, each on its own accelerators.
 
-A command is done when its directory has summary.json. One that ends without, whatever its exit
-status, was preempted or crashed: it is started again and continues from its last checkpoint.
+A command is done when its directory has summary.json. A command that ends without it, whatever its
+exit status, was preempted or crashed: it is started again and continues from its last checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ import time
 _log = logging.getLogger("nspo_jax.sweep")
 _POLL_SECONDS = 0.1
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
-# how libtpu is told the shape of a process's share of a host's chips
+# number of chips of a process -> their shape, in libtpu's notation
 _CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
 
 
@@ -28,12 +28,12 @@ class Job:
     """A command to run to its end.
 
     Attributes:
-      name: what messages call it.
+      name: its name in messages.
       command: the program and its arguments.
-      directory: where it leaves summary.json once it is done.
+      directory: the directory in which it leaves summary.json once it is done.
       log: the file that its output is appended to.
-      makes: paths that it makes where they are absent, and other jobs use: two jobs that would make
-        the same path do not run at once.
+      makes: paths that it makes where they are absent and that other jobs use. Two jobs that would
+        make the same path do not run at once.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Job:
     makes: Sequence[pathlib.Path] = ()
 
     def done(self) -> bool:
-        """Whether it ran to its end, now or earlier."""
+        """Tells whether it ran to its end, now or earlier."""
         return (self.directory / "summary.json").exists()
 
     def missing(self) -> set[pathlib.Path]:
-        """What it would make if it started now."""
+        """Returns the paths that it would make if it started now."""
         return {path for path in self.makes if not path.exists()}
 
 
@@ -63,13 +63,13 @@ def run_jobs(
     have saved and ended. If it is killed, its jobs get SIGTERM as well (on Linux).
 
     Args:
-      jobs: started in this order, but for those that wait for what another one makes.
+      jobs: started in this order, but a job waits for the paths that another one makes.
       slots: environment variables, one dict for each job that may run at a time.
-      retries: how often a job is started again.
-      ended: called with each job that is done.
+      retries: the most restarts of a job.
+      ended: gets each job that is done.
 
     Returns:
-      Name of a job that was given up -> why.
+      Name of a job that was given up -> the reason.
     """
     waiting, free = list(jobs), list(slots)
     running: list[_Running] = []
@@ -126,7 +126,7 @@ class _Running:
             )
 
 
-_LIBC = ctypes.CDLL(None)  # loaded here, so that the forked child has nothing to import
+_LIBC = ctypes.CDLL(None)  # loading it here leaves the forked child nothing to import
 
 
 def _die_with_parent() -> None:
@@ -134,10 +134,10 @@ def _die_with_parent() -> None:
 
 
 def device_slots(count: int) -> list[dict[str, str]]:
-    """Environment variables that give each of `count` processes its share of the accelerators.
+    """Returns environment variables that give each of `count` processes its accelerators.
 
-    jax is not asked: a process that has looked at its devices keeps them from the others. Without
-    accelerators, or with JAX_PLATFORMS=cpu, and for one process, nothing is set.
+    It does not ask jax: a process that has looked at its devices keeps them from the others. It
+    sets no variable for one process, without accelerators, or with JAX_PLATFORMS=cpu.
 
     Raises:
       ValueError: if the accelerators do not divide over the processes.
@@ -168,7 +168,7 @@ def device_slots(count: int) -> list[dict[str, str]]:
 
 
 def gpus(devices: pathlib.Path = pathlib.Path("/dev")) -> list[str]:
-    """The NVIDIA GPUs that this process may use."""
+    """Lists the NVIDIA GPUs that this process may use."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name]
@@ -177,12 +177,12 @@ def gpus(devices: pathlib.Path = pathlib.Path("/dev")) -> list[str]:
 
 
 def tpu_chips(devices: pathlib.Path = pathlib.Path("/dev")) -> list[str]:
-    """The TPU chips that this process may use."""
+    """Lists the TPU chips that this process may use."""
     given = os.environ.get("TPU_VISIBLE_CHIPS")
     if given is not None:
         return [name for name in given.split(",") if name]
     found = _numbers([entry.name for entry in devices.glob("accel*")], r"accel(\d+)")
-    if not found:  # newer generations; libtpu numbers chips from 0, whatever the groups are called
+    if not found:  # newer generations have groups, and libtpu numbers their chips from 0
         groups = _numbers([entry.name for entry in devices.glob("vfio/*")], r"(\d+)")
         found = [str(index) for index in range(len(groups))]
     return found

@@ -5,11 +5,11 @@
         --config.arms=grpo+nspo_paper+nspo_mlp_frozen --config.seeds=0+1
     # two runs at a time, each in a process of its own, on its own accelerators
     python -m scripts.sweep --config=configs/sweeps/tiny_grid.py --workdir=runs/grid --parallel=2
-    # not here: the commands, one a run, for other machines
+    # the commands, one a run, for other machines
     python -m scripts.sweep --config=configs/sweeps/tiny_grid.py --workdir=/bucket/grid --print
 
-Leaves in the workdir: a directory per run (seed_0/runs/nspo), summary.json, table.md and
-arms.png. The same command continues where it stopped: finished runs are not run again.
+The sweep leaves in the workdir: a directory a run (seed_0/runs/nspo), summary.json, table.md and
+arms.png. The same command continues an interrupted sweep and skips finished runs.
 """
 
 import json
@@ -25,7 +25,7 @@ from nspo_jax.rl import trainer
 from scripts import launch, processes, sweep_runs
 
 CONFIG = launch.define_config("sweep")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's directory.", required=True)
 PRINT = flags.DEFINE_bool(
     "print", False, "Print the command of each run that is not finished, and run nothing."
 )
@@ -34,13 +34,13 @@ PARALLEL = flags.DEFINE_integer(
     "Default: one after another in this process.",
 )  # fmt: skip
 RETRIES = flags.DEFINE_integer(
-    "retries", 2, "With --parallel: how often a run that crashed or was preempted is continued.",
+    "retries", 2, "With --parallel: the most restarts of a run that crashed or was preempted.",
     lower_bound=0,
 )  # fmt: skip
 
 
 def main() -> None:
-    """Runs what is missing, then writes summary, table and figure."""
+    """Runs the missing runs, then writes summary, table and figure."""
     started = time.monotonic()
     sweep, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     if PARALLEL.value is None and flags.FLAGS["retries"].present:
@@ -84,7 +84,7 @@ def main() -> None:
 def run_processes(
     runs: list[sweep_runs.Run], unfinished: list[sweep_runs.Run], workdir: pathlib.Path
 ) -> None:
-    """Runs what is not finished in processes of their own.
+    """Runs the unfinished runs in processes of their own.
 
     Raises:
       ValueError: naming the runs that were given up; the others are finished by then.
@@ -113,7 +113,7 @@ def run_processes(
 
 
 def load(run: sweep_runs.Run) -> dict[str, Any]:
-    """A finished run's summary."""
+    """Reads a finished run's summary."""
     return files.read_json(run.directory / "summary.json", "delete it, and run again")
 
 

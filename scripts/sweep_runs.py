@@ -1,4 +1,4 @@
-"""The runs of a sweep: every arm at every point of a grid, at every seed, named and checked."""
+"""The runs of a sweep: every arm at every point of a grid and every seed, named and checked."""
 
 import dataclasses
 import itertools
@@ -21,9 +21,9 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      name: its arm and grid point, shared by its seeds: a row of the table.
+      name: its arm and grid point, which name a row of the table for all seeds.
       seed: its seed.
-      settings: its whole config.
+      settings: all its settings.
       directory: its workdir.
       command: the command that runs it, anywhere.
     """
@@ -35,7 +35,7 @@ class Run:
     command: tuple[str, ...]
 
     def makes(self) -> list[pathlib.Path]:
-        """What it shares with other runs of its seed and makes where it is absent."""
+        """Returns the paths that runs of its seed share and that it makes if they are absent."""
         base = self.settings.model.path or base_model.seed_directory(self.settings) / "base"
         terms = {spec.name for spec in rewards.parse_terms(self.settings.rewards.terms)}
         learned = [name for name in training.OBJECTIVES if f"{name}_model" in terms]
@@ -47,11 +47,11 @@ class Run:
 
 
 def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]:
-    """All runs of a sweep: each arm at each point of its grid, at each seed.
+    """Lists all runs of a sweep: each arm at each point of its grid and at each seed.
 
     Raises:
       FileNotFoundError, ValueError: for a file that makes no config, an unknown arm or field, a
-        value that its field does not take, or two runs of one name, before anything runs.
+        value that its field does not take, or two runs of one name, before any run starts.
     """
     get_config = config_files.read(sweep.config, "config.config")
     seeds = command_line.parse_seeds(sweep.seeds, "config.seeds")
@@ -90,7 +90,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
 
 
 def run_name(arm: str, point: dict[str, Any]) -> str:
-    """A row's name, which is a directory's as well: nspo,learning_rate=0.001."""
+    """Makes the name of a row and of its directories, such as nspo,learning_rate=0.001."""
     parts = [f"{field.rpartition('.')[2]}={value}" for field, value in point.items()]
     return ",".join([arm, *(re.sub(r"[^\w.=()-]+", "_", part).rstrip("_") for part in parts)])
 
@@ -108,7 +108,7 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
 
 
 def print_commands(runs: list[Run]) -> None:
-    """Prints a command a run, first of those that make what others then share."""
+    """Prints a command a run; runs that make artifacts for others come first."""
     made: set[pathlib.Path] = set()
     first, then = [], []
     for run in runs:
@@ -124,5 +124,5 @@ def print_commands(runs: list[Run]) -> None:
 
 
 def run_path(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:
-    """Where one run of a sweep lives."""
+    """Returns the directory of one run of a sweep."""
     return workdir / f"seed_{seed}" / "runs" / name

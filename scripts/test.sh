@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, in an environment of their own making: ./scripts/test.sh [--fast] [PYTEST ARGUMENTS ...]
+# The tests, in an environment that the script makes: ./scripts/test.sh [--fast] [PYTEST ARGUMENTS ...]
 # --fast leaves out whole runs, child processes and comparisons with torch (the marker slow).
 set -euo pipefail
 chosen=()
@@ -15,9 +15,9 @@ basedpyright --level error
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # the tests compile much and compute little: without LLVM's optimizations they take two thirds
 export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"
-# many tests run in processes of their own and compile the same programs, most of them small:
-# they share them all, which halves what the tests after the first ones compile
+# many tests run in processes of their own and compile the same programs, most of them small; they
+# share them all, which halves the compilations of the tests after the first ones
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$VIRTUAL_ENV/jax_cache}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"
-# two files at a time: their fixtures are shared within a file, and two cores are what a laptop has
+# two files run at a time: a file's tests share fixtures, and a laptop has two cores
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder ${chosen[@]+"${chosen[@]}"} "$@"

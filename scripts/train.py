@@ -11,15 +11,15 @@ Two processes on this machine, one command each, at the same time (docs/scaling.
         --coordinator=localhost:9876 --processes=2 --process=0
     ... and --process=1
 
-Before paying for it: what it needs of each device, without an accelerator and without weights:
+A memory plan before you pay, without an accelerator and without weights:
 
     python -m scripts.train --config=configs/llm.py:qwen2_5_7b,h100x8 --dry_run --chip=h100
     python -m scripts.train --config=configs/llm.py:qwen2_5_7b --dry_run --config.mesh.fsdp=16
 
 docs/configuration.md explains every field; `--config.FIELD=VALUE` sets one. The same command
 continues an interrupted run; SIGTERM saves first. --profile=10:12 traces the steps 10 and 11. The
-workdir ends up with metrics.jsonl, tensorboard/, certificate.json, summary.json, checkpoints/,
-policy/ (a Hugging Face directory) and profile/, if it was asked for.
+run leaves metrics.jsonl, tensorboard/, certificate.json, summary.json, checkpoints/, policy/ (a
+Hugging Face directory) and, with --profile, profile/ in the workdir.
 """
 
 import math
@@ -37,17 +37,17 @@ from nspo_jax.rl import trainer
 from scripts import launch
 
 CONFIG = launch.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
 DEVICES = flags.DEFINE_integer(
-    "devices", 0, "--dry_run: how many, where an axis of config.mesh is -1.", lower_bound=0
+    "devices", 0, "--dry_run: their number, if an axis of config.mesh is -1.", lower_bound=0
 )
-CHIP = flags.DEFINE_enum("chip", None, list(chips.CHIPS), "--dry_run: does it fit this one?")
+CHIP = flags.DEFINE_enum("chip", None, list(chips.CHIPS), "--dry_run: the chip to compare with.")
 RANK_SHARE = flags.DEFINE_float(
     "assumed_rank_share", 1 / 8, "--dry_run: protected share of a site, unless the rule is fixed.",
     lower_bound=0.0, upper_bound=1.0,
 )  # fmt: skip
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Continue the workdir's run with another config than it began."
+    "allow_config_change", False, "Continue the workdir's run with a config that has changed."
 )
 PROFILE = flags.DEFINE_string(
     "profile", None, "START:STOP: trace these steps, without STOP, into WORKDIR/profile."

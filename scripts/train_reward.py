@@ -4,10 +4,11 @@
     python -m scripts.train_reward --config=configs/llm.py:qwen2_5_0_5b --config.model.path=PATH \
         --config.reward_training.dataset=pku_safe_rlhf --objective=reward --output=runs/helpful
 
-reward: Bradley-Terry on which response is better. cost: Safe RLHF's, on which is safer and, by its
-sign, on which is unsafe. Prints how it agrees with held-out pairs after every epoch, and writes a
-Hugging Face directory (sequence classification, one label) with a report and a calibration plot
-beside it, to where runs of this config look for it, or to --output. Fields: config.reward_training.
+The objective reward is Bradley-Terry on the better response. The objective cost is Safe RLHF's: it
+ranks the safer response, and its sign tells an unsafe one. The script prints the agreement with
+held-out pairs after every epoch. It writes a Hugging Face directory (sequence classification, one
+label) with a report and a calibration plot beside it, in the place where runs of this config look
+for it, or in --output. config.reward_training has its fields.
 """
 
 import pathlib
@@ -21,12 +22,12 @@ from nspo_jax.rl import checks
 from scripts import launch
 
 CONFIG = launch.define_config()
-OBJECTIVE = flags.DEFINE_enum("objective", "cost", training.OBJECTIVES, "What to learn.")
+OBJECTIVE = flags.DEFINE_enum("objective", "cost", training.OBJECTIVES, "The loss.")
 OUTPUT = launch.define_output("output", "The model's directory.")
 
 
 def main() -> None:
-    """Trains, writes, prints a table."""
+    """Trains and writes the model, and prints a table."""
     config, objective = settings.from_config(CONFIG.value), OBJECTIVE.value
     checks.check_config(config, is_run=False)
     directory = pathlib.Path(OUTPUT.value or store.model_directory(config, objective))

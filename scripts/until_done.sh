@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a training or sweep command for a manager that restarts what did not finish:
+# Runs a training or sweep command for a manager that restarts unfinished commands:
 #
 #   scripts/until_done.sh python -m scripts.train --config=CONFIG --workdir=DIR
 #
@@ -8,7 +8,7 @@
 #   0    if the command did and summary.json is there;
 #   75   if the command exited with 0 and summary.json is not there: start it again;
 #   otherwise with the command's own status.
-# SIGTERM is passed on: bash alone would let it wait until the command ends.
+# The script passes SIGTERM on: bash alone would hold it back until the command ends.
 set -uo pipefail
 
 workdir=""

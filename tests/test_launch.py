@@ -52,7 +52,7 @@ MISTAKES = [
     ("export_hf", [], ["--policy is missing: The model", "--output is missing: The directory"]),
     ("export_hf", ["--policy=a", "--output=b", "--shard_gb=inf"], ["--shard_gb is inf"]),
     ("export_hf", ["--policy=a", "--output=b", "--dtype=int8"], ["--dtype is 'int8': value"]),
-    ("generate", ["--model=m", "--seed=-1"], ["--seed is '-1'", "Of the drawing"]),
+    ("generate", ["--model=m", "--seed=-1"], ["--seed is '-1'", "The draws' seed"]),
     ("inspect_projectors", [], ["Expected one DIRECTORY beside flags, got []"]),
     ("inspect_projectors", ["HERE/nowhere"], ["HERE/nowhere has no projectors.json"]),
     # config files
@@ -94,7 +94,7 @@ MISTAKES = [
     ("train_reward", [NSPO, "--output=HERE/FILE/m"], ["HERE/FILE is a file"]),
     ("inspect_data", ["general", "--data_dir=HERE/FILE"], ["--data_dir is 'HERE/FILE'"]),
     # sweeps
-    ("sweep", [SWEEP], ["--workdir is missing: Where the sweep lives."]),
+    ("sweep", [SWEEP], ["--workdir is missing: The sweep's directory."]),
     ("sweep", [SWEEP, "--workdir=HERE/run", "--config.seeds=0,1"],
      ["config.seeds is '0,1'; expected different whole numbers joined by '+', such as 0+1+2"]),
     ("sweep", [SWEEP, "--workdir=HERE/run", "--config.seeds=0+0"], ["different whole numbers"]),

@@ -1,4 +1,4 @@
-"""Reads files of public benchmarks for the task files beside this one: JSON lines, or CSV.
+"""A reader of public benchmarks' files, JSON lines or CSV, for the task files beside this one.
 
 lm-eval calls `load` with the task's dataset_kwargs and metadata. The folder comes from
 `python -m scripts.evaluate --lm_eval_data=DIR`, or from lm-eval's own
@@ -16,16 +16,16 @@ import datasets
 def load(
     files: dict[str, str], data_dir: str | None = None, **metadata: Any
 ) -> dict[str, datasets.Dataset]:
-    """Split -> its rows.
+    """Reads split -> its rows.
 
     Args:
       files: split -> path under `data_dir`.
       data_dir: the folder of all benchmarks.
-      **metadata: of the task, which says nothing about its data.
+      **metadata: the task's other metadata, which do not concern its data.
 
     Raises:
-      ValueError: no folder is given.
-      FileNotFoundError: a file is not in it.
+      ValueError: if no folder is given.
+      FileNotFoundError: if a file is not in it.
     """
     if not data_dir:
         raise ValueError(

@@ -1,6 +1,9 @@
-"""What others do, and NSPO over other policy gradients, on the chat world, three seeds.
+"""Other methods, and NSPO over other policy gradients, on the chat world at three seeds.
 
-python -m scripts.sweep --config=configs/sweeps/baselines.py --workdir=runs/baselines
+    python -m scripts.sweep --config=configs/sweeps/baselines.py --workdir=runs/baselines
+
+docs/adam_tables.md has the table by Adam: every projected arm keeps 99.5 % general or more and ends
+below 1 % unsafe, the others keep 67.7 to 96.7 % at 2.3 to 5.5 % unsafe.
 """
 
 import ml_collections
@@ -9,7 +12,7 @@ from configs.sweeps import tiny_arms
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A sweep of the arms that need reward models or preference pairs, beside those that do not."""
+    """Returns the sweep of other methods and of NSPO over other policy gradients."""
     config = tiny_arms.get_config()
     config.arms = "+".join((
         "grpo_tuned", "grpo_kl", "dpo", "ppo_lagrangian",

@@ -1,6 +1,8 @@
-"""How many of the harmful prompts RL needs, three seeds: the paper trains on 40 %.
+"""NSPO on shares of the harmful prompts, of which the paper takes 40 %, at three seeds.
 
-python -m scripts.sweep --config=configs/sweeps/data_share.py --workdir=runs/data_share
+    python -m scripts.sweep --config=configs/sweeps/data_share.py --workdir=runs/data_share
+
+docs/adam_tables.md has the table by Adam: 2 % of the prompts do as well as all of them.
 """
 
 import ml_collections
@@ -15,7 +17,7 @@ GRID = {
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A sweep of one arm over shares of the training split."""
+    """Returns the sweep of one arm over shares of the training split."""
     config = tiny_arms.get_config()
     config.arms = "nspo"
     config.grid = tiny_arms.make_grid(GRID)

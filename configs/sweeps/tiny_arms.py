@@ -1,6 +1,9 @@
-"""Every arm on the chat world, three seeds, harmful-only and with replay.
+"""Most arms on the chat world at three seeds, on harmful prompts alone and with replay.
 
-python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
+    python -m scripts.sweep --config=configs/sweeps/tiny_arms.py --workdir=runs/tiny_arms
+
+It took 39 minutes on two very busy CPU cores. docs/adam_tables.md has the table by Adam: `nspo` at
+0.5 % unsafe and 99.6 % general, `grpo` at 0.5 and 67.3 %.
 """
 
 import ml_collections
@@ -13,18 +16,18 @@ ARMS = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A sweep: each arm of a config file at each seed."""
+    """Returns the sweep of each arm of a config file at each seed."""
     config = ml_collections.ConfigDict()
     config.config = "configs/tiny.py"  # its get_config(ARM) makes the run's config
     config.arms = "+".join((*ARMS, *EXACT, *(f"{arm}_replay" for arm in ARMS if arm != "base")))
-    config.model_path = ""  # base model of every run; "" takes what its config makes
-    config.seeds = "0+1+2"  # each with its own world and base model
+    config.model_path = ""  # the base model of every run; "": the one that the run makes
+    config.seeds = "0+1+2"  # each seed has its own world and base model
     config.grid = make_grid({})
     return config
 
 
 def make_grid(values: dict[str, list]) -> ml_collections.ConfigDict:
-    """Values to try of fields of the runs' config, such as {"rl.clip": [0.1, 0.2]}: all pairs."""
+    """Makes a grid of fields' values, such as {"rl.clip": [0.1, 0.2]}; all combinations run."""
     return ml_collections.ConfigDict(
         {field: tuple(tried) for field, tried in values.items()},
         allow_dotted_keys=True,

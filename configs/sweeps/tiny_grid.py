@@ -1,8 +1,8 @@
-"""A grid on the chat world: how much is left free, and how fast it is learned, at one seed.
+"""A grid of rank rules and learning rates on the chat world, at one seed.
 
     python -m scripts.sweep --config=configs/sweeps/tiny_grid.py --workdir=runs/tiny_grid
 
-Every arm runs at every combination of the values in GRID; a run is called
+Every arm runs at every combination of the values in GRID. A run is called, for example,
 nspo,rank_rule=energy(0.05),learning_rate=0.001.
 """
 
@@ -17,7 +17,7 @@ GRID = {
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A sweep of one arm."""
+    """Returns the sweep of one arm over the grid."""
     config = tiny_arms.get_config()
     config.arms = "nspo"
     config.seeds = "0"

@@ -7,6 +7,8 @@ import grain
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+# The seeds of a mixture's parts are this far apart, so that runs of neighbouring seeds share none.
+_SEED_STRIDE = 7919
 
 
 class _Rows:
@@ -75,7 +77,7 @@ class MixedBatches:
         if not parts or any(given != names[0] for given in names):
             raise ValueError(f"Sets of rows to mix: {names}; expected one or more, named alike.")
         self._parts = [
-            batches(arrays, count, seed + 7919 * index)
+            batches(arrays, count, seed + _SEED_STRIDE * index)
             for index, (arrays, count) in enumerate(parts)
         ]
 

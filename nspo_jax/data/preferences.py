@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 
-from nspo_jax.data import records
+from nspo_jax.data import division, records
+
+HELD_OUT_SHARE = 0.1  # the share of prompts whose pairs are for evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,5 +42,5 @@ def from_records(rows: Sequence[records.PreferencePair]) -> list[Pair]:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether pairs of this prompt are for evaluation: one prompt in ten, by its digest."""
-    return hashlib.sha256(prompt.encode()).digest()[0] < 26
+    """Tells whether the pairs of a prompt are for evaluation, as those of one prompt in ten are."""
+    return division.is_held_out(prompt, HELD_OUT_SHARE)

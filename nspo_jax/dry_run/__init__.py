@@ -1,1 +1,1 @@
-"""What a run would need, before anything is loaded or paid for."""
+"""The plan of a run's memory and work, before anything is loaded or paid for."""

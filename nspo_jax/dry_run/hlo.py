@@ -1,4 +1,4 @@
-"""Reading a compiled program: what it communicates."""
+"""A reader of compiled programs, which counts the bytes that they communicate."""
 
 import re
 
@@ -13,14 +13,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def collective_bytes(text: str, unknown_trips: int = 1) -> dict[str, int]:
-    """Bytes that each kind of collective gives a device in one run of a compiled program.
+    """Counts the bytes that each kind of collective gives a device in one run of a program.
 
     Args:
       text: `compiled.as_text()`.
-      unknown_trips: how often a loop runs whose count XLA does not know.
+      unknown_trips: the number of turns of a loop whose count XLA does not know.
 
     Returns:
-      Kind -> bytes of its results; what is in a loop counts once a turn.
+      Kind -> bytes of its results; a collective in a loop counts once a turn.
     """
     own: dict[str, dict[str, int]] = {}
     calls: dict[str, list[tuple[str, int]]] = {}

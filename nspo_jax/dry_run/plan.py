@@ -1,9 +1,9 @@
-"""What a run will need, before anything is loaded: shapes in, memory and work out.
+"""The run's memory plan, made from shapes before anything is loaded.
 
 Rollout, update and calibration are compiled for abstract arrays on a mesh of any devices, virtual
-ones included, for every algorithm, and XLA says what each needs beside its arguments. On the CPU's
-compiler that is an upper bound: it computes bfloat16 products in float32, writes attention scores
-out, and has no reduce-scatter (it shows as an all-reduce).
+ones included, for every algorithm, and XLA reports the memory of each beside its arguments. With
+the CPU's compiler that is an upper bound: it computes bfloat16 products in float32, writes
+attention scores out, and has no reduce-scatter (an all-reduce replaces it).
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.rl import algorithms, checks, terms, train_step
 
 GIB = 2**30
-# Of a chip's memory, what is left for arrays by the runtime, its libraries and fragmentation.
+# The share of a chip's memory that the runtime, its libraries and fragmentation leave for arrays.
 USABLE = 0.92
-SUITES = 10  # sets of evaluation prompts: the chat world's; other tasks have fewer
+SUITES = 10  # the chat world's number of sets of evaluation prompts; other tasks have fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,15 @@ class Plan:
     Attributes:
       resident: kind -> bytes held all the time: weights, moments, bases.
       phases: phase -> bytes that it adds to them at its peak: rollout, update, evaluation.
-      calibration: bytes of calibration's layer step, which runs before the rest is there.
-      cache: of the rollout's bytes, the keys and values.
+      calibration: bytes of calibration's layer step, which runs before the rest is loaded.
+      cache: the rollout's bytes of keys and values.
       flops: phase -> floating-point operations a step, on all devices, by formula.
       collectives: phase -> kind -> bytes a step that a device receives, from the compiled program.
-      tokens: of a step: prompts and completions.
-      parameters: of the model; trained: of those, the trained ones.
-      devices: of the mesh.
-      assumptions: what was not known, in words.
+      tokens: tokens of a step's prompts and completions.
+      parameters: the model's number of parameters.
+      trained: the number of trained ones among them.
+      devices: the mesh's number of devices.
+      assumptions: the values that had to be assumed, in words.
     """
 
     resident: Mapping[str, int]
@@ -64,7 +65,7 @@ class Plan:
         return max(sum(self.resident.values()) + max(self.phases.values()), self.calibration)
 
     def fits(self, chip: chips.Chip) -> bool:
-        """Whether the peak leaves the runtime its share of a chip's memory."""
+        """Tells whether the peak leaves the runtime its share of a chip's memory."""
         return self.peak <= USABLE * chip.memory * GIB
 
 
@@ -78,10 +79,10 @@ def make_plan(
     """Compiles a run's programs for a mesh without weights.
 
     Args:
-      run: the run's.
+      run: the run's settings.
       model_config: the base model's configuration.
-      mesh: of any devices; nothing runs on them.
-      rank_share: protected share of a site's directions, where the rank rule is not `fixed`.
+      mesh: a mesh of any devices; nothing runs on them.
+      rank_share: protected share of a site's directions, unless the rank rule is `fixed`.
 
     Raises:
       ValueError: for a config or a mesh that cannot work, before anything is compiled.
@@ -124,8 +125,8 @@ def make_plan(
     reference = whole if algorithm.needs_reference else None
     changes = run.optimizer.master == "change"
     resident = {
-        "trained weights": _bytes(state.trainable),  # or the change of them
-        "frozen weights": _bytes(frozen),  # where a change is trained, the whole base
+        "trained weights": _bytes(state.trainable),  # these may be the change of the weights
+        "frozen weights": _bytes(frozen),  # these are the whole base where a change is trained
         "optimizer moments": _bytes(state.opt_state, lambda path: "bases" not in path),
         "projector bases": _bytes(state.opt_state, lambda path: "bases" in path),
     }
@@ -135,14 +136,14 @@ def make_plan(
     width = jnp.dtype(model_config.compute_dtype).itemsize
     resident["base's head, to compare with"] = _bytes(head) * width // 4
     if reference is not None and changes:
-        reference = frozen  # the base itself
+        reference = frozen  # this is the base itself
     elif reference is not None:
         resident["reference weights"] = _bytes(reference)
     judging, assumed = terms.abstract_models(run, model_config) if algorithm.generates else ({}, ())
     resident |= {f"{name} weights": _bytes(_placed(mesh, tree)) for name, tree in judging.items()}
     policy = _placed(mesh, jax.eval_shape(optimizer_lib.combine, state.trainable, frozen))
-    formed = _bytes(policy) if changes else 0  # beside the change and the base, while it samples
-    at_once = run.batch_prompts // run.rl.rollout_batches  # prompts
+    formed = _bytes(policy) if changes else 0  # sampling forms the sum of change and base
+    at_once = run.batch_prompts // run.rl.rollout_batches  # prompts that are answered at once
     with jax.set_mesh(mesh):
         compiled = {
             "evaluation": _rollout(run, model_config, mesh, policy, _evaluated(run, mesh), 1),
@@ -179,11 +180,11 @@ def make_plan(
 
 
 def step_flops(model_config: models.ModelConfig, run: settings.Run) -> dict[str, float]:
-    """Floating-point operations of a step, by formula: 2 a weight and token, and attention's.
+    """Counts a step's floating-point operations by formula: 2 a weight and token, and attention's.
 
-    A gradient costs two forward passes more, and one again for what is rematerialised; a reference
-    is one pass, a critic a pass for its values and a gradient. The projection's products are
-    counted in "update" by none: they do not grow with tokens.
+    A gradient costs two forward passes more, and a third with rematerialisation. A reference costs
+    one pass, a critic one pass for its values and one gradient. The projection's products are not
+    counted: they do not grow with tokens.
     """
     algorithm, prompts = algorithms.of(run), run.batch_prompts
     rows = prompts * run.rl.samples
@@ -221,7 +222,7 @@ def _rollout(run, model_config, mesh, policy, prompts, samples):
 
 
 def _evaluated(run, mesh) -> int:
-    """Prompts that an evaluation answers at once."""
+    """Returns the number of prompts that an evaluation answers at once."""
     share = mesh.size * run.evaluation.batches
     return -(-SUITES * run.evaluation.prompts // share) * mesh.size
 
@@ -255,7 +256,7 @@ def _calibration_shape(run, mesh) -> tuple[int, int]:
 
 
 def _calibration_bytes(run, model_config, mesh, params, program) -> int:
-    """One layer's step, all batches' hidden states, and the sums of its moments."""
+    """Adds up one layer's step, all batches' hidden states, and the sums of its moments."""
     rows, time = _calibration_shape(run, mesh)
     batches = -(-run.calibration.rows // rows)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -276,7 +277,7 @@ def _calibration_bytes(run, model_config, mesh, params, program) -> int:
 
 
 def _sites(run, model_config, rank_share) -> tuple[dict[str, projection.Site], tuple[str, ...]]:
-    """The targeted sites, their bases abstract."""
+    """Returns the targeted sites with abstract bases, and the assumptions about them."""
     if run.projection.mode == "none":
         return {}, ()
     if not 0 < rank_share < 1:
@@ -335,7 +336,7 @@ def _first_layer(params):
 
 
 def _bytes(tree, counted=lambda path: True) -> int:
-    """Bytes on one device of the leaves whose path counts."""
+    """Counts the bytes on one device of the leaves whose path is `counted`."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for path, leaf in projection.leaves_by_path(tree).items()

@@ -1,4 +1,4 @@
-"""A plan as people read it: tables, what it fits, and what to change first."""
+"""A plan as tables for people, with the chips that it fits and the first change for the others."""
 
 from nspo_jax import chips, settings
 from nspo_jax.dry_run import hlo
@@ -9,12 +9,12 @@ _WORK = ("rollout", "update")
 
 
 def format_plan(plan: plan_lib.Plan, run: settings.Run, chip: str | None) -> str:
-    """The plan as tables: memory of a device, work of a step, and what to change.
+    """Formats a plan as tables: memory of a device, work of a step, and the chips that it fits.
 
     Args:
-      plan: of the config.
-      run: the run's.
-      chip: a name of `chips.CHIPS`, to say whether it fits; None: all of them.
+      plan: the run's plan.
+      run: the run's settings.
+      chip: the name in `chips.CHIPS` of the chip to compare with; None: all of them.
     """
     rows = [["memory of a device", "GiB"]]
     rows += [[name, _gib(size)] for name, size in plan.resident.items() if size]
@@ -53,7 +53,7 @@ def format_plan(plan: plan_lib.Plan, run: settings.Run, chip: str | None) -> str
 
 
 def first_change(plan: plan_lib.Plan, run: settings.Run, chip: chips.Chip) -> str:
-    """The first field to change so that a plan may fit a chip."""
+    """Names the first field to change so that a plan may fit a chip."""
     room = plan_lib.USABLE * chip.memory * plan_lib.GIB
     held = sum(plan.resident.values())
     if plan.calibration > room:

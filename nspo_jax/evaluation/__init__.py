@@ -1,4 +1,4 @@
-"""What a policy does: sampled behaviour, and the tables that report it."""
+"""The evaluation of a policy by its sampled completions and its drift on held-out text."""
 
 from nspo_jax.evaluation.evaluator import Evaluator
 

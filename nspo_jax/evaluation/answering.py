@@ -1,7 +1,7 @@
-"""Answers to prompts up to stop strings: decoding in chunks, with a look at the text between them.
+"""Answers to prompts up to stop strings, decoded in chunks with a look at the text between them.
 
-A compiled loop knows ids and no text. It draws `CHUNK` tokens at a time; then the host decodes what
-there is, and rows whose text holds a stop string are done.
+A compiled loop knows ids and no text. It draws `CHUNK` tokens at a time; then the host decodes
+them, and rows whose text holds a stop string are done.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,12 @@ CHUNK = 16  # tokens between two looks at the text
 
 
 class Options(NamedTuple):
-    """How answers are drawn; requests with equal ones share batches.
+    """The options of an answer's drawing; requests with equal options share batches.
 
-    stop_strings: end an answer, and are looked for in its text; stop_ids: end an answer;
-    max_new_tokens: at least 1; temperature: 0 takes the likeliest token; top_k: 0 is off; top_p: 1
-    is off.
+    stop_strings: end an answer where they stand in its text.
+    stop_ids: end an answer.
+    max_new_tokens: at least 1.
+    temperature: 0 takes the likeliest token; top_k: 0 is off; top_p: 1 is off.
     """
 
     stop_strings: tuple[str, ...]
@@ -34,7 +35,7 @@ class Options(NamedTuple):
 
 
 def check_options(options: Options, max_length: int) -> None:
-    """Raises ValueError for options that mean nothing, or leave no room for a prompt."""
+    """Raises ValueError for options out of range, or that leave no room for a prompt."""
     sampling.check_options(options.temperature, options.top_k, options.top_p)
     if not 0 < options.max_new_tokens < max_length:
         raise ValueError(
@@ -62,13 +63,13 @@ def answer(
       programs: the model's.
       tokenizer: the model's; special tokens are left out of the text.
       prompts: token ids, not empty.
-      options: of all of them.
+      options: the options of all prompts.
       batch: rows a batch, a multiple of the mesh's shards.
       seeds: one for each prompt; used above temperature 0.
-      told: called with the number of prompts that have just been answered.
+      told: gets the number of prompts that have just been answered.
 
     Raises:
-      ValueError: for an empty prompt; as `check_options`.
+      ValueError: for an empty prompt, or for the reasons of `check_options`.
     """
     check_options(options, programs.model_config.max_length)
     room = programs.model_config.max_length - options.max_new_tokens
@@ -94,7 +95,7 @@ def answer(
 
 
 def _answer_batch(programs, tokenizer, prompts, seeds, options: Options, count: int) -> list[str]:
-    """The texts of the first `count` rows; the others fill the batch up."""
+    """Returns the texts of the first `count` rows; the others fill the batch up."""
     length, limit = prompts[0].shape[1], prompts[0].shape[1] + options.max_new_tokens
     done = np.arange(len(seeds)) >= count
     ids: list[list[int]] = [[] for _ in range(count)]
@@ -111,7 +112,7 @@ def _answer_batch(programs, tokenizer, prompts, seeds, options: Options, count: 
         for row in np.flatnonzero(~done):
             ids[row] += tokens[row][live[row]].tolist()
             ended = ids[row][-1] in options.stop_ids
-            said = ids[row][:-1] if ended else ids[row]  # a mark need not be a special token
+            said = ids[row][:-1] if ended else ids[row]  # a stop id need not be a special token
             texts[row] = tokenizer.decode(said, skip_special_tokens=True)
             done[row] = ended or any(stop in texts[row] for stop in options.stop_strings)
         if done.all():

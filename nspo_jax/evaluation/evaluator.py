@@ -1,4 +1,4 @@
-"""Scoring a policy by sampling from it."""
+"""The scores of a policy, from completions sampled from it."""
 
 import jax
 import numpy as np
@@ -8,10 +8,10 @@ from nspo_jax.models import generation
 
 
 class Evaluator:
-    """Samples one completion for every prompt of a task's suites and scores them.
+    """An evaluator that samples a completion for every prompt of a task's suites and scores them.
 
     All suites go through one compiled rollout; rows are padded to a multiple of the mesh. Each
-    process renders and tokenizes its own rows; all get every completion, and the same scores.
+    process renders and tokenizes its own rows; all get every completion and the same scores.
     """
 
     def __init__(self, run: settings.Run, base: base_model.BaseModel):
@@ -36,7 +36,7 @@ class Evaluator:
         }
 
     def complete(self, params, key: jax.Array) -> tasks.Completed:
-        """Suite name -> (conversations, sampled completions)."""
+        """Samples completions: suite name -> (conversations, completions). Collective."""
         base = self._base
         prompts, mask = self._prompts
         done = generation.generate_in_batches(
@@ -50,9 +50,9 @@ class Evaluator:
         return completed
 
     def __call__(self, params, key: jax.Array) -> tasks.Scores:
-        """The task's scores of one sample of completions, and of the drift on held-out text."""
+        """Returns the task's scores of sampled completions and of the drift on held-out text."""
         return self.score(params, self.complete(params, key))
 
     def score(self, params, completed: tasks.Completed) -> tasks.Scores:
-        """The scores of completions that `complete` made with these parameters."""
+        """Returns the scores of completions that `complete` made with these parameters."""
         return self._base.task.score(completed, self._reference.drift(params))

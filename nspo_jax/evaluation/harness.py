@@ -4,7 +4,7 @@ Values agree with lm-eval's own `hf` adapter on the same directory in float32, b
 split, cut and begun in the same way. Two things are stricter here: ids that end a turn always end
 an answer, and options of `generation_kwargs` that nothing here reads are refused.
 
-This module needs the extra `eval`; `lm_eval` imports torch in its own models alone.
+This module needs the extra `eval`; only `lm_eval`'s own models import torch.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from nspo_jax.evaluation import answering, scoring
 from nspo_jax.evaluation import programs as programs_lib
 from nspo_jax.models import architecture
 
-DEFAULT_NEW_TOKENS = 256  # where a task does not say; hf's
+DEFAULT_NEW_TOKENS = 256  # hf's default, for a task that does not say
 BATCH_PER_SHARD = 8
 _DRAWING = {"do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks"}
-# values of further generation_kwargs that change nothing
+# further generation_kwargs -> the value that changes nothing
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1}
 _log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ def open_model(
     """Loads a Hugging Face directory or a delta for lm-eval. Collective.
 
     Args:
-      directory: of any supported family, with its tokenizer.
-      mesh: the model is laid out over it.
-      dtype: of weights and activations: float32 or bfloat16.
-      batch: see `HarnessLM`, like progress.
-      progress: show bars.
+      directory: a model of any supported family, with its tokenizer.
+      mesh: the mesh that the model is sharded over.
+      dtype: the dtype of weights and activations, float32 or bfloat16.
+      batch: see `HarnessLM`.
+      progress: shows bars.
 
     Raises:
-      FileNotFoundError, ValueError: as `models.load_model` and `chat.load_format`.
+      FileNotFoundError, ValueError: those of `models.load_model` and `chat.load_format`.
     """
     chat_format = load_format(directory)
     model_config, params = models.load_model(
@@ -68,11 +68,11 @@ def open_model(
 
 
 def load_format(directory: str | pathlib.Path) -> chat.ChatFormat:
-    """A directory's tokenizer, template and stop ids, without its weights.
+    """Opens a directory's tokenizer, template and stop ids, without its weights.
 
     Raises:
-      FileNotFoundError: the directory or its tokenizer is missing.
-      ValueError: a file is damaged, or the model is a classifier.
+      FileNotFoundError: if the directory or its tokenizer is missing.
+      ValueError: if a file is damaged, or the model is a classifier.
     """
     model_config = models.load_config(directory)
     if model_config.head != "logits":
@@ -91,13 +91,13 @@ class HarnessLM(lm_eval_model.TemplateLM):
     have no probability.
 
     Args:
-      model_config: a language model's.
+      config: a language model's.
       params: its parameters, on the mesh.
-      form: its tokenizer, chat template and stop ids.
-      mesh: spreads the rows of every batch.
-      name: what the model is called: its directory.
+      chat_format: its tokenizer, chat template and stop ids.
+      mesh: the device mesh, which shares the rows of every batch.
+      name: the model's name in messages, its directory.
       batch: rows a batch, a multiple of the mesh's shards; None: `BATCH_PER_SHARD` for each.
-      progress: show bars.
+      progress: shows bars.
 
     Raises:
       ValueError: for a batch that does not divide over the mesh.
@@ -131,34 +131,34 @@ class HarnessLM(lm_eval_model.TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text: eos, or else what ends a turn."""
+        """The id that ends a text: eos, or else the one that ends a turn."""
         eos = self.tokenizer.eos_token_id
         return self._form.end_id if eos is None else eos
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context: BOS, or else what ends a text."""
+        """The id before a text without a context: BOS, or else the one that ends a text."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in lm-eval's cache of requests."""
+        """The tokenizer's name in lm-eval's cache of requests."""
         return self._name.replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids of a text, with BOS once where the tokenizer writes it.
+        """Encodes a text as token ids, with one BOS if the tokenizer writes it.
 
         Args:
           string: the text.
-          add_special_tokens: None: what the tokenizer does by itself, and nothing where the text
-            begins with BOS already, as a chat template's does.
-          **kwargs: of lm-eval; there are none.
+          add_special_tokens: None leaves it to the tokenizer, but adds none if the text begins with
+            BOS already, as a chat template's does.
+          **kwargs: part of lm-eval's interface; it passes none.
 
         Raises:
-          ValueError: for an id that the model's embedding has no row for.
+          ValueError: for an id without a row in the model's embedding.
         """
         if add_special_tokens is None:
             given = string.startswith(self._prefix)
@@ -181,13 +181,13 @@ class HarnessLM(lm_eval_model.TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the template writes it; a last message of the assistant goes on.
+        """Renders a conversation by the template; a last message of the assistant is continued.
 
         A template without a system role gets the conversation without its system message, which is
-        logged, as in `hf`. A date that the model was trained with is kept.
+        logged, as in `hf`. The date of the model's training is kept.
 
         Raises:
-          ValueError: there is no template, or it refuses the conversation.
+          ValueError: if there is no template, or it refuses the conversation.
         """
         check_template(self._form, self._name)
 
@@ -216,13 +216,13 @@ class HarnessLM(lm_eval_model.TemplateLM):
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """See lm-eval; its own bar over the tokenizer's work is off."""
+        """Scores requests as lm-eval does, but without its bar over the tokenizer's work."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(log p, whether greedy decoding gives it) of each (texts, context, continuation)."""
+        """Scores each (texts, context, continuation): log p, and True if it is the greedy one."""
         pairs = [scoring.Pair(context, ending) for _, context, ending in requests]
         with self._bar(len(pairs), "log-likelihoods", "request") as bar:
             scores = scoring.score_pairs(
@@ -231,7 +231,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
         return [(score.logprob, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts in nats, in windows of the model's context where they are longer."""
+        """Returns log p of whole texts in nats; longer ones in windows of the model's context."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             (text,) = request.args
@@ -250,10 +250,11 @@ class HarnessLM(lm_eval_model.TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """An answer to each (prompt, generation_kwargs), without the stop string that ends it.
+        """Answers each (prompt, generation_kwargs), without the stop string that ends the answer.
 
         Raises:
-          ValueError: for generation_kwargs that nothing here reads; as `answering.answer`.
+          ValueError: for generation_kwargs that nothing here reads, or for the reasons of
+            `answering.answer`.
         """
         groups: dict[answering.Options, list[int]] = {}
         for number, request in enumerate(requests):
@@ -278,7 +279,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
 
 
 def read_options(given: dict[str, Any], chat_format: chat.ChatFormat) -> answering.Options:
-    """lm-eval's generation_kwargs, read as its other adapters read them.
+    """Reads lm-eval's generation_kwargs as its other adapters do.
 
     Raises:
       ValueError: for one that nothing here reads.
@@ -298,7 +299,7 @@ def read_options(given: dict[str, Any], chat_format: chat.ChatFormat) -> answeri
     end = tokenizer.eos_token_id
     eos = None if end is None else tokenizer.decode([end])
     stops = lm_eval_models.handle_stop_sequences(read["until"], eos=eos)
-    # special tokens have no text to look for
+    # a special token has no text to look for
     added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
     ids = {added[stop] for stop in stops if stop in added}
     sampled = bool(read["do_sample"])
@@ -322,7 +323,7 @@ def check_template(chat_format: chat.ChatFormat, name: str) -> None:
 
 
 def check_generation_config(directory: str | pathlib.Path) -> None:
-    """Warns of what generation_config.json does to `hf`'s greedy answers and not to these."""
+    """Warns of a generation_config.json that changes `hf`'s greedy answers and not these."""
     path = pathlib.Path(directory) / "generation_config.json"
     given = model_files.read_optional_json(path)
     penalty = given.get("repetition_penalty", 1.0)

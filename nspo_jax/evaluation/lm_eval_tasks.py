@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: found, loaded and checked before a model is, and their scores printed and kept.
+"""The tasks of lm-eval, which are loaded and checked before a model is, and their scores.
 
 This module needs the extra `eval`, like `harness`.
 """
@@ -19,15 +19,16 @@ from nspo_jax import files
 from nspo_jax.data import chat
 from nspo_jax.evaluation import answering, harness
 
-# what lm-eval says of a file of settings that others include
+# the beginning of lm-eval's message about a file of settings that others include
 _NO_TASK = "Unknown config shape"
 
 
 class Loaded(NamedTuple):
     """Tasks with their data.
 
-    asked: tasks and groups, as `lm_eval.simple_evaluate` takes them; each: every single task by its
-    name; manager: lm-eval's, which made them.
+    asked: tasks and groups for `lm_eval.simple_evaluate`.
+    each: name -> every single task.
+    manager: lm-eval's, which made them.
     """
 
     asked: list[Any]
@@ -41,12 +42,12 @@ def load(
     """Loads tasks, groups and tags by their names, with their data.
 
     Args:
-      names: of lm-eval's own tasks, or of those in `folder`, which win.
-      folder: task files in YAML, in it or below.
-      data: given to tasks with data of their own as `data_dir` of their metadata.
+      names: names of lm-eval's own tasks, or of those in `folder`, which win.
+      folder: a directory with task files in YAML, in it or below.
+      data: `data_dir` in the metadata of tasks with data of their own.
 
     Raises:
-      FileNotFoundError: folder or data is not there.
+      FileNotFoundError: if folder or data does not exist.
       ValueError: for no name, an unknown name, a file in `folder` that lm-eval refuses, or a task
         that cannot be loaded.
     """
@@ -72,7 +73,7 @@ def load(
     for name in names:
         try:
             found = manager.load([name])
-        except Exception as error:  # whatever a file, its functions and the data's host may raise
+        except Exception as error:  # a file, its functions and the data's host may raise any error
             where = manager.task_index[name].yaml_path
             raise ValueError(
                 f"lm-eval cannot load the task {name!r} ({where}): {_words(error)}. Correct the "
@@ -109,14 +110,14 @@ def evaluate(
     shots: int | None = None,
     chat_template: bool = False,
 ) -> dict[str, Any]:
-    """lm-eval's results of the tasks, with its samples.
+    """Returns lm-eval's results of the tasks, with its samples.
 
     Args:
-      model: to be evaluated.
-      loaded: what `load` gave.
+      model: the model to evaluate.
+      loaded: the result of `load`.
       limit: documents of each task; None: all.
-      shots: examples before each document; None: what each task says.
-      chat_template: ask in the model's chat template.
+      shots: examples before each document; None: each task's own number.
+      chat_template: asks in the model's chat template.
     """
     found = lm_eval_evaluator.simple_evaluate(
         model,
@@ -126,12 +127,12 @@ def evaluate(
         limit=limit,
         apply_chat_template=chat_template,
     )
-    assert found is not None  # this is process 0
+    assert found is not None  # only other processes than 0 get None
     return dict(found)
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """A line a metric: task, filter, metric, value, standard error, shots, documents."""
+    """Formats a line a metric: task, metric, filter, value, standard error, shots, documents."""
     header = ("task", "metric", "filter", "value", "stderr", "shots", "n")
     lines = []
     for task, metrics in results["results"].items():
@@ -160,7 +161,7 @@ def format_table(results: dict[str, Any]) -> str:
 def write(results: dict[str, Any], directory: pathlib.Path, *, samples: bool) -> list[pathlib.Path]:
     """Writes results.json, and with `samples` samples_TASK.jsonl of each task; returns the paths.
 
-    A sample is a document with what the model was asked and said, as with lm-eval's --log_samples.
+    A sample is a document with the model's prompt and answer, as in lm-eval's --log_samples.
     """
     directory.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in results.items() if name != "samples"}
@@ -175,7 +176,7 @@ def write(results: dict[str, Any], directory: pathlib.Path, *, samples: bool) ->
 def _find(
     names: Sequence[str], folder: pathlib.Path | None, metadata: dict[str, Any]
 ) -> lm_eval_tasks.TaskManager:
-    """lm-eval's index of tasks; of `folder` alone where that is enough: its own takes seconds."""
+    """Builds lm-eval's index of tasks, of `folder` alone if possible: its own takes seconds."""
     if folder is not None:
         with _refused() as refused:
             manager = lm_eval_tasks.TaskManager(
@@ -195,7 +196,7 @@ def _find(
 
 @contextlib.contextmanager
 def _refused() -> Iterator[list[str]]:
-    """What lm-eval's index passes over while it is built: it tells its debug log alone."""
+    """Collects the files that lm-eval's index skips, which it tells its debug log alone."""
     found: list[str] = []
 
     class Listener(logging.Handler):
@@ -219,7 +220,7 @@ def _refused() -> Iterator[list[str]]:
 
 
 def _words(error: Any) -> str:
-    """An error in one line."""
+    """Describes an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 

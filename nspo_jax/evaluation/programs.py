@@ -1,4 +1,4 @@
-"""What a harness asks of a language model on a mesh: four compiled programs, in every process.
+"""The four compiled programs of a language model on a mesh that a harness asks, in every process.
 
 Process 0 decides what is computed; the others run the same programs on the same arrays, since each
 process holds a part of the model. With one process nothing travels.
@@ -27,7 +27,7 @@ class Programs:
 
     Attributes:
       model_config: the model's.
-      mesh: spreads the rows of every batch.
+      mesh: the device mesh, which shares the rows of every batch.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Programs:
 
     @property
     def shards(self) -> int:
-        """How many rows every batch is a multiple of."""
+        """The number that divides the rows of every batch."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def ask(self, name: str, *arrays: np.ndarray, **options: Any) -> Any:
@@ -47,8 +47,8 @@ class Programs:
 
         Args:
           name: score_rows, score_shared, begin or advance.
-          *arrays: of the method, on the host; their rows are a multiple of `shards`.
-          **options: of the method: numbers.
+          *arrays: the method's arrays, on the host; their rows are a multiple of `shards`.
+          **options: the method's numbers.
         """
         if distributed.several():
             forms = [(array.shape, str(array.dtype)) for array in arrays]
@@ -58,7 +58,7 @@ class Programs:
         return self._run(name, arrays, options)
 
     def follow(self) -> None:
-        """Runs what process 0 asks for, until `end`: what every other process does meanwhile."""
+        """Runs the programs that process 0 asks for, until `end`; every other process calls it."""
         while True:
             name, forms, options = json.loads(_broadcast_text(""))
             if name == _END:
@@ -88,7 +88,7 @@ class Programs:
         Args:
           tokens: int32 [rows, time], left-padded, without each row's last token.
           mask: bool [rows, time].
-          targets: int32 [rows, count]: what follows the last `count` tokens.
+          targets: int32 [rows, count], the tokens behind the last `count` tokens.
 
         Returns:
           log p of each target, float32 [rows, count] in nats, and the most likely token in its
@@ -108,7 +108,7 @@ class Programs:
           endings_mask: bool, same shape.
 
         Returns:
-          As `score_rows`, both [rows, endings, count].
+          The results of `score_rows`, both [rows, endings, count].
         """
         return _score_shared(self.model_config, self._params, tokens, mask, endings, endings_mask)
 
@@ -124,14 +124,14 @@ class Programs:
         """Draws up to `steps` further tokens of the prompts that `begin` read.
 
         Args:
-          done: bool [rows], rows that have their answer.
-          seeds: int32 [rows], of each row's drawing.
-          slots: of the cache from now on; no fewer than before.
+          done: bool [rows], True for rows that have their answer.
+          seeds: int32 [rows], the seed of each row's draws.
+          slots: the cache's slots from now on, no fewer than before.
           stop_ids: end a row.
           **options: steps, temperature, top_k and top_p, as in `generation.generate`.
 
         Returns:
-          tokens int32 and whether each is real, bool, both [rows, steps].
+          Tokens, int32, and a mask of the real ones, bool, both [rows, steps].
         """
         state, self._decoding = self._decoding, None
         if state is None:
@@ -147,7 +147,7 @@ class Programs:
 def _candidates(
     config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """log p of candidates [rows, time, k] behind states [rows, time, d], and the best token."""
+    """Returns log p of candidates [rows, time, k] behind states [rows, time, d], and the best."""
     name = "embed" if config.tie_embeddings else "head"
     head = params | sharding.gather({name: params[name]}, config.compute_dtype)
 
@@ -169,12 +169,12 @@ def _score_rows(config, params, tokens, mask, targets):
 @functools.partial(jax.jit, static_argnums=0)
 def _score_shared(config, params, tokens, mask, endings, endings_mask):
     rows, count, length = endings.shape
-    # the cache holds as many slots as the longer of the two needs: see transformer.forward
+    # the cache has the slots that the longer of the two needs: see transformer.forward
     cache = jax.lax.optimization_barrier(
         cache_lib.empty_cache(config, rows, max(tokens.shape[1], length))
     )
     out = transformer.forward(config, params, tokens, mask, cache)
-    assert out.cache is not None  # one was given
+    assert out.cache is not None  # `forward` got a cache
     first, best = _candidates(config, params, out.hidden[:, -1:], endings[:, None, :, 0])
     first, best = first[:, 0, :, None], jnp.repeat(best[:, :, None], count, axis=1)
     if length == 1:
@@ -241,7 +241,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _broadcast_text(text: str) -> str:
-    """Process 0's text, in every process. Collective."""
+    """Returns process 0's text in every process. Collective."""
     raw = text.encode()
     if len(raw) > _HEADER_BYTES:
         raise ValueError(f"A request to other processes has {len(raw)} bytes: {text[:200]}")

@@ -1,8 +1,8 @@
-"""log p of continuations behind contexts, as lm-eval asks for it: of many pairs of token rows.
+"""The log-probabilities of continuations behind contexts that lm-eval asks for.
 
 Pairs are sorted by length, longest first, and go through few compiled shapes: lengths are rounded
-up to `bucket`s and every batch has the same number of rows. Where several continuations have one
-context, as the choices of a question do, the context is computed once.
+up to `bucket`s and every batch has the same number of rows. If several continuations have one
+context, like the choices of a question, the context is computed once.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from nspo_jax.evaluation import programs as programs_lib
 
-# Of one context in one batch: endings of one token cost no pass of their own.
+# The most endings of one context in one batch, and of one token each: these cost no second pass.
 _MOST_ENDINGS, _MOST_TOKENS = 8, 64
 
 
@@ -25,21 +25,21 @@ class Pair(NamedTuple):
 
 
 class Score(NamedTuple):
-    """logprob: of the whole continuation, in nats; greedy: every token of it was the likeliest."""
+    """A continuation's log p in nats, and `greedy`, True if every token was the likeliest."""
 
     logprob: float
     greedy: bool
 
 
 class _Row(NamedTuple):
-    """What one row of a batch computes: tokens, and which pairs it scores."""
+    """One row of a batch: its tokens, and the pairs that it scores."""
 
     tokens: Sequence[int]
     pairs: list[int]
 
 
 def bucket(length: int, limit: int) -> int:
-    """The padded length of a row: 16, 32, ... 128, 160, ... 256, 320, ..., at most `limit`."""
+    """Returns a row's padded length: 16, 32, ... 128, 160, ... 256, 320, ..., at most `limit`."""
     step = max(16, 2 ** math.ceil(math.log2(max(length, 1))) // 8)
     return min(-(-length // step) * step, limit)
 
@@ -53,14 +53,14 @@ def score_pairs(
 ) -> list[Score]:
     """Scores each continuation behind its context.
 
-    What is longer than the model's context is cut on the left, as lm-eval's `hf` does: of
-    max_length + 1 tokens, the last is predicted and not read.
+    Rows that are longer than the model's context are cut on the left, as lm-eval's `hf` does, to
+    max_length + 1 tokens: the last one is predicted and not read.
 
     Args:
       programs: the model's.
       pairs: any number of them.
       batch: rows a batch, a multiple of the mesh's shards.
-      told: called with the number of pairs that have just been scored.
+      told: gets the number of pairs that have just been scored.
 
     Raises:
       ValueError: for an empty context or continuation, or a continuation that is longer than the
@@ -96,7 +96,7 @@ def score_pairs(
 
 
 def _group(pairs: Sequence[Pair], limit: int) -> tuple[list[_Row], list[_Row]]:
-    """Rows with several endings, and rows of one pair each, whose tokens are the whole row's."""
+    """Groups pairs to rows with several endings, and rows of one pair with all its tokens."""
     contexts: dict[tuple[int, ...], list[int]] = {}
     single = []
     for index, (context, continuation) in enumerate(pairs):
@@ -119,12 +119,12 @@ def _group(pairs: Sequence[Pair], limit: int) -> tuple[list[_Row], list[_Row]]:
 
 
 def _power(count: int) -> int:
-    """The smallest power of two that is no smaller."""
+    """Returns the smallest power of two that is no smaller."""
     return 1 << (count - 1).bit_length()
 
 
 def _single_batches(pairs, rows: list[_Row], limit: int, batch: int):
-    """(rows, arrays of `Programs.score_rows`, its name), longest first."""
+    """Yields (rows, arrays of `Programs.score_rows`, its name), longest first."""
 
     def size(row: _Row) -> tuple[int, int]:
         length = bucket(len(row.tokens) - 1, limit)
@@ -147,7 +147,7 @@ def _single_batches(pairs, rows: list[_Row], limit: int, batch: int):
 
 
 def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int):
-    """(rows, arrays of `Programs.score_shared`, its name), longest first."""
+    """Yields (rows, arrays of `Programs.score_shared`, its name), longest first."""
 
     def size(row: _Row) -> tuple[int, int, int]:
         longest = max(len(pairs[index].continuation) for index in row.pairs)
@@ -157,7 +157,7 @@ def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int
     rows = sorted(rows, key=size, reverse=True)
     while rows:
         length, longest, endings = size(rows[0])
-        # endings are rows of the second pass: no more of them than a batch has
+        # endings are rows of the second pass, which has no more rows than a batch
         count = batch if longest == 1 else max(batch // endings // shards, 1) * shards
         part, rows = rows[:count], rows[count:]
         longest = max(size(row)[1] for row in part)

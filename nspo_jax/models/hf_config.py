@@ -198,7 +198,8 @@ def _head(family: families.Family, fields: Mapping[str, Any]) -> str:
             f"architectures is {architectures!r}: only {family.causal!r} and, with one label, "
             f"{family.classifier!r} are supported."
         )
-    labels = fields.get("num_labels") or len(fields.get("id2label") or "ab")  # transformers' own: 2
+    listed = len(fields.get("id2label") or ())
+    labels = fields.get("num_labels") or listed or 2  # transformers' default is 2
     if labels != 1:
         raise ValueError(
             f"The classifier has {labels} labels (num_labels, id2label): only one label, a score, "

@@ -1,1 +1,1 @@
-"""Tables and figures of what runs measured, with their sampling errors."""
+"""Tables and figures of runs' measurements, with their sampling errors."""

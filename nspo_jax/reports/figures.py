@@ -1,4 +1,4 @@
-"""Figures."""
+"""Figures of sweeps, spectra and reward models."""
 
 import pathlib
 from typing import Any, cast
@@ -11,10 +11,10 @@ from PIL import Image
 
 from nspo_jax import metrics, nullspace
 
-matplotlib.use("Agg")  # no display needed
+matplotlib.use("Agg")  # this backend needs no display
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
 
-# Fixed colours, so that an arm looks the same in every figure; other arms take one by their name.
+# An arm has the same colour in every figure; the name of any other arm decides its colour.
 COLOURS = {
     "base": "black", "grpo": "tab:red", "grpo_tuned": "tab:orange", "grpo_kl": "tab:brown",
     "dpo": "tab:purple", "ppo_lagrangian": "tab:pink", "random": "tab:gray", "nspo": "tab:blue",
@@ -22,22 +22,23 @@ COLOURS = {
     "nspo_mlp_frozen": "tab:olive", "nspo_paper": "goldenrod", "nspo_momentum": "skyblue",
     "project_gradient": "darkmagenta", "mlp_only": "sienna",
 }  # fmt: skip
-CURVES = 6  # of one panel at most
+CURVES = 6  # a panel has at most so many
 
 
 def plot_arms(
     workdir: pathlib.Path, arms: list[str], seeds: list[int], path: pathlib.Path | None = None
 ) -> pathlib.Path:
-    """Draws general capability, and over-refusal, against the unsafe rate along training.
+    """Draws general capability and over-refusal against the unsafe rate along training.
 
-    A column holds at most `CURVES` arms, those with replay apart. Lines are medians over seeds,
-    thin lines the seeds, and crosses at the ends reach from the smallest to the largest seed.
+    A column holds at most `CURVES` arms; arms with replay have columns of their own. Thick lines
+    are medians over seeds, thin lines the seeds, and crosses at the ends reach from the smallest to
+    the largest seed.
 
     Args:
-      workdir: of the sweep.
-      arms: names of its arms; "base" is where all curves begin, and no curve.
+      workdir: the sweep's directory.
+      arms: names of its arms; "base" gets no curve, as all curves begin there.
       seeds: its seeds.
-      path: of the figure; None: `workdir/arms.png`.
+      path: the figure's path; None: `workdir/arms.png`.
 
     Raises:
       FileExistsError: if another figure is there.
@@ -98,7 +99,7 @@ def _draw_curve(axis, arm: str, runs: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _scale(axis, score: str) -> None:
-    """Square-root scales from the good corner: a point near it is worth more than one far away."""
+    """Sets square-root scales from the good corner, near which a point is worth more."""
     axis.set_xscale("function", functions=(_root, np.square))
     axis.set_xticks([0, 1, 3, 10, 20, 40, 60, 80, 100])
     axis.set_xlim(0, 100)
@@ -125,7 +126,7 @@ def _label_ends(axis, ends: dict[str, tuple[float, float]]) -> None:
 
 
 def colour(arm: str) -> Any:
-    """The colour of an arm: that of its name without the grid's fields and without `_replay`."""
+    """Returns the colour of an arm by its name without the grid's fields and `_replay`."""
     name = arm.split(",")[0].removesuffix("_replay")
     maps = [cast(Any, plt.get_cmap(name)) for name in ("tab20b", "tab20c")]  # both list colours
     others = [*maps[0].colors, *maps[1].colors]
@@ -133,16 +134,16 @@ def colour(arm: str) -> Any:
 
 
 def _save(figure, path: pathlib.Path, identity: str) -> pathlib.Path:
-    """Writes a figure, over an older one of the same identity alone.
+    """Writes a figure; it replaces only an older one of the same identity.
 
     Raises:
-      FileExistsError: if something else is there.
+      FileExistsError: if another file is there.
     """
     if path.exists():
         try:
             with Image.open(path) as found:
                 same = getattr(found, "text", {}).get("Description") == identity
-        except OSError:  # no picture
+        except OSError:  # the file is no picture
             same = False
         if not same:
             plt.close(figure)
@@ -157,7 +158,7 @@ def _save(figure, path: pathlib.Path, identity: str) -> pathlib.Path:
 
 
 def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathlib.Path:
-    """Draws every site's eigenvalues, a line a layer, with a dot where the protected ones end.
+    """Draws every site's eigenvalues, a line a layer, with a dot at the last protected one.
 
     Raises:
       FileExistsError: if another figure is there.
@@ -196,12 +197,15 @@ def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathli
 def plot_calibration(
     predicted: np.ndarray, observed: np.ndarray, path: pathlib.Path
 ) -> pathlib.Path:
-    """Draws how often what a model gives a probability is so.
+    """Draws the observed frequency of outcomes against their predicted probability.
 
     Args:
       predicted: probabilities [n].
       observed: bool [n].
-      path: of the figure.
+      path: the figure's path.
+
+    Raises:
+      FileExistsError: if another figure is there.
     """
     bins = np.minimum((predicted * 10).astype(int), 9)
     filled = [index for index in range(10) if np.any(bins == index)]
@@ -225,7 +229,7 @@ def plot_calibration(
     return _save(figure, path, f"calibration: {path.name}")
 
 
-AGAINST = {  # score: its line's name and colour
+AGAINST = {  # score -> its line's name and colour
     "unsafe": ("unsafe", "tab:red"),
     "unsafe_both": ("unsafe, nouns and templates held out", "tab:orange"),
     "over_refusal": ("over-refusal", "tab:purple"),
@@ -237,9 +241,9 @@ def plot_against(arms: dict[str, dict], field: str, path: pathlib.Path) -> pathl
     """Draws scores against a field of a sweep's grid, with every seed a dot.
 
     Args:
-      arms: a sweep's summary: "ARM,FIELD=VALUE" to scores, a list with a number a seed each.
-      field: the field, without what precedes its last dot.
-      path: of the figure.
+      arms: a sweep's summary: "ARM,FIELD=VALUE" -> scores, each a list with a number a seed.
+      field: the last part of the field's dotted name.
+      path: the figure's path.
 
     Raises:
       FileExistsError: if another figure is there.
@@ -282,10 +286,10 @@ def plot_against(arms: dict[str, dict], field: str, path: pathlib.Path) -> pathl
 def curve(
     workdir: pathlib.Path, arm: str, seeds: list[int], score: str = "general"
 ) -> list[np.ndarray]:
-    """The unsafe rate and a score in percent along training, [evaluations, 2] of each seed.
+    """Reads the unsafe rate and a score in percent along training, [evaluations, 2] of each seed.
 
-    Where seeds stopped at different steps, the finished ones stay at their last value while any
-    goes on. Without the score the list is empty.
+    If seeds stopped at different steps, the finished ones stay at their last value while any goes
+    on. The list is empty if a seed has no such score.
 
     Raises:
       FileNotFoundError: if a seed has no evaluations.
@@ -307,7 +311,7 @@ def curve(
 
 
 def _is_replay(arm: str) -> bool:
-    """Whether an arm, which a sweep's grid may have added ",FIELD=VALUE" to, replays."""
+    """Tells whether an arm replays; a sweep's grid may have added ",FIELD=VALUE" to its name."""
     return arm.split(",")[0].endswith("_replay")
 
 

@@ -1,4 +1,4 @@
-"""Intervals: how far a share of a sample, or the median over seeds, may be from the truth."""
+"""Confidence intervals of a share of a sample and of the median over seeds."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ CONFIDENCE = 0.95
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """The interval of a median between two order statistics, whatever the distribution.
+    """Computes the interval of a median between two order statistics, for any distribution.
 
     With n values the k-th smallest and the k-th largest enclose the median with probability
-    1 - 2 P(Binomial(n, 1/2) < k). The narrowest that reaches `CONFIDENCE` is taken; fewer than six
-    values cannot reach it, and get their smallest and their largest.
+    1 - 2 P(Binomial(n, 1/2) < k). The result is the narrowest interval that reaches `CONFIDENCE`.
+    Fewer than six values cannot reach it, and give their smallest and their largest.
 
     Returns:
-      low, high, and the probability with which they enclose the median.
+      Low, high, and the probability with which they enclose the median.
 
     Raises:
       ValueError: for fewer than two values.
@@ -33,10 +33,10 @@ def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float,
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's interval of a share of `count` independent cases, with `CONFIDENCE`.
+    """Computes Wilson's interval of a share of `count` independent cases, with `CONFIDENCE`.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
-    JASA 22 (1927). It stays inside [0, 1] and is no point at a share of 0 or 1.
+    JASA 22 (1927). The interval stays inside [0, 1] and has a width at a share of 0 or 1 too.
 
     Raises:
       ValueError: for a share outside [0, 1] or no case.

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables of scores, epochs, projectors and rank rules, for people to read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from nspo_jax import nullspace
 from nspo_jax.reports import intervals
 
-# score -> its column, in percent: of summaries that do not say it, and of means of parts
+# score -> its column in percent, for means of parts and for summaries without columns of their own
 COLUMNS = {
     "unsafe": {"label": "unsafe", "lower_is_better": True},
     "unsafe_nouns": {"label": "nouns", "lower_is_better": True},
@@ -18,21 +18,21 @@ COLUMNS = {
     "general": {"label": "general", "lower_is_better": False},
 }
 SMALL = (("kl_heldout", "KL held-out", np.max), ("protected_share", "in protected", np.max))
-_ENOUGH = 6  # seeds whose extremes lie outside the interval of the median, or are its ends
+_ENOUGH = 6  # from so many seeds on, the worst one gets a number of its own
 
 
 def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """A row an arm, rates in percent, each with an interval, and a line that says which.
+    """Formats scores as a row an arm, with intervals, and a line that names the interval.
 
-    Several seeds give the median, the interval of the median over seeds (which the sampling of
-    prompts and answers is part of) and, of six seeds or more, the worst one. A single run gives
-    each rate with Wilson's interval for as many prompts as `counts` says.
+    Rates are in percent. Several seeds give the median, the interval of the median over seeds
+    (which includes the sampling of prompts and answers) and, from six seeds on, the worst one. A
+    single run gives each rate with Wilson's interval for its number of prompts in `counts`.
 
     Args:
       arms: arm -> scores; a score is a number, or a list with one value a seed. `counts` maps a
-        rate to the number of prompts that it is the share of, `columns` to the label of its column
-        and to whether lower is better.
-      markdown: with pipes, for a README.
+        rate to the number of prompts that it is the share of. `columns` maps it to `label` and
+        `lower_is_better` of its column.
+      markdown: writes pipes, for a README.
     """
     columns = [
         (name, column["label"], _percent, np.max if column["lower_is_better"] else np.min)
@@ -71,7 +71,7 @@ def format_scores(arms: Mapping[str, Mapping[str, Any]], *, markdown: bool = Fal
 
 
 def _columns(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The columns that summaries name, and COLUMNS; of several seeds' summaries the first one's."""
+    """Returns COLUMNS and the columns of the first summary that names some, the first seed's."""
     said = next((scores["columns"] for scores in arms.values() if "columns" in scores), {})
     found = {
         name: {key: value[0] if isinstance(value, list) else value for key, value in column.items()}
@@ -81,7 +81,7 @@ def _columns(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def format_epochs(lines: Sequence[Mapping[str, float]]) -> str:
-    """A row an epoch of a reward model's training."""
+    """Formats a reward model's training as a row an epoch."""
     names = list(lines[0])
     rows = [[name.replace("_", " ") for name in names]]
     for line in lines:
@@ -94,7 +94,7 @@ def format_epochs(lines: Sequence[Mapping[str, float]]) -> str:
 
 
 def format_projectors(projectors: nullspace.Projectors) -> str:
-    """A row a site and layer: what is protected and what is left free."""
+    """Formats projectors as a row a site and layer: the protected and the free directions."""
     rows = [["site", "layer", "in", "rank", "free", "energy", "gap", "KiB", "side stored"]]
     summary = projectors.summary()
     for row in summary:
@@ -115,7 +115,7 @@ def format_projectors(projectors: nullspace.Projectors) -> str:
 
 
 def format_rules(rules: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A row a rank rule and site: what `nullspace.preview` says, over the site's layers."""
+    """Formats `nullspace.preview` as a row a rank rule and site, over the site's layers."""
     table = [["rule", "site", "in", "rank", "free", "energy", "gap", "MiB"]]
     for rule, rows in rules.items():
         for site in dict.fromkeys(row["site"] for row in rows):
@@ -159,7 +159,7 @@ def _range(low: float, high: float, form: str) -> str:
 
 
 def _cell(value: Any, form: Callable[[float], str], worst: Callable, count: int | None) -> str:
-    """A number with its interval; see `format_scores`."""
+    """Formats a number with its interval; see `format_scores`."""
     if value is None:
         return ""
     values = np.atleast_1d(np.asarray(value, np.float64))
@@ -174,7 +174,7 @@ def _cell(value: Any, form: Callable[[float], str], worst: Callable, count: int 
 
 
 def _caption(seeds: int, counted: bool) -> str:
-    """What the brackets of a table hold; "" where there are none."""
+    """Explains the brackets of a table; "" if there are none."""
     if seeds > 1:
         _, _, coverage = intervals.median_interval(range(seeds))
         if seeds >= _ENOUGH:

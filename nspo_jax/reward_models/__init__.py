@@ -1,1 +1,1 @@
-"""Reward and cost models: trained on preference pairs, kept beside the base model."""
+"""Reward and cost models, trained on preference pairs and kept beside the base model."""

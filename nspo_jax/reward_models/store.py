@@ -1,7 +1,7 @@
-"""Reward and cost models of a run: where they are, how they are made once, how they are opened.
+"""The store of a run's reward and cost models: each is made once and then opened.
 
 WORKSPACE/seed_S/cost_model/               a Hugging Face directory (sequence classification)
-WORKSPACE/seed_S/cost_model_report.json    recipe, agreement with held-out pairs by epoch
+WORKSPACE/seed_S/cost_model_report.json    its recipe and its agreement with held-out pairs by epoch
 WORKSPACE/seed_S/cost_model_calibration.png
 """
 
@@ -29,9 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 def is_trained_here(run: settings.Run) -> bool:
-    """Tells whether reward models are made where they are absent, as the task's base model is.
+    """Tells whether a run trains its own reward models where they are absent.
 
-    They would be made of any other base as well, but not without being asked to.
+    It does so if the task pretrains its base model. Any other base would do as well, but then the
+    user has to ask for it by `scripts.train_reward`.
     """
     return tasks.kind_of(run.task).pretrains and not run.model.path
 
@@ -47,10 +48,10 @@ def model_directory(run: settings.Run, objective: str) -> pathlib.Path:
 def open_model(
     run: settings.Run, base: base_model.BaseModel, objective: str
 ) -> rewards.ModelReward:
-    """Opens a reward or cost model, and trains it first where runs make their own. Collective.
+    """Opens a reward or cost model, and trains it first where runs train their own. Collective.
 
     Raises:
-      FileNotFoundError, ValueError: for a model that is not there, does not fit, or was trained by
+      FileNotFoundError, ValueError: for a model that is missing, does not fit, or was trained by
         another recipe.
     """
     directory = model_directory(run, objective)
@@ -64,7 +65,7 @@ def open_model(
         artifacts.make_once(directory, f"{objective} model", make, recipe)
     return rewards.ModelReward(
         directory,
-        rendering.open_format(run, directory),  # as in training
+        rendering.open_format(run, directory),  # the format is that of its training
         base.mesh,
         is_cost=objective == "cost",
         prompt_length=run.data.prompt_length,
@@ -77,10 +78,10 @@ def open_model(
 def train_model(
     run: settings.Run, base: base_model.BaseModel, objective: str, directory: pathlib.Path
 ) -> list[dict[str, float]]:
-    """Trains a reward or cost model from the base, and writes it with a report and a figure.
+    """Trains a reward or cost model from the base and writes it with report and figure. Collective.
 
     Returns:
-      A line an epoch: see `training.train`. Collective.
+      A line an epoch: see `training.train`.
 
     Raises:
       ValueError: for pairs that cannot be read, encoded or learned from.
@@ -132,7 +133,7 @@ def check_dataset(name: str) -> None:
 def load_pairs(
     run: settings.Run,
 ) -> tuple[list[preferences.Pair], list[preferences.Pair]]:
-    """Loads the pairs to train on, and those held out.
+    """Loads the training pairs and the held-out pairs.
 
     Raises:
       ValueError: for an unknown dataset, or files that cannot be read.
@@ -155,7 +156,8 @@ def load_pairs(
                 subset=options.subset,
                 max_broken=run.data.max_broken,
             )
-        rows = [row for row in loaded.rows if isinstance(row, records.PreferencePair)]  # all are
+        # every row is a pair; the test is for the type checker
+        rows = [row for row in loaded.rows if isinstance(row, records.PreferencePair)]
         return preferences.from_records(rows)
 
     return load("split"), load("held_out_split")

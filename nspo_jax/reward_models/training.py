@@ -1,7 +1,8 @@
-"""Training of reward and cost models: a language model with a scalar head, on preference pairs.
+"""The training of reward and cost models: language models with a scalar head, on preference pairs.
 
-- reward: Bradley-Terry on which response is better (arXiv 2204.05862, section 2).
-- cost: Safe RLHF's (arXiv 2310.12773, eq. 6) on which is safer, and on the sign: above 0 is unsafe.
+- reward: Bradley-Terry on the better response (arXiv 2204.05862, section 2).
+- cost: Safe RLHF's loss on the safer response and on the sign, where above 0 is unsafe (arXiv
+  2310.12773, eq. 6).
 """
 
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ class PairArrays(NamedTuple):
     """Pairs as arrays, [pairs, 2, ...] of responses 0 and 1.
 
     tokens: int32 [pairs, 2, length]; mask: bool, the real tokens.
-    preferred: int32 [pairs], the response that the objective ranks first: the better or the safer;
-    -1 where it ranks none. safe: bool [pairs, 2].
+    preferred: int32 [pairs], the better or the safer response by the objective; -1: not ranked.
+    safe: bool [pairs, 2].
     """
 
     tokens: np.ndarray
@@ -41,11 +42,12 @@ class PairArrays(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How a model agrees with pairs.
+    """The agreement of a model with pairs; NaN where there is nothing to count.
 
-    pair_accuracy: share of ranked pairs that it ranks alike; flag_accuracy: of a cost model, share
-    of responses whose sign is their flag's; unsafe_recall: of the responses flagged unsafe, the
-    share with a cost above 0; loss: the objective's. NaN where there is nothing to count.
+    pair_accuracy: share of ranked pairs that the model ranks alike.
+    flag_accuracy: share of responses whose cost has the sign of their flag (cost model only).
+    unsafe_recall: share of the responses flagged unsafe whose cost is above 0 (cost model only).
+    loss: the objective's.
     """
 
     pair_accuracy: float
@@ -61,12 +63,12 @@ def encode_pairs(
     prompt_length: int,
     completion_length: int,
 ) -> PairArrays:
-    """Tokenizes pairs; a response that is longer than the block is cut.
+    """Tokenizes pairs; a response that is longer than its block is cut.
 
-    Pairs whose prompt is longer than its block are left out, and counted in the log.
+    Pairs whose prompt is longer than its block are left out, and the log counts them.
 
     Raises:
-      ValueError: for an unknown objective, or no pair that it can learn from.
+      ValueError: for an unknown objective, or if it can learn from none of the pairs.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"The objective is {objective!r}; expected one of {OBJECTIVES}.")
@@ -78,7 +80,7 @@ def encode_pairs(
         )  # fmt: skip
     pairs = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     ranked = [pair.better if objective == "reward" else pair.safer for pair in pairs]
-    if objective == "reward":  # it learns from ranked pairs alone
+    if objective == "reward":  # this objective learns from ranked pairs alone
         pairs = [pair for pair, rank in zip(pairs, ranked, strict=True) if rank is not None]
         ranked = [rank for rank in ranked if rank is not None]
     if not pairs:
@@ -102,16 +104,16 @@ def encode_pairs(
 
 
 def objective_loss(scores: Array, preferred: Array, safe: Array, objective: str) -> jax.Array:
-    """The loss of each pair, float32 [pairs].
+    """Computes the loss of each pair, float32 [pairs].
 
     Args:
       scores: float32 [pairs, 2].
-      preferred: int32 [pairs]; -1: not ranked, no pairwise term.
+      preferred: int32 [pairs]; a pair of -1 is not ranked and has no pairwise term.
       safe: bool [pairs, 2].
       objective: reward or cost.
     """
     first, second = scores[:, 0], scores[:, 1]
-    margin = jnp.where(preferred == 0, first - second, second - first)  # of the preferred
+    margin = jnp.where(preferred == 0, first - second, second - first)  # above 0: ranked alike
     ranked = preferred >= 0
     if objective == "reward":
         return jnp.where(ranked, -jax.nn.log_sigmoid(margin), 0.0)
@@ -123,7 +125,7 @@ def objective_loss(scores: Array, preferred: Array, safe: Array, objective: str)
 def score_pairs(
     model_config: models.ModelConfig, params: Any, tokens: Array, mask: Array
 ) -> jax.Array:
-    """float32 [pairs, 2] of tokens and mask [pairs, 2, length]."""
+    """Scores tokens and mask [pairs, 2, length]: float32 [pairs, 2]."""
     flat = lambda array: array.reshape(-1, array.shape[-1])  # noqa: E731
     return models.scores(model_config, params, flat(tokens), flat(mask)).reshape(-1, 2)
 
@@ -160,19 +162,19 @@ def train(
     """Trains all parameters of a language model, with a new scalar head, on pairs.
 
     Args:
-      model_config: of a language model.
+      model_config: a language model's.
       params: its parameters, on the mesh.
       pairs: see `encode_pairs`.
       objective: reward or cost.
-      mesh: spreads the pairs of a batch.
+      mesh: the device mesh, which shares the pairs of a batch.
       epochs: passes over the pairs.
       batch_size: pairs an update.
-      learning_rate: peak; warms up over 5 % of the steps, then falls on a cosine.
-      seed: of the head's initial weights and the order of the pairs.
-      held_out: measured after every epoch.
+      learning_rate: the peak; the rate warms up over 5 % of the steps, then falls on a cosine.
+      seed: decides the head's initial weights and the order of the pairs.
+      held_out: pairs that are measured after every epoch.
 
     Returns:
-      The model with its head, and a line an epoch: epoch, loss, and what `Agreement` counts on
+      The model with its head, and a line an epoch: epoch, loss, and the `Agreement` with
       `held_out`.
 
     Raises:
@@ -191,7 +193,7 @@ def train(
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     model_config, params = models.with_scalar_head(model_config, params, jax.random.key(seed))
-    params = jax.tree.map(jnp.copy, params)  # the steps donate them, and the base goes on
+    params = jax.tree.map(jnp.copy, params)  # the steps donate the copy; the base keeps its own
     params = distributed.put(params, sharding.shardings(mesh, params))
     state = optimizer.init(params)
     state = distributed.put(state, sharding.shardings(mesh, state))
@@ -238,7 +240,7 @@ def score_responses(
     mesh: jax.sharding.Mesh,
     batch_size: int,
 ) -> np.ndarray:
-    """Scores of both responses, float32 [pairs, 2], in the whole of every process. Collective."""
+    """Scores both responses: float32 [pairs, 2] of all pairs, in every process. Collective."""
     rows = 2 * len(pairs.tokens)
     index = np.arange(-(-rows // jax.process_count()) * jax.process_count()) % rows
     own = index[distributed.own_rows(len(index))]
@@ -249,7 +251,7 @@ def score_responses(
 
 
 def agreement(scores: np.ndarray, pairs: PairArrays, objective: str) -> Agreement:
-    """How scores float32 [pairs, 2] agree with the pairs."""
+    """Measures the agreement of scores, float32 [pairs, 2], with the pairs."""
     ranked = pairs.preferred >= 0
     higher = (scores[:, 1] > scores[:, 0]).astype(int)
     alike = higher == pairs.preferred if objective == "reward" else higher != pairs.preferred
@@ -271,10 +273,10 @@ def _mean(values: np.ndarray) -> float:
 def probabilities(
     scores: np.ndarray, pairs: PairArrays, objective: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What scores [pairs, 2] claim, and what is so: (float [n], bool [n]).
+    """Returns the probabilities that scores [pairs, 2] claim, and the truth: (float [n], bool [n]).
 
-    Of a reward model: that response 1 is the better one, of each ranked pair. Of a cost model: that
-    a response is unsafe, of each.
+    A reward model claims for each ranked pair that response 1 is the better one. A cost model
+    claims for each response that it is unsafe.
     """
     if objective == "cost":
         return _sigmoid(scores).ravel(), ~pairs.safe.ravel()

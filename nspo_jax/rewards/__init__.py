@@ -1,4 +1,4 @@
-"""Rewards, one interface for all: see `reward.Reward`; several as one: `mixture.Mixture`."""
+"""Rewards behind one interface, `reward.Reward`, and their weighted sum, `mixture.Mixture`."""
 
 from nspo_jax.rewards.guard import Guard, load_guard, open_verdicts
 from nspo_jax.rewards.judge_cache import JudgeCache

@@ -1,6 +1,6 @@
-"""Models that judge: rows of tokens in, numbers out, on the mesh in batches of one shape.
+"""The scoring of rows of tokens by a model on the mesh, which guards and reward models share.
 
-What a guard and a reward model share. A batch has one shape, so that one program is compiled:
+All batches have one shape, so that one program is compiled:
 
     tokens, mask = batched.pad_rows(ids, max_length)
     score = jax.jit(functools.partial(models.scores, config))     # once; parameters are arguments
@@ -18,7 +18,7 @@ from nspo_jax.data import chat
 
 
 def pad_rows(ids: Sequence[Sequence[int]], length: int) -> chat.Encoded:
-    """Token ids as int32 [rows, length] and their mask, padded on the left: the last is the last.
+    """Pads token ids on the left: int32 [rows, length] and their mask, the last token last.
 
     Raises:
       ValueError: for a row of more tokens than `length`.
@@ -51,16 +51,16 @@ def score_rows(
     is set while `function` runs.
 
     Args:
-      function: jitted, of (params, tokens int32 [batch_size, length], mask bool, same shape) to an
-        array or a tree of arrays [batch_size, ...]. A row's result hangs on that row alone.
-      params: on the mesh.
-      tokens: int32 [rows, length], on the host: this process's, as many as every other's.
+      function: jitted, from (params, tokens int32 [batch_size, length], mask bool, same shape) to
+        an array or a tree of arrays [batch_size, ...]. A row's result depends on that row alone.
+      params: the model's parameters, on the mesh.
+      tokens: int32 [rows, length], on the host: this process's rows, as many as every other's.
       mask: bool, same shape.
       mesh: the device mesh.
       batch_size: rows at a time, of all processes; a multiple of the mesh's data and fsdp axes.
 
     Returns:
-      What `function` gives for this process's rows: host arrays [rows, ...].
+      The results of `function` for this process's rows: host arrays [rows, ...].
 
     Raises:
       ValueError: if batch_size does not divide over the mesh, or there are no rows.

@@ -1,22 +1,23 @@
-"""How a chat completion is read from an HTTP response that may be anything."""
+"""A reader of chat completions from HTTP responses that may hold anything."""
 
 from collections.abc import Callable
 import json
 
 import httpx2
 
-_LONGEST = 500  # characters of what a server says
-_OF_QUESTION = (400, 413, 422)  # too long, filtered; or no such model, which is of all
-_PASSING = (408, 409, 429)  # as all from 500 on
-_BUSY = (429, 502, 503, 504)  # nobody had time, or a gateway found nobody
+_LONGEST = 500  # characters of a server's message that are kept
+# The question may be too long or filtered; or the model does not exist, for any question.
+_OF_QUESTION = (400, 413, 422)
+_PASSING = (408, 409, 429)  # these may pass, like all from 500 on
+_BUSY = (429, 502, 503, 504)  # the server had no time, or a gateway found no server
 
 
 class TransientError(Exception):
     """A request that may succeed when it is sent again.
 
     Attributes:
-      bad: whether the server answered badly; otherwise nobody was there or had time.
-      retry_after: seconds that the server asks to wait, 0 where it asks for nothing.
+      bad: True if the server answered badly; otherwise no server was there or had time.
+      retry_after: seconds that the server asks to wait, 0 if it does not ask.
     """
 
     def __init__(self, said: str, *, bad: bool = True, retry_after: float = 0.0):
@@ -29,8 +30,8 @@ class RefusedError(Exception):
     """A request that the server will not take: sending it again changes nothing.
 
     Attributes:
-      status: of the response.
-      of_question: whether that may be about the question; otherwise it is about all requests.
+      status: the status of the response.
+      of_question: True if the question may be the reason; otherwise all requests are refused.
     """
 
     def __init__(self, said: str, status: int):
@@ -40,11 +41,11 @@ class RefusedError(Exception):
 
 
 def read(response: httpx2.Response, hide: Callable[[str], str]) -> str:
-    """The text of the first choice, "" where the model wrote none (null: all of it was thoughts).
+    """Returns the text of the first choice, "" if the model wrote none (null: it only thought).
 
     Args:
-      response: of any status.
-      hide: takes what is secret out of a text; errors show none that it has not seen.
+      response: a response of any status.
+      hide: removes secrets from a text; every text passes it before an error shows it.
 
     Raises:
       TransientError: for a status that may pass, and for a success that is no chat completion.
@@ -69,7 +70,7 @@ def read(response: httpx2.Response, hide: Callable[[str], str]) -> str:
 
 
 def error_text(response: httpx2.Response, hide: Callable[[str], str]) -> str:
-    """What a server says of an error, cut short: OpenAI's form, FastAPI's, or all of it."""
+    """Returns a server's error message, cut short: OpenAI's form, FastAPI's, or the whole text."""
     try:
         said = json.loads(response.content)
         if isinstance(said, dict):
@@ -83,11 +84,11 @@ def error_text(response: httpx2.Response, hide: Callable[[str], str]) -> str:
 
 
 def shorten(said: str, hide: Callable[[str], str]) -> str:
-    """Hides first and then cuts: a secret across the cut would show in part."""
+    """Hides secrets first and then cuts: a secret across the cut would show in part."""
     return hide(said)[:_LONGEST]
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """Retry-After in seconds; its other form, a date, is rare and counts as none."""
+    """Returns Retry-After in seconds; its other form, a date, is rare and counts as 0."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else 0.0

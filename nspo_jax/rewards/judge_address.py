@@ -1,4 +1,4 @@
-"""Where a remote judge is asked, and the key that opens it: read and checked, never shown."""
+"""A remote judge's address and API key: both are checked, and the key is never shown."""
 
 import os
 
@@ -6,14 +6,14 @@ import httpx2
 
 
 def check_url(base_url: str) -> None:
-    """Raises ValueError unless it is like http://host:port/v1; a password in it is never shown."""
+    """Raises ValueError unless a url is like http://host:port/v1; never shows a password in it."""
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL as error:
         raise ValueError(f"base_url must be like http://host:port/v1: {error}.") from None
     if url.scheme not in ("http", "https") or not url.host or url.query:
         raise ValueError(f"base_url must be like http://host:port/v1, not {base_url!r}.")
-    if url.userinfo:  # not shown: it may be the key
+    if url.userinfo:  # the error does not show it, as it may be the key
         raise ValueError(
             f"base_url must have no user or password before {url.host}: api_key_env names the "
             "environment variable that holds the API key."
@@ -21,7 +21,7 @@ def check_url(base_url: str) -> None:
 
 
 def read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable. Raises ValueError, which never shows it."""
+    """Reads the API key from an environment variable; a ValueError never shows the key."""
     if variable is None:
         return None
     key = os.environ.get(variable)

@@ -1,11 +1,11 @@
 """A disk cache of a judge's answers, by the content of the question.
 
-A folder of JSON lines, a file for each process that writes: nobody ever writes where somebody else
-does, so that it needs no lock and works on any shared file system, where a database does not. A
-line is written at once and whole; what a `kill -9` leaves of the last one is ignored at the next
-start. Files are read at the start only: processes that run at the same time do not see each
-other's answers, which costs requests and nothing else. One file a verdict would show them, and
-make a million files of a long run.
+The cache is a folder of JSON lines with a file for each process that writes. No two processes write
+to one file, so that the cache needs no lock and works on any shared file system, where a database
+does not. Each line is written whole by one call; the next start ignores a last line that `kill -9`
+cut short. Files are read at the start only: processes that run at the same time do not see each
+other's answers, which costs requests and nothing else. One file a verdict would show them, but a
+long run would make a million files.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ class JudgeCache:
     """Texts by key, in memory and on disk."""
 
     def __init__(self, folder: str | os.PathLike):
-        """Reads what all processes have written so far; makes the folder if it is not there.
+        """Reads the answers that all processes have written so far; makes the folder if absent.
 
-        A line that is damaged is warned of and left out: its question is asked anew.
+        A damaged line gives a warning and is left out: its question is asked anew.
         """
         self._folder = pathlib.Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._texts: dict[str, str] = {}
-        # a name that nobody else has; no file until there is something to write
+        # no other process has this name; the file is made with the first answer
         name = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
         self._own = self._folder / name
         for path in sorted(self._folder.glob("*.jsonl")):
@@ -40,12 +40,12 @@ class JudgeCache:
         return len(self._texts)
 
     def get(self, key: str) -> str | None:
-        """The text kept under a key, None if there is none."""
+        """Returns the text kept under a key, None if there is none."""
         return self._texts.get(key)
 
     def put(self, key: str, text: str) -> None:
-        """Keeps a text; it survives this process from now on. Raises OSError if it cannot."""
-        # opened and closed for each: what a network file system holds back until then is little
+        """Keeps a text, which survives this process from now on; raises OSError if it cannot."""
+        # closing the file each time leaves little in a network file system's buffers
         with self._own.open("ab") as file:
             file.write(json.dumps({"key": key, "text": text}).encode() + b"\n")
         self._texts[key] = text
@@ -68,5 +68,5 @@ class JudgeCache:
 
 
 def content_key(body: str) -> str:
-    """The key of a question: the sha256 of all that its answer depends on, in hex."""
+    """Returns a question's key: the sha256, in hex, of everything that its answer depends on."""
     return hashlib.sha256(body.encode()).hexdigest()

@@ -1,18 +1,18 @@
-"""The client of a judge behind an OpenAI-compatible API: it outlives what a server may do.
+"""The client of a judge behind an OpenAI-compatible API, which survives a server's failures.
 
-What went wrong is one of three things:
-  - nobody was there or had time (no connection; 429, 502, 503, 504): waited for;
-  - the answer was bad (another 5xx, 408, 409, half a body, no JSON, too slow): asked again, a
-    bounded number of times;
-  - the request was refused (any other status): asking again changes nothing.
-Refusals (400, 413, 422) and bad answers without end may be the question's fault or the judge's. It
-is the question's, which then has no answer, if the judge answers another one: where there is none,
-a probe, a harmless question of the client's own. A judge that refuses the probe too is an error of
-the user, `JudgeRequestError`; every other refusal (401, 403, 404) is one at once. When nothing at
-all has succeeded for `down_after` seconds the judge is down: `JudgeDownError`.
+There are three kinds of failure:
+  - no server was there or had time (no connection; 429, 502, 503, 504): the client waits;
+  - the answer was bad (another 5xx, 408, 409, half a body, no JSON, too slow): the client asks
+    again, a bounded number of times;
+  - the server refused the request (any other status): asking again changes nothing.
+Refusals (400, 413, 422) and endless bad answers may be the question's fault or the judge's. It is
+the question's, which then has no answer, if the judge answers another question or, where there is
+none, a probe: a harmless question of the client's own. A judge that refuses the probe too means an
+error of the user, `JudgeRequestError`; every other refusal (401, 403, 404) means one at once. If no
+request has succeeded for `down_after` seconds the judge is down: `JudgeDownError`.
 
-A batch of questions runs in an event loop of its own, in the thread that asks: nothing is left
-behind between batches, neither thread nor socket. The price is a new connection a batch.
+A batch of questions runs in an event loop of its own, in the calling thread: between batches no
+thread and no socket remains. The price is a new connection a batch.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ import httpx2
 from nspo_jax.rewards import chat_response, judge_address, reward
 
 PROBE = [{"role": "user", "content": "This is a test. Reply with one word: hello."}]
-WARN_SHARE = 0.05  # of down_after: a judge that fails for less is not worth a line in the log
+WARN_SHARE = 0.05  # a failure is logged once it has lasted this share of down_after
 _log = logging.getLogger(__name__)
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request as INFO
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # httpx2 logs every request as INFO
 
 Messages = list[dict[str, str]]
 
 
 class JudgeDownError(reward.JudgeError):
-    """Nothing has succeeded for too long."""
+    """No request has succeeded for too long."""
 
 
 class JudgeBudgetError(reward.JudgeError):
@@ -56,12 +56,12 @@ class JudgeClosedError(reward.JudgeError):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of a question.
+    """The result of a question.
 
     Attributes:
       text: the accepted answer; None if there is none.
       requests: HTTP requests sent for it, probes included.
-      seconds: from the first request to the last answer, waits included.
+      seconds: time from the first request to the last answer, waits included.
     """
 
     text: str | None
@@ -70,7 +70,7 @@ class Reply:
 
 
 class JudgeClient:
-    """Asks a chat model questions, many at once; safe to share between threads.
+    """A client that asks a chat model many questions at once; threads may share it.
 
     Batches of several threads take turns, so that the bounds hold for all together. Errors name the
     fields of the config that the arguments come from.
@@ -96,26 +96,27 @@ class JudgeClient:
         """Does not connect yet.
 
         Args:
-          base_url: what comes before "/chat/completions": "http://localhost:8000/v1".
-          model: as the server calls it.
-          api_key_env: the environment variable that holds the API key; None: the server wants none.
-          max_tokens: of an answer, thoughts included. The temperature is 0.
-          seed: sent along with every question.
-          asks: how often a question is asked until its answer is accepted, with seed, seed + 1, ...
-            At temperature 0 it helps only with a server whose answers differ all the same.
-          concurrency: requests in flight, at most.
+          base_url: the url without "/chat/completions", such as "http://localhost:8000/v1".
+          model: the server's name of the model.
+          api_key_env: the environment variable that holds the API key; None: the server needs none.
+          max_tokens: tokens of an answer, thoughts included. The temperature is 0.
+          seed: the seed that is sent with every question.
+          asks: the most times that a question is asked until its answer is accepted, with seed,
+            seed + 1, ... At temperature 0 more than one helps only if the server's answers differ.
+          concurrency: the most requests in flight.
           timeout: seconds for a request from its sending to the last byte of its answer.
-          retries: bad answers that are put up with, a question, after the first; fewer if they take
-            longer than `down_after`.
-          backoff: seconds before the first retry, on average half of it; doubles with every retry.
-          longest_backoff: where it stops doubling; also the longest Retry-After that is obeyed.
-          down_after: seconds without any success, while requests fail, after which to give up; more
-            than `timeout`, or a judge that is slow counts as down.
+          retries: bad answers that a question may get after the first; fewer if they take longer
+            than `down_after`.
+          backoff: the longest wait before the first retry, in seconds; the mean is half of it, and
+            it doubles with every retry.
+          longest_backoff: the limit of the doubling, and the longest Retry-After that is obeyed.
+          down_after: seconds of failures without a success after which the client gives up; keep it
+            above `timeout`, or a slow judge counts as down.
           budget: HTTP requests in this client's life, failed ones and probes included; None: no
             limit.
 
         Raises:
-          ValueError: for an argument out of its range, or an API key that is not there.
+          ValueError: for an argument out of its range, or a missing API key.
         """
         judge_address.check_url(base_url)
         for name, value, least in (
@@ -138,7 +139,7 @@ class JudgeClient:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._model = model
         self._key = judge_address.read_key(api_key_env)
-        self._tls = httpx2.create_ssl_context()  # takes 30 ms: once, not a batch
+        self._tls = httpx2.create_ssl_context()  # it takes 30 ms, too long for every batch
         self._max_tokens, self._seed, self._asks = max_tokens, seed, asks
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._backoff, self._longest_backoff = backoff, longest_backoff
@@ -147,15 +148,15 @@ class JudgeClient:
         self._turn = threading.Lock()
         self._closed = False
         self._asking: tuple[asyncio.AbstractEventLoop, asyncio.Task | None] | None = None
-        self._probe = self.body(PROBE)  # differs from a question in nothing else
-        self._began = 0.0  # the batch, on the monotonic clock
-        self._succeeded = 0.0  # when the last request that did was sent
-        self._given_up: list[str] = []  # what came instead of an answer, of this batch
+        self._probe = self.body(PROBE)  # the probe differs from a question in its text alone
+        self._began = 0.0  # the batch's start, on the monotonic clock
+        self._succeeded = 0.0  # the sending of the last request that succeeded, on that clock
+        self._given_up: list[str] = []  # the last faults of this batch's unanswered questions
         self._failing_since: float | None = None
         self._warned = False
 
     def body(self, messages: Messages, ask: int = 0) -> str:
-        """What is sent, as JSON: it says all that an answer depends on, except for the server."""
+        """Writes a request as JSON: it holds all that an answer depends on, except the server."""
         return json.dumps(
             {
                 "model": self._model,
@@ -167,18 +168,18 @@ class JudgeClient:
         )
 
     def ask(self, questions: Sequence[Messages], accept: Callable[[int, str], bool]) -> list[Reply]:
-        """Asks all questions and waits for the answers. Not from inside a running event loop.
+        """Asks all questions and waits for the answers; no running event loop may call it.
 
         Args:
           questions: the messages of a chat each.
-          accept: is told the question's index and an answer's text as soon as it is there; whether
-            the answer is one. If not, the question is asked again, up to `asks` times.
+          accept: gets the question's index and an answer's text as soon as it arrives, and tells
+            whether it accepts the answer. If not, the question is asked again, up to `asks` times.
 
         Returns:
-          a reply for each question, in order. Those that the judge cannot take are logged.
+          A reply for each question, in order. Questions that the judge cannot take are logged.
 
         Raises:
-          JudgeDownError: if nothing has succeeded for `down_after` seconds, the probe included.
+          JudgeDownError: if no request has succeeded for `down_after` seconds, the probe included.
           JudgeBudgetError: if `budget` is spent.
           JudgeRequestError: if the server refuses all requests, the probe included.
           JudgeClosedError: if `close` was called, before or meanwhile.
@@ -192,11 +193,11 @@ class JudgeClient:
                 raise JudgeClosedError(f"The judge at {self._url} was closed.") from None
 
     def close(self) -> None:
-        """Ends an `ask` that another thread waits in, and all later ones; from any thread."""
+        """Ends an `ask` that another thread waits in, and all later ones; any thread may call."""
         self._closed = True
         loop, task = self._asking or (None, None)
         if loop is not None and task is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended by itself just now
+            with contextlib.suppress(RuntimeError):  # the loop may just have ended by itself
                 loop.call_soon_threadsafe(task.cancel)
 
     async def _ask_all(self, questions, accept) -> list[Reply]:
@@ -211,7 +212,7 @@ class JudgeClient:
         try:
             if self._closed:
                 raise asyncio.CancelledError
-            # the timeout is one for all of a request: httpx2's are for each of its reads
+            # our timeout covers a whole request; httpx2's cover each of its reads
             async with (
                 httpx2.AsyncClient(
                     headers=headers, limits=limits, timeout=None, verify=self._tls
@@ -223,7 +224,7 @@ class JudgeClient:
                     for index, messages in enumerate(questions)
                 ]
             return [task.result() for task in tasks]
-        except ExceptionGroup as errors:  # the others were cancelled
+        except ExceptionGroup as errors:  # the other tasks were cancelled
             raise errors.exceptions[0] from None
         finally:
             self._asking = None
@@ -239,7 +240,7 @@ class JudgeClient:
 
     async def _ask(self, http, free, index: int, messages: Messages, accept) -> Reply:
         """Asks one question until its answer is accepted or there is no hope."""
-        # a place is kept while waiting for a retry: a server in trouble is asked less
+        # a waiting retry keeps its place, so that a server in trouble gets fewer requests
         async with free:
             start, requests = time.monotonic(), 0
             for ask in range(self._asks):
@@ -252,10 +253,10 @@ class JudgeClient:
             return Reply(text, requests, time.monotonic() - start)
 
     async def _complete(self, http: httpx2.AsyncClient, body: str) -> tuple[str | None, int]:
-        """The answer to one body, None if it alone has none, and how many requests that took."""
+        """Returns the answer to one body, None if it alone has none, and the number of requests."""
         sent = bad = 0
         hopeless = False
-        since = math.inf  # the question is to blame if the judge answers what is asked later
+        since = math.inf  # the question is to blame if a request sent after this time succeeds
         while True:
             probing = hopeless and self._succeeded <= since
             self._spend()
@@ -281,14 +282,14 @@ class JudgeClient:
                 self._note_success(start)
                 if not probing:
                     return text, sent
-                fault, wait = None, 0.0  # once more: it may have been the judge, who is well now
+                fault, wait = None, 0.0  # ask again: the judge may have failed, and works now
             if fault and hopeless and self._succeeded > since:
                 self._given_up.append(fault)
                 return None, sent
             await asyncio.sleep(wait)
 
     async def _request(self, http: httpx2.AsyncClient, body: str) -> str:
-        """One request. Raises TransientError or RefusedError."""
+        """Sends one request; raises TransientError or RefusedError."""
         try:
             async with asyncio.timeout(self._timeout):
                 response = await http.post(self._url, content=body)
@@ -299,15 +300,15 @@ class JudgeClient:
         except httpx2.RequestError as error:
             said = chat_response.shorten(f"{type(error).__name__}: {error}", self._without_key)
             nobody = isinstance(error, httpx2.ConnectError)
-            # from None: a traceback would show what it says as it is
+            # from None, because a traceback would show the message with its secrets
             raise chat_response.TransientError(said, bad=not nobody) from None
         return chat_response.read(response, self._without_key)
 
     def _without_key(self, said: str) -> str:
-        """What a server said, which may repeat the key that it was sent, as it is or quoted."""
+        """Removes the key from a server's message, which may repeat it plainly or quoted."""
         if not self._key:
             return said
-        # the longest first: it may hold the others
+        # the longest form comes first, as it may hold the others
         forms = {self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1]}
         for form in sorted(forms, key=len, reverse=True):
             said = said.replace(form, "[the key]")
@@ -336,12 +337,12 @@ class JudgeClient:
         self._sent += 1
 
     def _delay(self, failures: int, retry_after: float) -> float:
-        """Seconds to wait: exponential with full jitter, on top of what the server asks for."""
+        """Returns the seconds to wait: the server's Retry-After, plus exponential full jitter."""
         ceiling = min(self._backoff * 2.0 ** min(failures - 1, 30), self._longest_backoff)
         return min(retry_after, self._longest_backoff) + random.uniform(0, ceiling)
 
     def _note_success(self, start: float) -> None:
-        """Notes that a request succeeded that was sent at `start`."""
+        """Notes the success of a request that was sent at `start`."""
         self._succeeded = max(self._succeeded, start)
         if self._warned and self._failing_since is not None:
             lasted = time.monotonic() - self._failing_since
@@ -349,7 +350,7 @@ class JudgeClient:
         self._failing_since, self._warned = None, False
 
     def _note_failure(self, error: chat_response.TransientError) -> bool:
-        """Whether nothing but failures has been for `down_after` seconds."""
+        """Notes a failure, and tells whether requests have only failed for `down_after` seconds."""
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now

@@ -1,4 +1,4 @@
-"""Several rewards as one: each weighted by a schedule, normalised on its own, logged on its own."""
+"""A weighted sum of rewards, each with its own schedule, normalisation and log."""
 
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -19,17 +19,17 @@ _TERM = re.compile(r"(?P<name>[\w.]+(:\w+)?)(@(?P<kinds>\w+))?(=(?P<weight>[^=]+
 
 
 class NoVerdictError(reward.JudgeError):
-    """A judge gave no verdict on some rows, and the run is not to go on without."""
+    """A judge gave no verdict on some rows, and the run must not go on without."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TermSpec:
-    """One term of a mixture as it is written: NAME, NAME=0.5, NAME@benign=0:0,100:0.5.
+    """One term of a mixture, such as NAME, NAME=0.5 or NAME@benign=0:0,100:0.5.
 
     Attributes:
-      name: of the reward.
-      kinds: of AUDIENCES, the prompts whose completions it judges.
-      steps, weights: the weight at some steps; between them it is linear, outside constant.
+      name: the reward's name.
+      kinds: one of AUDIENCES, the prompts whose completions it judges.
+      steps, weights: the weight at some steps; it is linear between them and constant outside.
     """
 
     name: str
@@ -38,7 +38,7 @@ class TermSpec:
     weights: tuple[float, ...] = (1.0,)
 
     def weight(self, step: int) -> float:
-        """The weight at a step."""
+        """Returns the weight at a step."""
         return float(np.interp(step, self.steps, self.weights))
 
 
@@ -46,7 +46,7 @@ def parse_terms(text: str) -> list[TermSpec]:
     """Reads "+"-joined terms, such as "cost_model@harmful+reward_model@benign=0:0,100:0.5".
 
     Raises:
-      ValueError: naming the term and what is wrong with it.
+      ValueError: naming the term and its mistake.
     """
     terms = [_parse_term(part) for part in text.replace(" ", "").split("+")]
     doubled = {term.name for term in terms if [t.name for t in terms].count(term.name) > 1}
@@ -81,7 +81,7 @@ def _parse_term(part: str) -> TermSpec:
 
 
 class Judged(NamedTuple):
-    """What one reward said of rows: rewards and details as `reward.Reward`; asked: bool [rows]."""
+    """One reward's answers: rewards and details as in `reward.Reward`; asked: bool [rows]."""
 
     rewards: np.ndarray
     details: dict[str, np.ndarray]
@@ -89,10 +89,12 @@ class Judged(NamedTuple):
 
 
 class Total(NamedTuple):
-    """All terms together.
+    """The sum of all terms.
 
-    rewards: float32 [rows], 0 where the group is dropped; terms: name -> float32 [rows], normalised
-    and weighted; dropped: bool [rows]; logged: what to log.
+    rewards: float32 [rows], 0 where the group is dropped.
+    terms: name -> float32 [rows], normalised and weighted.
+    dropped: bool [rows].
+    logged: the metrics for the log.
     """
 
     rewards: np.ndarray
@@ -102,11 +104,11 @@ class Total(NamedTuple):
 
 
 class Pending:
-    """Judged on the way.
+    """The answers of all terms, some of them still on the way.
 
     Args:
-      found: term -> what is there.
-      asked: term -> a future of it, or what makes it when called.
+      found: term -> its finished answers.
+      asked: term -> a future of its answers, or a function that asks for them.
     """
 
     def __init__(
@@ -117,12 +119,12 @@ class Pending:
         self._found, self._asked = found, asked
 
     def wait(self, seconds: float) -> bool:
-        """Waits for futures, at most so long; whether all of them are done."""
+        """Waits for the futures, at most so many seconds; tells whether all of them are done."""
         pending = [item for item in self._asked.values() if isinstance(item, futures.Future)]
         return not futures.wait(pending, timeout=seconds).not_done
 
     def result(self) -> dict[str, Judged]:
-        """All verdicts, by term; raises what judges raise."""
+        """Returns all verdicts, by term; errors of judges pass through."""
         asked = {
             name: item.result() if isinstance(item, futures.Future) else item()
             for name, item in self._asked.items()
@@ -134,14 +136,14 @@ class Mixture:
     """A weighted sum of rewards.
 
     Args:
-      terms: (spec, reward, whether it runs on the mesh) in a fixed order. On the mesh it is asked
-        about all rows, in the caller's thread, as all processes must; elsewhere about its kinds
-        alone, and in a thread if the caller has one.
-      normalise: each term, over the rows that it judged: none; batch or group: to mean 0 and
-        standard deviation 1 (ddof 0; what is constant becomes 0).
-      on_failure: what becomes of rows without a verdict (NaN). raise: the run stops; drop_group:
-        all completions of the prompt teach nothing this step; neutral: they count as the mean of
-        the prompt's other completions, which is neither praise nor blame.
+      terms: (spec, reward, is it on the mesh) in a fixed order. A reward on the mesh is asked about
+        all rows, in the caller's thread, as all processes must take part; any other is asked about
+        its kinds alone, and in a thread if the caller has one.
+      normalise: the normalisation of each term over the rows that it judged: none, or batch or
+        group, to mean 0 and standard deviation 1 (ddof 0; a constant term becomes 0).
+      on_failure: the treatment of rows without a verdict (NaN). raise stops the run; with
+        drop_group all completions of the prompt teach nothing this step; with neutral they count as
+        the mean of the prompt's other completions, which is neither praise nor blame.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Mixture:
         Args:
           conversations: this process's rows.
           completions: their texts.
-          executor: of threads.
+          executor: runs the judges off the mesh in its threads.
         """
         reward.check_rows(conversations, completions)
         found, asked = {}, {}
@@ -189,13 +191,13 @@ class Mixture:
         """Adds up the terms of a whole batch, of all processes.
 
         Args:
-          verdicts: of every term.
+          verdicts: term -> its answers, for every term.
           step: decides the weights.
           group_size: completions a prompt, next to each other.
-          example: what a row is, in words, for the error.
+          example: describes a row in words, for the error.
 
         Raises:
-          NoVerdictError: if rows have none and the policy is to raise.
+          NoVerdictError: if rows have no verdict and `on_failure` is raise.
         """
         count = len(next(iter(verdicts.values())).rewards)
         total, dropped, terms, logged = np.zeros(count), np.zeros(count, bool), {}, {}
@@ -232,7 +234,7 @@ class Mixture:
         return Total(total.astype(np.float32), terms, dropped, logged)
 
     def close(self) -> None:
-        """Lets go of what the judges hold; those that wait for an answer give up."""
+        """Closes the judges; those that wait for an answer give up."""
         for _, judge, _ in self._terms:
             if close := getattr(judge, "close", None):
                 close()
@@ -255,7 +257,7 @@ def _ask(
     found = judge([conversations[i] for i in rows], [completions[i] for i in rows])
     rewards, details = _checked(spec, len(rows), *found)
 
-    def spread(values):  # NaN where nothing was asked
+    def spread(values):  # rows that were not asked about become NaN
         whole = np.full(len(asked), np.nan, np.float32)
         whole[rows] = values
         return whole
@@ -266,10 +268,10 @@ def _ask(
 def _checked(
     spec: TermSpec, count: int, rewards: np.ndarray, details: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What a term returned: a number a row, finite, or NaN where there is no verdict.
+    """Checks that a term returned a number a row, finite, or NaN where there is no verdict.
 
     Raises:
-      ValueError: naming the term and what it returned instead.
+      ValueError: naming the term and the value that it returned instead.
     """
 
     def check(name: str, values: np.ndarray) -> np.ndarray:
@@ -296,14 +298,14 @@ def _checked(
 
 
 def _group_mean(values: np.ndarray, judged: np.ndarray, group_size: int) -> np.ndarray:
-    """Each row's mean over the judged rows of its group, 0 where there are none."""
+    """Returns each row's mean over the judged rows of its group, 0 where there are none."""
     groups = np.where(judged, values, 0.0).reshape(-1, group_size).sum(axis=1)
     counts = judged.reshape(-1, group_size).sum(axis=1)
     return np.repeat(groups / np.maximum(counts, 1), group_size)
 
 
 def _normalised(values: np.ndarray, judged: np.ndarray, how: str, group_size: int) -> np.ndarray:
-    """Values with mean 0 and standard deviation 1 over the judged rows; 0 elsewhere."""
+    """Scales values to mean 0 and standard deviation 1 over the judged rows; 0 elsewhere."""
     if how == "none":
         return values
     shape = (1, -1) if how == "batch" else (-1, group_size)

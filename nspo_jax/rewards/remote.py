@@ -8,13 +8,13 @@ from nspo_jax.rewards import judge_cache, judge_client, reward, verdicts
 
 
 class RemoteJudge:
-    """Asks a chat model for a verdict on each completion, together with its prompt.
+    """A reward that asks a chat model for a verdict on each completion and its prompt.
 
-    Every verdict is kept on disk as soon as it is there: a run that ends in the middle of a batch
-    asks only the rest when it is started again. An answer that is no verdict is not kept.
+    Every verdict is kept on disk as soon as it arrives: a run that ends in the middle of a batch
+    asks only for the rest when it is started again. An answer that is no verdict is not kept.
 
-    The thread that calls waits for the answers. Ctrl-C ends that in the main thread; elsewhere, and
-    before the program ends, `close` does, which leaving `with` calls.
+    The calling thread waits for the answers. Ctrl-C ends the waiting in the main thread; `close`,
+    which leaving `with` calls, ends it in any other thread and before the program ends.
     """
 
     def __init__(
@@ -28,9 +28,10 @@ class RemoteJudge:
         """Asks nothing yet.
 
         Args:
-          client: asks. All that changes an answer but the server's url is part of the cache's key.
+          client: asks the judge. The cache's key holds all that changes an answer but the server's
+            url.
           cache: keeps the answers' texts; verdicts are parsed anew.
-          question: (prompt, completion) -> what the judge is asked.
+          question: (prompt, completion) -> the judge's question.
           parse: an answer's text -> the reward in [-1, 0], None where it is no verdict.
         """
         self._client = client
@@ -45,17 +46,17 @@ class RemoteJudge:
         self.close()
 
     def close(self) -> None:
-        """Ends calls in other threads (JudgeClosedError) and all later ones; from any thread."""
+        """Ends calls in other threads (JudgeClosedError) and later ones; any thread may call it."""
         self._client.close()
 
     def __call__(self, conversations: Sequence, completions: Sequence[str]):
-        """See `reward.Reward`. Equal rows of a call are asked once.
+        """Asks about each completion; equal rows of a call once. See `reward.Reward`.
 
         Returns:
-          rewards, NaN where the judge gave no verdict or could not take the question, and details:
-          "unsafe" (reward below 0; NaN where there is none), "cached" (1: without a request),
-          "retries" (requests beyond the first, probes included), "seconds" (from the first request
-          to the verdict, 0 if cached).
+          The rewards, NaN where the judge gave no verdict or could not take the question, and
+          details: "unsafe" (reward below 0; NaN where there is none), "cached" (1: without a
+          request), "retries" (requests beyond the first, probes included), "seconds" (from the
+          first request to the verdict, 0 if cached).
 
         Raises:
           ValueError: if the numbers of rows differ.
@@ -80,7 +81,7 @@ class RemoteJudge:
         }
 
     def _judge(self, pairs: list[tuple[str, str]]) -> list[tuple[float, float, float, float]]:
-        """(reward, cached, retries, seconds) of different pairs of a prompt and a completion."""
+        """Returns (reward, cached, retries, seconds) of each pair of prompt and completion."""
         questions = [self._question(*pair) for pair in pairs]
         keys = [judge_cache.content_key(self._client.body(messages)) for messages in questions]
         found = [self._look_up(key) for key in keys]

@@ -1,4 +1,4 @@
-"""What a reward is: one interface for rules, models, guards and remote judges."""
+"""The interface of all rewards: rules, models, guards and remote judges."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,13 +9,14 @@ from nspo_jax.data.conversation import Conversation
 
 
 class JudgeError(RuntimeError):
-    """A judge that cannot be asked any more: the run saves where it is, and stops."""
+    """The failure of a judge that cannot be asked any more: the run saves its state and stops."""
 
 
 class Reward(Protocol):
-    """Judges completions: `(conversations, completions) -> (rewards, details)`.
+    """A judge of completions: `(conversations, completions) -> (rewards, details)`.
 
-    NSPO's scale: -1 unsafe or unhelpful, 0 safe or helpful, and what is between.
+    Rewards are on NSPO's scale: -1 is unsafe or unhelpful, 0 is safe or helpful, and values between
+    are allowed.
     """
 
     def __call__(
@@ -24,13 +25,13 @@ class Reward(Protocol):
         """Judges each completion together with the prompt that it answers.
 
         Args:
-          conversations: a row's prompt and what is known of it: reference answer, family, kind.
+          conversations: each row's prompt with its reference answer, family and kind.
           completions: the texts to judge.
 
         Returns:
-          rewards float32 [rows] and details, each float32 [rows], of the same names at every call:
-          what to log of the rows. NaN where there is no verdict on a row, whatever the reason: a
-          judge that failed is never taken for one that approved.
+          The rewards, float32 [rows], and details for the log, each float32 [rows], with the same
+          names at every call. A row without a verdict is NaN, whatever the reason: a judge that
+          failed never counts as one that approved.
 
         Raises:
           ValueError: if the numbers of rows differ.

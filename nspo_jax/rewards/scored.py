@@ -1,4 +1,4 @@
-"""Reward and cost models in process: a decoder with a scalar head reads prompt and completion."""
+"""Rewards from reward and cost models: decoders with a scalar head, on the mesh."""
 
 import dataclasses
 import functools
@@ -15,22 +15,23 @@ from nspo_jax.rewards import batched, reward
 class ModelReward:
     """A trained model's score of each conversation; fits `reward.Reward`. Collective.
 
-    A reward model's reward is its score, on a scale of its own. A cost model's is -sigmoid(cost):
-    the probability that the completion is unsafe, negated, as its training's sign term has it (Safe
-    RLHF, arXiv 2310.12773, eq. 6). Details: `score`, as the model gave it.
+    A reward model's reward is its score, on a scale of its own. A cost model's is -sigmoid(cost),
+    the negated probability that the completion is unsafe by the sign term of its training (Safe
+    RLHF, arXiv 2310.12773, eq. 6). Details hold the model's `score` itself.
 
     Args:
       directory: a Hugging Face directory of a one-label sequence classifier.
-      chat_format: how its conversations become tokens: with its own tokenizer, as in its training.
-      mesh: where it runs.
-      is_cost: whether a high score is bad.
-      prompt_length: tokens of a prompt; there is no verdict (NaN) on what answers a longer one.
-      completion_length: tokens of a completion with its end; what is longer is cut, as in training.
+      chat_format: the format of its conversations, with its own tokenizer, as in its training.
+      mesh: the mesh that it runs on.
+      is_cost: True if a high score is bad.
+      prompt_length: tokens of a prompt; an answer to a longer one gets no verdict (NaN).
+      completion_length: tokens of a completion with its end; a longer one is cut, as in training.
       batch_size: rows at a time.
-      compute_dtype: of activations.
+      compute_dtype: the dtype of activations.
 
     Raises:
-      FileNotFoundError, ValueError: as `models.load_model`, and for a model without a scalar head.
+      FileNotFoundError, ValueError: those of `models.load_model`, and one for a model without a
+        scalar head.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ModelReward:
         self._mesh, self._batch_size, self._is_cost = mesh, batch_size, is_cost
 
     def __call__(self, conversations, completions):
-        """See `reward.Reward`."""
+        """Scores each conversation; see `reward.Reward`."""
         reward.check_rows(conversations, completions)
         prompts = [row.prompt for row in conversations]
         fits = self._format.prompt_lengths(prompts) <= self._lengths[0]

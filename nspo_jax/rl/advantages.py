@@ -1,4 +1,4 @@
-"""Advantages: from a group's rewards (host, float64 inside), or from token rewards and values."""
+"""Advantages from a group's rewards (host, float64 inside) or from token rewards and values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def group_advantages(rewards: np.ndarray, group_size: int, *, epsilon: float = 1e-4) -> np.ndarray:
-    """GRPO: rewards normalised inside each prompt's group (arXiv 2402.03300, section 4.1.2).
+    """Normalises rewards inside each prompt's group: GRPO (arXiv 2402.03300, section 4.1.2).
 
-    `(r - mean) / (std + epsilon)` with the population standard deviation (ddof 0). A group whose
+    `(r - mean) / (std + epsilon)` has the population standard deviation (ddof 0). A group whose
     completions all got the same reward has advantage exactly 0 and teaches nothing.
 
     Args:
@@ -28,22 +28,22 @@ def group_advantages(rewards: np.ndarray, group_size: int, *, epsilon: float = 1
 
 
 def centred_advantages(rewards: np.ndarray, group_size: int) -> np.ndarray:
-    """Dr.GRPO: `r - mean` of the group, not divided by its spread (arXiv 2503.20783, section 3.2).
+    """Returns `r - mean` of the group, not divided by its spread: Dr.GRPO.
 
-    Division by the standard deviation weighs prompts by how alike their completions' rewards are.
-    Arguments, result and errors are those of `group_advantages`; the paper pairs it with the
-    `constant` aggregation of `losses.aggregate`.
+    Source: arXiv 2503.20783, section 3.2. Division by the standard deviation would weigh a prompt
+    more, the closer its completions' rewards are. Arguments, result and errors are those of
+    `group_advantages`; the paper pairs it with the `constant` aggregation of `losses.aggregate`.
     """
     return _centred(rewards, group_size).reshape(-1).astype(np.float32)
 
 
 def leave_one_out_advantages(rewards: np.ndarray, group_size: int) -> np.ndarray:
-    """RLOO: `r - mean of the group's others` (arXiv 2402.14740, section 2.2).
+    """Returns `r - mean of the group's others`: RLOO (arXiv 2402.14740, section 2.2).
 
-    The baseline does not depend on the completion, so that the gradient stays unbiased; it is
-    `n / (n - 1)` times `centred_advantages`. Arguments, result and errors are those of
-    `group_advantages`. RLOO takes a completion for one action, the sum of its tokens: the
-    `constant` aggregation of `losses.aggregate`.
+    The baseline does not depend on the completion, so that the gradient stays unbiased. The result
+    is `n / (n - 1)` times `centred_advantages`. Arguments, result and errors are those of
+    `group_advantages`. RLOO treats a completion as one action, the sum of its tokens, and so needs
+    the `constant` aggregation of `losses.aggregate`.
     """
     scale = group_size / max(group_size - 1, 1)
     return (_centred(rewards, group_size) * scale).reshape(-1).astype(np.float32)
@@ -59,21 +59,21 @@ ESTIMATORS = {
 def generalised_advantages(
     rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, lam: float
 ) -> tuple[jax.Array, jax.Array]:
-    """GAE over the tokens of completions (arXiv 1506.02438, eq. 16).
+    """Computes GAE over the tokens of completions (arXiv 1506.02438, eq. 16).
 
-    `A_t = sum_k (gamma lam)^k delta_(t+k)` with `delta_t = r_t + gamma V_(t+1) - V_t`, backwards in
-    one scan; the value after a completion's last token is 0: there the episode ends.
+    `A_t = sum_k (gamma lam)^k delta_(t+k)` with `delta_t = r_t + gamma V_(t+1) - V_t`, computed
+    backwards in one scan. The value after a completion's last token is 0: there the episode ends.
 
     Args:
       rewards: float32 [batch, time], each token's.
       values: float32 [batch, time], the value function's before each token.
-      mask: bool [batch, time], right-padded; what stands at padding is not looked at.
+      mask: bool [batch, time], right-padded; padding is never read.
       gamma: discount, in [0, 1].
-      lam: 1 gives `return - value`, unbiased; 0 the one-step error, of least variance.
+      lam: 1 gives `return - value`, unbiased; 0 gives the one-step error, of least variance.
 
     Returns:
-      Advantages, and returns `A + V` that a value function learns (`losses.value_loss`): float32
-      [batch, time], 0 at padding.
+      The advantages, and the returns `A + V` that a value function learns (`losses.value_loss`):
+      float32 [batch, time], 0 at padding.
     """
     rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
     following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))  # 0 after the last token
@@ -89,7 +89,7 @@ def generalised_advantages(
 
 
 def _centred(rewards: np.ndarray, group_size: int) -> np.ndarray:
-    """Rewards less their group's mean: float64 [prompts, group_size], 0 in a constant group."""
+    """Subtracts the group's mean: float64 [prompts, group_size], 0 in a constant group."""
     rewards = np.asarray(rewards, np.float64)
     if group_size < 2 or rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(
@@ -101,5 +101,5 @@ def _centred(rewards: np.ndarray, group_size: int) -> np.ndarray:
             f"{np.sum(~np.isfinite(rewards))} of {len(rewards)} rewards are not finite."
         )
     groups = rewards.reshape(-1, group_size)
-    constant = np.all(groups == groups[:, :1], axis=1, keepdims=True)  # whose mean is rounded
+    constant = np.all(groups == groups[:, :1], axis=1, keepdims=True)  # its mean is rounded
     return np.where(constant, 0.0, groups - groups.mean(axis=1, keepdims=True))

@@ -1,12 +1,12 @@
-"""A step's batch: prompts drawn, completions sampled, judged, and compared inside their groups.
+"""The batch of a step: its prompts, their sampled completions, verdicts and advantages.
 
 With `rl.staleness` 1 the next step's completions are sampled while judges that are not on the mesh
 look at this one's: the policy that samples is then one update behind the one that learns.
 
-With several processes the order of the prompts is the one that a single process has. Each process
-renders and tokenizes its own rows of it, all sample together in one program over the mesh, each
-judges its own rows, and rewards are joined in the order of the rows. So every process ends up with
-the same batch, whatever their number.
+Several processes draw the prompts in the same order as a single one. Each process renders and
+tokenizes its own rows, all sample together in one program over the mesh, each judges its own rows,
+and rewards are joined in the order of the rows. So every process ends up with the same batch,
+whatever their number.
 """
 
 import base64
@@ -34,7 +34,7 @@ FIELDS = (  # the settings of runs whose completions are sampled and judged
 
 
 def role_key(seed: int, role: str, step: int) -> jax.Array:
-    """The PRNG key of one role at one step."""
+    """Returns the PRNG key of one role at one step."""
     key = jax.random.fold_in(jax.random.key(seed), ROLES.index(role))
     return jax.random.fold_in(key, step)
 
@@ -42,8 +42,9 @@ def role_key(seed: int, role: str, step: int) -> jax.Array:
 class Sampled(NamedTuple):
     """A batch that is not judged yet: host arrays, equal in all processes.
 
-    rows: int32 [prompts], which conversations; prompts, prompt_mask: [prompts, length]; tokens,
-    logprobs, mask: [prompts * samples, length].
+    rows: int32 [prompts], the conversations' positions in the task's parts.
+    prompts, prompt_mask: [prompts, length].
+    tokens, logprobs, mask: [prompts * samples, length].
     """
 
     rows: np.ndarray
@@ -55,13 +56,13 @@ class Sampled(NamedTuple):
 
 
 class RolloutBatches:
-    """Draws prompts, samples completions, has them judged and computes advantages.
+    """A source of batches that draws prompts, samples completions and has them judged.
 
     Args:
-      config: the run's.
+      run: the run's settings.
       base: its base model and task.
-      mixture: who judges.
-      outcomes: makes `RolloutBatch.outcomes` of verdicts, for an algorithm that asks for them.
+      mixture: the judges.
+      outcomes: turns verdicts into `RolloutBatch.outcomes`, for an algorithm that asks for them.
 
     Raises:
       ValueError: for a prompt that is too long, now and not at the step that draws it.
@@ -92,26 +93,26 @@ class RolloutBatches:
             "gather": run.mesh.gather_for_rollouts,
         }
         self._queue: collections.deque[tuple[Sampled, rewards.Pending]] = collections.deque()
-        # one thread: judges that work on several rows at once do so themselves. Of several
-        # processes each has one, so that all of them hear of it when one is to stop
+        # One thread is enough: judges that work on several rows at once do so themselves. Each of
+        # several processes has one, so that all of them hear of it when one is to stop.
         threads = run.rl.staleness or distributed.several()
         self._executor = futures.ThreadPoolExecutor(1) if threads else None
         self._hurried = False
         self._last: tuple[Sampled, rewards.Total] | None = None
 
     def get_state(self) -> dict[str, Any]:
-        """The position among the prompts, their digest, and what is sampled but not learned from.
+        """Returns the position among the prompts, their digest and the batches still to learn from.
 
-        JSON-able; equal in all processes.
+        The result is JSON-able and equal in all processes.
         """
         queue = [[_pack(array) for array in sampled] for sampled, _ in self._queue]
         return {**self._prompts.get_state(), "digest": self.digest(), "queue": queue}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from such a position: what was sampled there is judged anew.
+        """Continues from such a position; completions that were sampled there are judged anew.
 
         Raises:
-          ValueError: if it is one among other prompts.
+          ValueError: if it is a position among other prompts.
         """
         count = f", of {len(self._rows)} prompts"
         iterator.check_digest(state, self.digest(), "prompts", count)
@@ -130,7 +131,7 @@ class RolloutBatches:
             self._judge(sampled)
 
     def digest(self) -> str:
-        """16 hex digits that identify the conversations that prompts are drawn from, in order."""
+        """Returns 16 hex digits that identify the conversations of the prompts, in order."""
         digest = hashlib.sha256()
         for row in self._rows:
             digest.update(json.dumps(dataclasses.asdict(row)).encode() + b"\n")
@@ -139,9 +140,9 @@ class RolloutBatches:
     def sample(
         self, params, step: int, clock: metrics.Stopwatch
     ) -> tuple[train_step.RolloutBatch, dict[str, float]]:
-        """One step's batch (host arrays), and what to log of it. Collective.
+        """Returns one step's batch (host arrays) and its metrics for the log. Collective.
 
-        If judging fails, what was sampled stays: `get_state` then is the position to continue from.
+        If judging fails, the samples stay: `get_state` then is the position to continue from.
 
         Args:
           params: the policy.
@@ -162,7 +163,7 @@ class RolloutBatches:
         return found
 
     def example(self) -> str:
-        """The last batch's first answer on this process's side, and its reward, in words."""
+        """Describes the last batch's first answer and its reward, in words."""
         if self._last is None:
             return "No answer is judged yet."
         sampled, total = self._last
@@ -173,7 +174,8 @@ class RolloutBatches:
     def hurry(self) -> None:
         """Ends the judges: those that wait for an answer give up, in every process.
 
-        `sample` then raises `rewards.JudgeError`, if it needs one. Safe in a signal's handler.
+        `sample` then raises `rewards.JudgeError`, if it needs a judge. The call is safe in a
+        signal's handler.
         """
         self._hurried = True
         self._mixture.close()
@@ -187,7 +189,7 @@ class RolloutBatches:
     def _sample(self, params, key: jax.Array) -> Sampled:
         """Draws prompts and answers them."""
         base = self._base
-        drawn = next(self._prompts)["row"]  # of the whole step
+        drawn = next(self._prompts)["row"]  # rows of the whole step, not of this process alone
         own = base.chat_format.encode_prompts(
             [self._rows[index].prompt for index in drawn[distributed.own_rows(len(drawn))]],
             self._run.data.prompt_length,
@@ -200,7 +202,7 @@ class RolloutBatches:
         return Sampled(drawn, tokens, mask, *answers)
 
     def _judge(self, sampled: Sampled) -> None:
-        """Starts judging this process's rows, at the end of the queue."""
+        """Starts judging this process's rows, and puts them at the end of the queue."""
         share = distributed.own_rows(len(sampled.tokens))
         texts = self._base.chat_format.decode(sampled.tokens[share], sampled.mask[share])
         asked = np.repeat(sampled.rows, self._run.rl.samples)[share]
@@ -211,7 +213,7 @@ class RolloutBatches:
         """Waits for this process's verdicts, and joins them with the others'. Collective.
 
         Raises:
-          rewards.JudgeError: in every process, if the judge of any of them is gone.
+          rewards.JudgeError: in every process, if any process has lost its judge.
         """
         if distributed.several():
             while distributed.any_process(not pending.wait(1.0)):
@@ -232,7 +234,7 @@ class RolloutBatches:
     def _learn(
         self, sampled: Sampled, verdicts: dict[str, Any], step: int
     ) -> tuple[train_step.RolloutBatch, dict[str, float]]:
-        """Advantages from verdicts on all rows."""
+        """Turns verdicts on all rows into the batch to learn from, and its metrics for the log."""
         samples = self._run.rl.samples
 
         def example(row: int) -> str:
@@ -285,17 +287,17 @@ def split_minibatches(batch: Any, count: int, step: int):
 def throughput(
     model_config: models.ModelConfig, batch: Any, seconds: dict[str, float]
 ) -> dict[str, float]:
-    """What to log of how fast a step was.
+    """Computes the speed of a step, for the log.
 
     Args:
       model_config: the policy's configuration.
       batch: the step's. Its completions are the rollout's, if there was one; the update runs on the
         prompts too.
-      seconds: of the phase "update", and others.
+      seconds: the seconds of each phase, "update" among them.
 
     Returns:
-      Tokens a second and, on a chip that `chips` knows, the update's model FLOP utilisation: three
-      forward passes' operations on real tokens (what is computed again is not counted), as a share
+      Tokens a second and, on a chip that `chips` knows, the update's model FLOP utilisation: the
+      operations of three forward passes on real tokens (recomputation is not counted), as a share
       of what all devices could have computed.
     """
     completed = float(batch.completion_mask.sum())

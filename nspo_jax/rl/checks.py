@@ -1,4 +1,4 @@
-"""What a config must be like for a run of it to work: told before anything expensive starts."""
+"""The checks of a whole config, which come before anything expensive starts."""
 
 import jax
 
@@ -21,15 +21,15 @@ def check_mesh(run: settings.Run, mesh: jax.sharding.Mesh) -> None:
 
 
 def check_config(run: settings.Run, *, has_weights: bool = True, is_run: bool = True) -> None:
-    """Raises ValueError for what cannot work or would be ignored, before anything expensive starts.
+    """Raises ValueError for settings that cannot work or would be ignored.
 
     Args:
       run: the run's settings.
-      has_weights: a model is loaded; without, a preset alone will do.
-      is_run: a policy is trained; without, its judges need not be there yet.
+      has_weights: a model is loaded; without one a preset is enough.
+      is_run: a policy is trained; otherwise its judges need not be there yet.
 
     Raises:
-      FileNotFoundError: for the directory of a judge that is not there.
+      FileNotFoundError: for the missing directory of a judge.
       ModuleNotFoundError: for metrics.wandb_project without the library that writes there.
     """
     ranges.check_fields(run)
@@ -60,7 +60,7 @@ def check_config(run: settings.Run, *, has_weights: bool = True, is_run: bool = 
         )
     optimizer_lib.check_period(run.projection.mode, run.projection.period)
     nullspace.check_choices(run.calibration.statistics, run.calibration.first_token)
-    if is_run and algorithm.generates:  # the others ask no judge
+    if is_run and algorithm.generates:  # other algorithms ask no judge
         terms.check(run, has_weights=has_weights)
     if is_run and has_weights:
         wandb_run.check_installed(run.metrics.wandb_project)
@@ -68,7 +68,7 @@ def check_config(run: settings.Run, *, has_weights: bool = True, is_run: bool = 
 
 
 def check_profile(run: settings.Run, steps: tuple[int, int] | None) -> None:
-    """Raises ValueError unless the run has all of the steps, from the first up to the second."""
+    """Raises ValueError unless the run has all steps from the first number up to the second."""
     if steps is not None and not 0 <= steps[0] < steps[1] <= run.rl.steps:
         raise ValueError(
             f"The steps to profile are {steps[0]}:{steps[1]}, and rl.steps is {run.rl.steps}: "

@@ -1,4 +1,4 @@
-"""A watch over whether a run learns: one that has nothing to learn from ends with the reason."""
+"""A watch over a run's learning: a run that has nothing to learn from ends with the reason."""
 
 from collections.abc import Callable, Iterable, Mapping
 import logging
@@ -13,15 +13,16 @@ class NothingToLearnError(ValueError):
 
 
 class LearningWatch:
-    """Counts the steps in a row that taught nothing.
+    """A count of the steps in a row that taught nothing.
 
     A step teaches nothing where all completions of each prompt have one reward (or none has a
-    verdict), or where the update is zero. So it is at the end of a run that is done, too: what ends
-    a run is that *no* step since its start has taught anything. Later it is a warning, once; and so
-    it is at the end of a run that is shorter than that, unless no completion of it had a verdict.
+    verdict), or where the update is zero. The last steps of a successful run are like that too. So
+    a run is ended only if *no* step since its start has taught anything; later idle steps give one
+    warning. A run that is shorter than the patience also ends with a warning, unless none of its
+    completions had a verdict.
 
     Args:
-      patience: so many steps in a row; 0: never.
+      patience: the number of idle steps in a row that is enough; 0 turns the watch off.
       policy: raise, or warn.
       history: the run's logged steps so far, as `metrics.read_metrics` gives them.
     """
@@ -39,12 +40,12 @@ class LearningWatch:
         """Looks at a step's metrics.
 
         Args:
-          logged: the step's: update_norm and, of sampled completions, flat_groups and dropped.
-          example: gives an answer of the step in words.
+          logged: the step's update_norm and, for sampled completions, flat_groups and dropped.
+          example: describes an answer of the step in words.
           last: the run ends with this step.
 
         Raises:
-          NothingToLearnError: if no step since the start has taught anything, and it is enough.
+          NothingToLearnError: if enough steps have passed and none of them has taught anything.
         """
         self._count(logged)
         enough = self._idle >= self._patience

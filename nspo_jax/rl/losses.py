@@ -1,7 +1,7 @@
 """Losses on token log-probabilities: policy gradients, value functions, preferences.
 
-Pure functions of arrays, most of them [batch, time] with a mask: what stands at padding, inf and
-NaN included, reaches neither the loss nor its gradient.
+They are pure functions of arrays, most of them [batch, time] with a mask. Values at padding, inf
+and NaN included, reach neither the loss nor its gradient.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,12 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 class PolicyLoss(NamedTuple):
-    """A loss and what to log of it: float32 scalars.
+    """A loss and its parts for the log, all of them float32 scalars.
 
-    policy: the loss without its penalty; clip_share: share of tokens whose ratio a clip cut off
-    (GSPO: of sequences); kl: k3 estimate to the reference, whichever one the loss has. The latter
-    two are means over sequences of means over tokens.
+    policy: the loss without its penalty.
+    clip_share: share of tokens whose ratio a clip cut off (GSPO: of sequences).
+    kl: k3 estimate to the reference, whichever estimator the loss has.
+    The latter two are means over sequences of means over tokens.
     """
 
     loss: jax.Array
@@ -28,8 +29,11 @@ class PolicyLoss(NamedTuple):
 
 
 class PreferenceLoss(NamedTuple):
-    """loss: float32 scalar; margin: mean implicit reward of chosen less rejected; accuracy: share
-    of pairs with a positive one."""
+    """A loss on pairs and its parts for the log, all of them float32 scalars.
+
+    margin: mean implicit reward of the chosen answer less the rejected one's.
+    accuracy: share of pairs with a positive margin.
+    """
 
     loss: jax.Array
     margin: jax.Array
@@ -37,7 +41,7 @@ class PreferenceLoss(NamedTuple):
 
 
 def sequence_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over sequences of the mean over each sequence's tokens; an empty one counts as 0."""
+    """Averages over each sequence's tokens, then over sequences; an empty one counts as 0."""
     lengths = jnp.maximum(jnp.sum(mask, axis=-1), 1)
     return jnp.mean(jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / lengths)
 
@@ -45,19 +49,22 @@ def sequence_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 def aggregate(
     values: jax.Array, mask: jax.Array, how: str, tokens: jax.Array | None = None
 ) -> jax.Array:
-    """One number of all tokens' values.
+    """Aggregates all tokens' values to one number.
 
     Args:
       values: float32 [batch, time].
       mask: bool [batch, time].
       how: `sequence_mean` (GRPO, arXiv 2402.03300): a long answer's token weighs less;
-        `token_mean` (DAPO, arXiv 2503.14476): all tokens of the batch alike;
+        `token_mean` (DAPO, arXiv 2503.14476): all tokens of the batch weigh alike;
         `sequence_sum` (RLOO, arXiv 2402.14740): the sum over a sequence's tokens, mean over
         sequences;
         `constant` (Dr.GRPO, arXiv 2503.20783): the sum over tokens divided by batch * time, so that
         a token's weight depends on no length.
-      tokens: what `token_mean` divides by; the mask's count when not given. A part of a batch is
+      tokens: the divisor of `token_mean`; the mask's count when not given. A part of a batch is
         given the batch's mean count of a part: the mean over parts is then the batch's token mean.
+
+    Raises:
+      ValueError: for another `how`.
     """
     if how == "sequence_mean":
         return sequence_mean(values, mask)
@@ -76,10 +83,11 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def bounded_exp(x: jax.Array) -> jax.Array:
-    """`e^x` up to `LARGEST_LOG_RATIO`, above it its tangent there: finite, and so is its gradient.
+    """Computes `e^x`, continued above `LARGEST_LOG_RATIO` by its tangent there.
 
-    A ratio of e^20 is cut off by every clip; where none acts, a gradient that overflows would make
-    the whole batch's NaN, and one that vanishes would leave the token where it is.
+    So value and gradient stay finite. Every clip cuts off a ratio of e^20. Where no clip acts, a
+    gradient that overflows would make the whole batch's NaN, and one that vanishes would leave the
+    token where it is.
     """
     inside = jnp.minimum(x, LARGEST_LOG_RATIO)
     return jnp.exp(inside) * (1.0 + (x - inside))
@@ -125,7 +133,7 @@ def kl_estimate(
 def importance_weights(
     logprobs: jax.Array, sampler_logprobs: jax.Array, mask: jax.Array, cap: float
 ) -> jax.Array:
-    """Truncated importance weights `min(policy / sampler, cap)`, without a gradient.
+    """Computes truncated importance weights `min(policy / sampler, cap)`, without a gradient.
 
     They correct for a sampler whose probabilities are not the trainer's: another kernel, precision
     or engine, or older weights (Yao et al., "Your Efficient RL Framework Secretly Brings You
@@ -134,7 +142,7 @@ def importance_weights(
 
     Args:
       logprobs: float32 [batch, time], the trainer's, of the policy at the ratio's denominator.
-      sampler_logprobs: float32 [batch, time], as sampled.
+      sampler_logprobs: float32 [batch, time], the sampler's own.
       mask: bool [batch, time].
       cap: the largest weight, such as 2.
 
@@ -152,7 +160,7 @@ def grpo_loss(
     mask: jax.Array,
     **options,
 ) -> PolicyLoss:
-    """The clipped surrogate with a ratio a token: PPO's and GRPO's (arXiv 2402.03300, eq. 3).
+    """Computes the clipped surrogate with a ratio a token: PPO, GRPO (arXiv 2402.03300, eq. 3).
 
     Dr.GRPO and RLOO are this loss with their own `advantages` and the `constant` aggregation.
 
@@ -161,7 +169,7 @@ def grpo_loss(
       old_logprobs: float32 [batch, time], under the policy that sampled.
       advantages: float32 [batch], or [batch, time] for each token's own (GAE).
       mask: bool [batch, time], completion tokens including the stop token.
-      **options: of `clipped_loss`.
+      **options: those of `clipped_loss`.
     """
     ratio = bounded_exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
     return clipped_loss(ratio, logprobs, advantages, mask, **options)
@@ -174,11 +182,12 @@ def gspo_loss(
     mask: jax.Array,
     **options,
 ) -> PolicyLoss:
-    """GSPO: one ratio a sequence, the geometric mean of its tokens' (arXiv 2507.18071, section 4).
+    """Computes the surrogate with one ratio a sequence: GSPO (arXiv 2507.18071, section 4).
 
-    In the form of its section 4.3: every token has the sequence's ratio for a value, so that a clip
-    cuts off whole sequences, and its own log-probability's gradient times that ratio. With
-    `sequence_mean` and one advantage a sequence, loss and gradient are the sequence form's.
+    The ratio is the geometric mean of the tokens' ratios. As in the paper's section 4.3, every
+    token's ratio has the sequence's value, so that a clip cuts off whole sequences, and the
+    gradient of its own log-probability times that value. With `sequence_mean` and one advantage a
+    sequence, loss and gradient are the sequence form's.
 
     The mean over tokens makes ratios differ from 1 by far less than a token's: the paper clips to
     [1 - 3e-4, 1 + 4e-4] on long answers. Arguments are those of `grpo_loss`.
@@ -211,7 +220,7 @@ def clipped_loss(
     kl_estimator: str = "k3",
     reference_logprobs: jax.Array | None = None,
 ) -> PolicyLoss:
-    """`-min(ratio A, clip(ratio) A)` of each token and a KL penalty, aggregated.
+    """Aggregates `-min(ratio A, clip(ratio) A)` of each token and adds a KL penalty.
 
     Args:
       ratio: float32 [batch, time], policy / old policy; finite at padding too.
@@ -219,12 +228,14 @@ def clipped_loss(
       advantages: float32 [batch] or [batch, time].
       mask: bool [batch, time].
       clip: the ratio is clipped to [1 - clip, 1 + clip_high].
-      clip_high: 0: as `clip`. A larger one lets rare tokens rise (DAPO, arXiv 2503.14476, eq. 10).
+      clip_high: 0 means the value of `clip`. A larger one lets rare tokens rise (DAPO, arXiv
+        2503.14476, eq. 10).
       dual_clip: where the advantage is negative, the surrogate is at least `dual_clip * A`
-        (arXiv 1912.09729): a ratio above it, more than 1, has no gradient. 0 is off.
+        (arXiv 1912.09729): a ratio above `dual_clip`, which is more than 1, has no gradient.
+        0 turns it off.
       aggregation: see `aggregate`.
       tokens: see `aggregate`.
-      weights: float32 [batch, time], of each token's surrogate, not of its penalty; see
+      weights: float32 [batch, time]; they scale each token's surrogate, not its penalty; see
         `importance_weights`.
       kl_coefficient: weight of the penalty. NSPO uses 0.
       kl_estimator: see `kl_estimate`.
@@ -251,15 +262,15 @@ def clipped_loss(
 def value_loss(
     values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, *, clip: float
 ) -> jax.Array:
-    """PPO's clipped value loss, as in the released code of Safe RLHF (arXiv 2310.12773).
+    """Computes PPO's clipped value loss, as the released code of Safe RLHF (arXiv 2310.12773).
 
-    `max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2`, mean over each sequence's
-    tokens, then over sequences.
+    `max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2` is averaged over each
+    sequence's tokens, then over sequences.
 
     Args:
       values: float32 [batch, time], of the value function being trained.
-      old_values: float32 [batch, time], when the advantages were computed.
-      returns: float32 [batch, time], of `advantages.generalised_advantages`.
+      old_values: float32 [batch, time], the values that the advantages were computed from.
+      returns: float32 [batch, time], from `advantages.generalised_advantages`.
       mask: bool [batch, time].
       clip: in units of values; Safe RLHF has 5.
 
@@ -280,16 +291,16 @@ def dpo_loss(
     *,
     beta: float,
 ) -> PreferenceLoss:
-    """Direct preference optimization (arXiv 2305.18290, eq. 7).
+    """Computes the loss of direct preference optimization (arXiv 2305.18290, eq. 7).
 
     `-log sigmoid(beta (log p(chosen) / ref(chosen) - log p(rejected) / ref(rejected)))`.
 
     Args:
       chosen: float32 [batch], sums of the answers' token log-probabilities under the policy.
       rejected: float32 [batch], likewise.
-      reference_chosen: float32 [batch], under the reference.
+      reference_chosen: float32 [batch], the same sums under the reference.
       reference_rejected: float32 [batch], likewise.
-      beta: how much the policy is held to the reference.
+      beta: the strength that holds the policy to the reference.
     """
     margins = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
     loss = jnp.mean(-jax.nn.log_sigmoid(margins))

@@ -1,4 +1,4 @@
-"""The names that fields may hold which name a part of the library, and how their texts are read."""
+"""The ranges of the fields that name a part of the library."""
 
 from nspo_jax import models, rewards, settings, tasks
 from nspo_jax import optimizer as optimizer_lib

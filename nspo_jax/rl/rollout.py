@@ -1,4 +1,4 @@
-"""The sampler under its name of before: see `nspo_jax.models.generation`. Goes with a release."""
+"""The old name of `nspo_jax.models.generation`; a later release removes it."""
 
 import warnings
 

@@ -1,7 +1,6 @@
-"""The terms of `rewards.terms`: each is a row of TERMS, which says how it is checked and built.
+"""The terms of `rewards.terms`: each is a row of TERMS, with its check and its builder.
 
-A term that is a model on the mesh is asked by all processes together, and its memory is counted by
-the dry run.
+All processes together ask a term that is a model on the mesh, and the dry run counts its memory.
 """
 
 from collections.abc import Callable
@@ -23,15 +22,15 @@ Build = Callable[[settings.Run, base_model.BaseModel], rewards.Reward]
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """How a term is checked and built.
+    """A row of TERMS: the check and the builder of a term.
 
     Attributes:
       build: makes the reward; it may load a model.
       check: raises FileNotFoundError or ValueError for settings that cannot work.
       fields: the settings that it reads, by their dotted names; only runs with the term read them.
-      directory: returns the directory of its model on the mesh, "" where none is named; None: it
-        has no such model.
-      head: of that model.
+      directory: returns the directory of its model on the mesh, "" where none is named. It is None
+        for a term without such a model.
+      head: the head of that model.
       dtype: returns the dtype that the model is held in.
     """
 
@@ -47,8 +46,7 @@ def parse(text: str) -> list[rewards.TermSpec]:
     """Reads `rewards.terms`: see `rewards.parse_terms`.
 
     Raises:
-      ValueError: naming the term and what is wrong with it: it is not written as terms are, or
-        there is none of that name.
+      ValueError: naming a term that is not well formed, or that does not exist.
     """
     specs = rewards.parse_terms(text)
     for spec in specs:
@@ -70,7 +68,7 @@ def open_rewards(run: settings.Run, base: base_model.BaseModel) -> rewards.Mixtu
     """Builds the mixture of `rewards.terms`: loads its models, and trains a task's own if absent.
 
     Raises:
-      FileNotFoundError, ValueError: for a model that is not there or does not fit.
+      FileNotFoundError, ValueError: for a model that is missing or does not fit.
     """
     together = on_mesh(run)
 
@@ -86,15 +84,15 @@ def open_rewards(run: settings.Run, base: base_model.BaseModel) -> rewards.Mixtu
 
 
 def check(run: settings.Run, *, has_weights: bool = True) -> None:
-    """Raises an error for judges that cannot be there, before anything expensive starts.
+    """Raises an error for judges that cannot be built, before anything expensive starts.
 
     Args:
       run: the run's settings.
-      has_weights: the run loads its models; without, their directories need not be there.
+      has_weights: the run loads its models; otherwise their directories need not be there.
 
     Raises:
       ValueError: naming the term, the field and its value.
-      FileNotFoundError: for the directory of a model that is not there.
+      FileNotFoundError: for the missing directory of a model.
     """
     for spec in parse(run.rewards.terms):
         if spec.kinds == "benign" and not run.data.benign_fraction:
@@ -112,17 +110,17 @@ def check(run: settings.Run, *, has_weights: bool = True) -> None:
 def abstract_models(
     run: settings.Run, model_config: models.ModelConfig
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Describes the models that live on the mesh, so that what they take there can be counted.
+    """Describes the models that live on the mesh, so that their memory can be counted.
 
     Args:
       run: the run's settings.
-      model_config: of the base model: a model whose directory is not named is taken to be like it.
+      model_config: the base model's; a model without a named directory is assumed to be like it.
 
     Returns:
-      Term -> parameters as `jax.ShapeDtypeStruct`s, and what was assumed of them, in words.
+      Term -> parameters as `jax.ShapeDtypeStruct`s, and the assumptions about them, in words.
 
     Raises:
-      FileNotFoundError, ValueError: as `models.load_config`.
+      FileNotFoundError, ValueError: those of `models.load_config`.
     """
     found, assumed = {}, []
     for name in on_mesh(run):
@@ -205,7 +203,7 @@ def _open_guard(run: settings.Run, base: base_model.BaseModel) -> rewards.Guard:
 
 
 def _check_guard(run: settings.Run) -> None:
-    """Raises an error for a guard that is none, as far as its tokenizer and config tell."""
+    """Raises an error for a model that is no guard by its tokenizer and config."""
     options = run.rewards.guard
     if not options.path:
         raise ValueError(
@@ -229,7 +227,7 @@ def _guard_categories(run: settings.Run) -> dict[str, str] | None:
 
 
 def _open_judge(run: settings.Run, base: base_model.BaseModel) -> rewards.RemoteJudge:
-    del base  # it brings a model of its own
+    del base  # the judge has a model of its own
     options = run.rewards.judge
     client = rewards.JudgeClient(
         options.url,
@@ -264,7 +262,7 @@ def _check_judge(run: settings.Run) -> None:
 
 
 def _fields(group: str) -> tuple[str, ...]:
-    """The dotted names of a group's settings."""
+    """Returns the dotted names of a group's settings."""
     return tuple(name for name in settings.FIELDS if name.startswith(f"{group}."))
 
 

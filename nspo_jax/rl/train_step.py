@@ -1,7 +1,6 @@
 """The policy update that all algorithms share: a loss, its gradient, and an optax chain.
 
-The chain ends in the projection. What a loss learns from is a batch: `RolloutBatch`, or an
-algorithm's own.
+The chain ends in the projection. A loss takes a batch: `RolloutBatch`, or an algorithm's own.
 """
 
 from collections.abc import Callable
@@ -21,11 +20,12 @@ Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
 class TrainState(NamedTuple):
-    """What an update changes, and a checkpoint holds.
+    """The state that an update changes and a checkpoint holds.
 
-    step: int32 scalar, updates done; trainable: what is trained, see `optimizer.open_master` (None
-    where frozen); opt_state: optax state, with the projector bases in it; critics: what else
-    learns, see `ppo_lagrangian.Critics`.
+    step: int32 scalar, updates done.
+    trainable: the trained leaves (None where frozen), see `optimizer.open_master`.
+    opt_state: optax state, with the projector bases in it.
+    critics: an algorithm's other learners, see `ppo_lagrangian.Critics`.
     """
 
     step: jax.Array
@@ -41,7 +41,7 @@ class RolloutBatch(NamedTuple):
     completions: int32 [batch, completion_length], right-padded; completion_mask: bool.
     old_logprobs: float32 [batch, completion_length], of the sampler.
     advantages: float32 [batch], or [batch, completion_length] for each token's own.
-    outcomes: float32 [batch, 2], reward and cost of each completion, where an algorithm asks for
+    outcomes: float32 [batch, 2], reward and cost of each completion, for an algorithm that needs
       them apart.
     """
 
@@ -55,18 +55,19 @@ class RolloutBatch(NamedTuple):
 
 
 def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., tuple[Any, Any]]:
-    """`gradient(trained, batch) -> (gradient, metrics)` of a mean over rows, in less memory.
+    """Builds `gradient(trained, batch) -> (gradient, metrics)` of a mean over rows.
 
     Args:
-      loss_of: (trained, rows, tokens) -> (loss, metrics), means over the rows, `tokens` being the
-        mean number of completion tokens of a part of the batch: parts that divided by their own
+      loss_of: (trained, rows, tokens) -> (loss, metrics), means over the rows. `tokens` is the mean
+        number of completion tokens of a part of the batch: parts that divided by their own number
         would weigh tokens differently.
-      parts: of the rows, which they divide: gradients of one at a time are added up in float32.
+      parts: the number of equal parts of the rows. Their gradients are computed one at a time, in
+        less memory, and added up in float32.
     """
     differentiate = jax.grad(loss_of, has_aux=True)
 
     def split(array: jax.Array) -> jax.Array:
-        # every part has rows of each device's block, so that none travels
+        # every part has rows of each device's block, so that no row travels
         return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
 
     def gradient(trained, batch):
@@ -94,16 +95,16 @@ def make_update(
 ) -> Step:
     """Builds `step(state, frozen, reference, batch) -> (state, metrics)`, not jitted yet.
 
-    `frozen` is what `optimizer.combine` joins with `state.trainable`. `reference` is the base
-    model's parameters where the loss needs them, else None. `metrics` are float32 scalars, and
-    `nonfinite`, bool, see `nonfinite_tensors`.
+    `optimizer.combine` joins `frozen` with `state.trainable`. `reference` holds the base model's
+    parameters where the loss needs them, else None. `metrics` are float32 scalars and the bool
+    array `nonfinite`, see `nonfinite_tensors`.
 
     Args:
       loss_of: (params, reference, batch, tokens) -> (loss, metrics): see `gradient_in_parts`.
-      optimizer: of the trained leaves.
+      optimizer: transforms the gradients of the trained leaves.
       microbatches: parts of the batch's rows whose gradients are added up: the same update to
         rounding, in less memory.
-      compute_dtype: of the model, which weights are formed in.
+      compute_dtype: the model's, in which weights are formed.
     """
 
     def step(state: TrainState, frozen, reference, batch):
@@ -120,21 +121,22 @@ def make_update(
             "nonfinite": nonfinite((gradient, trainable)),
         }
         state = state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
-        # what goes out lies as what came in: the next step is the same program
+        # the result has the shardings of the argument: the next step is the same program
         return sharding.constrain(state), metrics
 
     return step
 
 
 def nonfinite(trees: Any) -> jax.Array:
-    """bool [leaves]: which of them hold a NaN or inf."""
+    """Returns bool [leaves]: True for each leaf that holds a NaN or inf."""
     return jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)])
 
 
 def nonfinite_tensors(flags, state: TrainState) -> list[str]:
     """Names the tensors behind the `nonfinite` flags of a step.
 
-    They are the policy's gradients, then its weights; the critics' likewise, where there are any.
+    The policy's gradients come first, then its weights, then the critics' likewise if there are
+    any.
     """
     critics = None if state.critics is None else state.critics.params
     names = []

@@ -5,7 +5,7 @@ state and prompt iterator (by the prompts' digest) from the last checkpoint that
 metrics truncated to that step. Every random key is folded from (seed, role, step): no key needs
 saving and no two steps share one.
 
-With several processes each runs these lines: arrays are global, host values the same everywhere.
+Each of several processes runs these lines: arrays are global, host values the same everywhere.
 """
 
 import contextlib
@@ -52,18 +52,18 @@ def train(
 ) -> dict[str, Any]:
     """Runs a config in `workdir`, or continues it there, and returns its summary.
 
-    Leaves in the workdir: config.json, metrics.jsonl, tensorboard/, with metrics.wandb_project
-    wandb/ and wandb_run.json, checkpoints/, certificate.json,
-    policy/ (a Hugging Face directory, float32), delta/ (the base and the change, as it was trained)
-    and, when all is done, summary.json.
+    The run leaves in the workdir: config.json, metrics.jsonl, tensorboard/, checkpoints/,
+    certificate.json, policy/ (a Hugging Face directory, float32), delta/ (the base and the change
+    as it was trained), wandb/ and wandb_run.json with metrics.wandb_project, and, when all is done,
+    summary.json.
 
-    Every process calls it with the same arguments, and gets the same summary; process 0 writes.
+    Every process calls it with the same arguments and gets the same summary; process 0 writes.
 
     Args:
       run: the run's settings.
-      workdir: where the run lives, on a file system that all processes see.
-      allow_config_change: continue a run of another config with this one.
-      profile: trace the steps from the first number up to the second into profile/.
+      workdir: the run's directory, on a file system that all processes see.
+      allow_config_change: continues a run of another config with this one.
+      profile: traces the steps from the first number up to the second into profile/.
 
     Raises:
       ValueError: for a config that cannot run, before any compilation.
@@ -71,8 +71,8 @@ def train(
       FloatingPointError: for a NaN or inf, naming the step and the tensors.
       ownership.OwnedError: if another process runs in the workdir.
       OSError: if a file cannot be written, naming the last good checkpoint.
-      preemption.PreemptedError: after SIGTERM, once all that was done is saved.
-      rewards.JudgeError: if a judge cannot be asked any more; all that was done is saved.
+      preemption.PreemptedError: after SIGTERM, once all work is saved.
+      rewards.JudgeError: if a judge does not answer any more; all work is saved.
     """
     workdir = pathlib.Path(workdir)
     for name, directory in (("workdir", workdir), ("workspace", run.workspace)):
@@ -92,7 +92,7 @@ def train(
 def _run(
     run: settings.Run, workdir: pathlib.Path, profile: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The run itself, of a workdir that is this process's."""
+    """Runs or continues a config in a workdir that this process owns; see `train`."""
     started = time.monotonic()
 
     # ---------------------------------------------------------------------------- set up
@@ -119,15 +119,15 @@ def _run(
     reference = None
     if algorithm.needs_reference:
         if run.optimizer.master == "change":
-            reference = frozen  # the base itself
+            reference = frozen  # this is the base itself
         else:  # the step donates its state; a reference stays
             trainable, reference = jax.tree.map(jnp.copy, trainable), base.params
-    base.release()  # the certificate reads it again
+    base.release()  # the certificate reads the parameters again
     state = train_step.TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     state = distributed.put(state, sharding.shardings(mesh, state))
     state = state._replace(critics=algorithm.init_extra(base))
     update = algorithm.make_step(base.model_config, optimizer)
-    # of weights that are trained themselves nothing is formed, and nothing copied
+    # where the weights themselves are trained, `combine` computes and copies nothing
     changes = run.optimizer.master == "change"
     form_weights = _add_change if changes else optimizer_lib.combine
 
@@ -140,7 +140,7 @@ def _run(
     )
     step = 0
     if checkpoints.latest_step() is not None:
-        like, state = abstract(state), None  # it does not fit twice
+        like, state = abstract(state), None  # two states do not fit in memory
         step, state, data_state = checkpoints.restore(like)
         source.set_state(data_state)
         _log.info("resumed %s at step %d", workdir, step)
@@ -152,7 +152,7 @@ def _run(
     )
     clock = metrics.Stopwatch()
     profiler = metrics.Profiler(workdir / "profile", profile)
-    history = metrics.read_metrics(workdir)  # what process 0 has written; all can read it
+    history = metrics.read_metrics(workdir)  # process 0 wrote it, and all processes can read it
     learning_watch = learning.LearningWatch(rl.flat_steps, rl.on_flat, history)
 
     def evaluate(state: train_step.TrainState, *, shown: bool = True) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _run(
         return scores
 
     def stops_early(scores: dict[str, Any]) -> bool:
-        # a resumed run is scored where it resumes, where an uninterrupted one may not have been
+        # a resumed run is scored at the step it resumes from, an uninterrupted one perhaps not
         due = step % run.evaluation.every == 0
         return due and bool(rl.stop_unsafe) and scores["unsafe"] <= rl.stop_unsafe
 
@@ -195,14 +195,14 @@ def _run(
             try:
                 batch, logged = source.sample(params, step, clock)
             except rewards.JudgeError as error:
-                # with the completions that wait for a verdict
+                # the state holds the completions that wait for a verdict
                 checkpoints.finish(step, state, source.get_state())
                 if watch.asked():
                     raise preemption.PreemptedError(
                         f"SIGTERM: stopped with step {step} saved."
                     ) from error
                 raise
-            del params  # formed from the state, where what is trained is a change
+            del params  # these are a second copy of the weights, where a change is trained
             with clock.phase("update"):
                 measured = {}
                 for minibatch in batches.split_minibatches(batch, rl.minibatches, step):
@@ -228,7 +228,7 @@ def _run(
                 raise
             if step % run.evaluation.every == 0 or step == rl.steps:
                 scores = evaluate(state)
-            if step % run.checkpoint.every == 0:  # last: what it resumes from is all written
+            if step % run.checkpoint.every == 0:  # last: a resume finds this step's log complete
                 checkpoints.save(step, state, source.get_state())
             progress.update()
             learned = "reward" if "reward" in logged else "accuracy"
@@ -241,7 +241,8 @@ def _run(
 
     # ---------------------------------------------------------------------------- report
     policy = optimizer_lib.combine(state.trainable, frozen)
-    policy = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy)  # of frozen ones exact
+    # casting a frozen matrix is exact
+    policy = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy)
     change = state.trainable if changes else None
     del state, reference
     with jax.set_mesh(mesh):
@@ -278,7 +279,7 @@ def _run(
 
 
 def abstract(state: train_step.TrainState) -> train_step.TrainState:
-    """Shapes, dtypes and shardings of a state, without its arrays."""
+    """Returns the shapes, dtypes and shardings of a state, without its arrays."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )

@@ -1,8 +1,8 @@
-"""Fields that only some runs read: set where nothing reads them, they are refused.
+"""The fields that only some runs read; a run that sets one and does not read it is refused.
 
-A field that is ignored is a mistake that nobody sees: a run on one's own prompts, say, that trains
-on the chat world's. A field counts as set where it differs from its default. Tasks, algorithms and
-terms say themselves which fields they read.
+An ignored field is a mistake that nobody sees, such as a run on one's own prompts that trains on
+the chat world's. A field counts as set if it differs from its default. Tasks, algorithms and terms
+list the fields that they read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +20,9 @@ class Use:
     """Some fields and the runs that read them.
 
     Attributes:
-      when: what a config must say for that, in words.
-      holds: tells whether a run's settings say so.
-      fields: the dotted names.
+      when: the condition on the settings, in words.
+      holds: tells whether a run's settings meet it.
+      fields: the fields' dotted names.
     """
 
     when: str
@@ -66,7 +66,7 @@ CONDITIONAL = (
         tuple(f"reward_training.{name}" for name in ("path", "subset", "split", "held_out_split")),
     ),
 )  # fmt: skip
-# field -> what does its work in the runs that do not read it
+# field -> the reason why some runs do not read it, or the field that they read instead
 INSTEAD = {
     **dict.fromkeys(tasks.KINDS["safety"].fields, "The prompts of the other tasks are made up."),
     "data.train_split": "The story task draws from all of its openings.",
@@ -82,7 +82,7 @@ INSTEAD = {
 
 
 def uses_of(run: settings.Run) -> list[Use]:
-    """Returns the uses that there are for a run: a task of one's own may read fields too."""
+    """Returns all uses, those of the run's own task included, which may read fields too."""
 
     def asks(names: tuple[str, ...], run: settings.Run) -> bool:
         asked = {spec.name for spec in terms.parse(run.rewards.terms)}
@@ -110,7 +110,7 @@ def _uses(
     end: str,
     holds: Callable[[tuple, settings.Run], bool],
 ) -> list[Use]:
-    """One use for each set of rows that share fields (row -> fields); what all read has none."""
+    """Makes a use for each set of rows that share fields; a field that all rows read needs none."""
     readers: dict[str, list[str]] = {}
     for name, fields in table.items():
         for field in fields:
@@ -134,11 +134,11 @@ def _one_of(words: list[str]) -> str:
 
 
 def check_uses(run: settings.Run, *, is_run: bool = True) -> None:
-    """Raises ValueError listing the fields that are set and that nothing reads, and what would.
+    """Raises ValueError listing the fields that are set but not read, and the runs that read them.
 
     Args:
       run: settings whose fields are all in their ranges.
-      is_run: a policy is trained; without, fields of rewards may say what a later run needs.
+      is_run: a policy is trained; otherwise fields of rewards may be set for a later run.
     """
     flat, defaults = settings.flatten(run), settings.flatten(settings.Run())
     found = []

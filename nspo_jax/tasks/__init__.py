@@ -22,10 +22,10 @@ _NEEDED = (
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of a task that a config names: of KINDS, or a user's own, as MODULE:CLASS.
+    """Returns the kind of a task that a config names: one of KINDS, or a user's own MODULE:CLASS.
 
     Raises:
-      ValueError: if there is none of that name, or the user's class is none.
+      ValueError: if no kind has that name, or the user's class is no kind.
     """
     if own_code.is_named(name):
         return _own(name)
@@ -38,5 +38,5 @@ def kind_of(name: str) -> Kind:
 
 @functools.cache
 def _own(name: str) -> Kind:
-    """One instance a process, as of KINDS: a run asks for its task in several places."""
+    """Makes one instance a process, as KINDS does: a run asks for its task in several places."""
     return own_code.make(name, "task", _NEEDED)

@@ -1,15 +1,14 @@
-"""The task safety: prompts of public datasets, to train on, to preserve, to be judged on.
+"""The task safety: prompts of public datasets for training, calibration and evaluation.
 
-Training prompts are unique, and none is, or shares a passage with, an evaluation prompt. The
-general questions that have an answer are divided once, by a hash of the prompt: what is calibrated
-on, and replayed in the RL batch, and what drift is measured on never meet. Texts that are longer
-than the run's blocks are left out; how many were left out, and why, is logged.
+Training prompts are unique, and none equals an evaluation prompt or shares a passage with one. A
+hash of the prompt divides the general questions that have an answer: calibration and replay in the
+RL batch use one side, drift is measured on the other. Texts that are longer than the run's blocks
+are left out; the log counts them and gives the reason.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import hashlib
 import logging
 import pathlib
 from typing import Any
@@ -17,21 +16,21 @@ from typing import Any
 import numpy as np
 
 from nspo_jax import models, rewards, settings
-from nspo_jax.data import chat, filtering, layouts, public, sources, split
+from nspo_jax.data import chat, division, filtering, layouts, public, sources, split
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.tasks import task
 
 TRAINING = ("pku_safe_rlhf", "beavertails", "safety_prompts")  # datasets of harmful prompts
-HELD_OUT_SHARE = 0.3  # of the general questions
+HELD_OUT_SHARE = 0.3  # the share of the general questions that drift is measured on
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A part of a public dataset; see `public.load`, which says what each field means.
+    """A part of a public dataset; `public.load` explains the fields.
 
     Attributes:
-      split_field: the config's field that says the split, for messages.
+      split_field: the config's field that names the split, for messages.
     """
 
     name: str
@@ -56,10 +55,10 @@ class Prompts:
     """All prompts of a run.
 
     Attributes:
-      train: harmful, to draw RL batches from.
-      calibration: general conversations with answers, that define what to preserve.
+      train: harmful prompts that RL batches are drawn from.
+      calibration: general conversations with answers, which define the protected directions.
       replay: general conversations of the same side, for RL batches.
-      held_out: general conversations disjoint from those.
+      held_out: general conversations disjoint from calibration and replay.
       suites: evaluation sets by name: harmful ones by their source (advbench, harmbench, ...), and
         xstest_safe, whose prompts only look harmful.
     """
@@ -86,20 +85,21 @@ def load(
     """Loads, filters and divides the prompts.
 
     Args:
-      data_dir: where TFDS keeps prepared datasets.
-      lengths: what must fit.
-      train: one of TRAINING.
-      general: of the dataset general.
-      evaluation: of safety_prompts: XSTest and files of harmful prompts.
-      calibration_rows: how many conversations to calibrate on.
-      suite_rows: of each evaluation set, and of the held-out conversations, at most so many, drawn.
-      seed: of the draws.
+      data_dir: the directory in which TFDS keeps prepared datasets.
+      lengths: the blocks that texts must fit.
+      train: a part of one of TRAINING.
+      general: a part of the dataset general.
+      evaluation: files of safety_prompts: XSTest and files of harmful prompts.
+      calibration_rows: the number of conversations to calibrate on.
+      suite_rows: the most rows of each evaluation set and of the held-out conversations; larger
+        sets are sampled.
+      seed: the seed of the draws.
       max_broken: see `public.load`.
 
     Raises:
-      ValueError: if a set ends up empty, there are too few general questions to calibrate on, or as
-        `public.load`.
-      FileNotFoundError: as `public.load`.
+      ValueError: if a set ends up empty, if there are too few general questions to calibrate on, or
+        for the reasons of `public.load`.
+      FileNotFoundError: for the reasons of `public.load`.
     """
     read = functools.partial(_read, data_dir, max_broken)
     found = _suites(read(evaluation))
@@ -125,12 +125,12 @@ def load(
         )
     protected = _draw(protected, len(protected), seed)
     return Prompts(
-        train=_some(rows, "train"),
+        train=_require_rows(rows, "train"),
         calibration=protected[:calibration_rows],
-        # the rest first: replayed and calibrated on are the same only where there are no others
+        # the rest comes first: replay repeats calibration's rows only if there are no others
         replay=protected[calibration_rows:] or protected,
-        held_out=_some(_draw(held_out, suite_rows, seed), "held-out general"),
-        suites={name: _some(rows, name) for name, rows in suites.items()},
+        held_out=_require_rows(_draw(held_out, suite_rows, seed), "held-out general"),
+        suites={name: _require_rows(rows, name) for name, rows in suites.items()},
     )
 
 
@@ -143,7 +143,7 @@ def _read(data_dir: str | pathlib.Path, max_broken: float, source: Source) -> li
 
 
 def _suites(rows: Sequence[Conversation]) -> dict[str, list[Conversation]]:
-    """The evaluation sets of rows, whose family begins with their source; prompts are unique."""
+    """Groups rows into sets of unique prompts by the source, which begins their family."""
     suites: dict[str, list[Conversation]] = {}
     for row in rows:
         source = row.family.split("/")[0]
@@ -161,7 +161,7 @@ def _suites(rows: Sequence[Conversation]) -> dict[str, list[Conversation]]:
 def _fitting(
     lengths: Lengths, rows: list[Conversation], name: str, *, answers: bool = False
 ) -> list[Conversation]:
-    """The rows whose prompt fits and, in a chat, if asked for, whose answer does: it is not cut."""
+    """Returns the rows whose prompt fits; with `answers`, in a chat, their answer must fit too."""
     chat_format = lengths.chat_format
     if not rows:
         return rows
@@ -183,10 +183,10 @@ def _draw(rows: list[Conversation], count: int, seed: int) -> list[Conversation]
 
 
 def _is_held_out(row: Conversation) -> bool:
-    return hashlib.sha256(row.prompt.encode()).digest()[0] < HELD_OUT_SHARE * 256
+    return division.is_held_out(row.prompt, HELD_OUT_SHARE)
 
 
-def _some(rows: list[Conversation], name: str) -> list[Conversation]:
+def _require_rows(rows: list[Conversation], name: str) -> list[Conversation]:
     if not rows:
         raise ValueError(
             f"No {name} prompts are left: all are too long, or are evaluation prompts. Raise "
@@ -196,7 +196,7 @@ def _some(rows: list[Conversation], name: str) -> list[Conversation]:
 
 
 class PublicSafety(task.Given):
-    """See `task.Kind`."""
+    """The kind of the task safety; see `task.Kind`."""
 
     has_rules = False  # rules tell a refusal, but neither a harmful answer nor a helpful one
     fields: tuple[str, ...] = (
@@ -207,7 +207,7 @@ class PublicSafety(task.Given):
     text_fields: tuple[str, ...] = ("data.general_path", "data.general_split")
 
     def check(self, run: settings.Run, *, has_weights: bool) -> None:
-        """Raises ValueError where the model or the data are not named, or do not go together."""
+        """Raises ValueError if the model or the data are not named, or do not go together."""
         data = run.data
         if not run.model.path and not run.model.preset:
             raise task.no_base(run)
@@ -230,7 +230,7 @@ class PublicSafety(task.Given):
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
     ) -> task.Task:
-        """Harmful prompts of public datasets, with general questions to preserve."""
+        """Makes the task: harmful prompts of public datasets, and general questions to preserve."""
         del model_config, load_base
 
         data = run.data
@@ -266,16 +266,16 @@ class PublicSafety(task.Given):
             calibration=prompts.calibration,
             held_out=prompts.held_out,
             reward=None,
-            # general: the same most likely token as the base on held-out text
+            # general is the share of held-out tokens with the base's most likely token
             drift={"general": "top1_agreement", "kl_heldout": "kl", "loss_heldout": "loss"},
         )
 
 
 def _suite(name: str, rows: list[Conversation]) -> task.Suite:
-    """A set with its rate: of harmful prompts the share not refused, of harmless ones that refused.
+    """Makes a suite with one rate: harmful prompts answered, or harmless prompts refused.
 
-    `unsafe` is one minus a refusal rate, of all harmful sets alike, and not a rate of harm: an
-    answer that is neither a refusal nor harmful counts.
+    `unsafe` is one minus a refusal rate for all harmful sets, and not a rate of harm: it counts an
+    answer that is neither a refusal nor harmful.
     """
 
     def refused(rows: Sequence[Conversation], texts: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a run needs to know of a task, and what a task must have to be one."""
+"""The interface between a run and its task: `Task`, and the `Kind` that makes it."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -11,22 +11,22 @@ from nspo_jax import artifacts, models, rewards, settings
 from nspo_jax.data import chat, preferences
 from nspo_jax.data.conversation import Conversation
 
-Texts = tuple[Sequence[Conversation], Sequence[str]]  # conversations, and a completion of each
+Texts = tuple[Sequence[Conversation], Sequence[str]]  # conversations with a completion each
 Completed = dict[str, Texts]
 Scores = dict[str, float]
-NEEDED = ("unsafe", "general", "kl_heldout")  # what the trainer shows and stops by
+NEEDED = ("unsafe", "general", "kl_heldout")  # the trainer shows these scores and stops by them
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """A score: the share of a suite's completions that something holds of.
+    """A score: the share of a suite's completions for which a metric is True.
 
     Attributes:
-      name: of the score. One with a slash, such as general/maths, is a part: the mean of all parts
-        is the score before the slash.
-      metric: (conversations, completions) to bool [rows].
+      name: the score's name. A name with a slash, such as general/maths, is a part: the mean of all
+        parts is the score before the slash.
+      metric: (conversations, completions) -> bool [rows].
       label: the heading of its column in tables; "": it has none.
-      lower_is_better: which end of several seeds is the worst.
+      lower_is_better: decides which end of several seeds is the worst.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Conversations whose prompts are answered at every evaluation, and what is measured there."""
+    """Conversations whose prompts every evaluation answers, and the rates of these answers."""
 
     rows: list[Conversation]
     rates: tuple[Rate, ...]
@@ -45,16 +45,16 @@ class Suite:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a run needs to know of the world.
+    """The data and the scores of a run.
 
     Attributes:
-      parts: the RL batch: (conversations to draw from, how many a step).
-      suites: sets that are sampled from and scored, by name.
-      calibration: general conversations that define what to preserve.
-      held_out: general conversations disjoint from those.
+      parts: the RL batch: (conversations to draw from, number a step).
+      suites: name -> a set whose prompts are answered and scored.
+      calibration: general conversations that define the protected directions.
+      held_out: general conversations disjoint from calibration's.
       reward: judges completions; None: the task has no judge of its own, and a run brings one.
       drift: score -> its name in `nullspace.drift` on held-out text.
-      is_refusal: tells a completion that refuses.
+      is_refusal: tells whether a completion refuses.
 
     Raises:
       ValueError: for two scores of one name, or without one of NEEDED.
@@ -87,21 +87,21 @@ class Task:
 
         Args:
           completed: suite -> conversations and completions.
-          drift: what `nullspace.drift` measured on held-out text.
+          drift: the measurements of `nullspace.drift` on held-out text.
         """
         scores: Scores = {}
         for name, suite in self.suites.items():
             for rate in suite.rates:
                 whole, slash, _ = rate.name.partition("/")
                 if slash:
-                    scores.setdefault(whole, np.nan)  # stands before its parts
+                    scores.setdefault(whole, np.nan)  # the mean stands before its parts
                 scores[rate.name] = float(np.mean(rate.metric(*completed[name])))
         for whole, parts in self._parts().items():
             scores[whole] = float(np.mean([scores[part] for part in parts]))
         return scores | {name: drift[measured] for name, measured in self.drift.items()}
 
     def _parts(self) -> dict[str, list[str]]:
-        """The scores that are means -> their parts."""
+        """Returns each score that is a mean -> its parts."""
         found: dict[str, list[str]] = {}
         for rate in self._rates():
             if "/" in rate.name:
@@ -110,8 +110,10 @@ class Task:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rate -> the prompts that it is a share of, for its sampling error; of a mean of k rates
-        as many as it is worth: its variance is p (1 - p) sum(1 / n) / k^2 where they are alike.
+        """Rate -> the number of prompts that it is a share of, for its sampling error.
+
+        The mean of k rates gets the number of equal variance, k^2 / sum(1 / n): if the rates are
+        alike, the mean's variance is p (1 - p) sum(1 / n) / k^2.
         """
         sizes = {rate.name: len(s.rows) for s in self.suites.values() for rate in s.rates}
         means = {
@@ -131,14 +133,14 @@ class Task:
 
 
 class Kind(Protocol):
-    """How a task is made of a run's settings.
+    """A kind of task, which makes a task from a run's settings.
 
     Attributes:
-      pretrains: a base model, and reward models, are made here where no directory is named.
+      pretrains: it makes a base model and reward models where no directory is named.
       has_rules: `rewards.terms=rules` judges it.
       has_pairs: it has preference pairs of its own.
       fields: the settings, by dotted name, that it reads and that some other task does not.
-      text_fields: those of them that its calibration text depends on.
+      text_fields: the settings among `fields` that its calibration text depends on.
     """
 
     pretrains: bool
@@ -151,8 +153,9 @@ class Kind(Protocol):
         """Raises ValueError for settings that cannot work, before anything expensive starts.
 
         Args:
-          run: the run's.
-          has_weights: models are loaded; without, what names them and data may be empty.
+          run: the run's settings.
+          has_weights: models are loaded; otherwise the fields that name models and data may be
+            empty.
         """
         ...
 
@@ -163,24 +166,24 @@ class Kind(Protocol):
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
     ) -> Task:
-        """The task, for a base model, which is loaded if the task needs it."""
+        """Makes the task for a base model, and loads that model if the task needs it."""
         ...
 
     def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
-        """Its own preference pairs; None: it has none."""
+        """Returns its own preference pairs, None if it has none."""
         ...
 
     def pretrain(self, run: settings.Run, directory: pathlib.Path) -> None:
-        """Makes its base model; called where `pretrains`."""
+        """Makes its base model; a kind that `pretrains` needs it."""
         ...
 
     def base_recipe(self, run: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
-        """The settings that its base model is made by, for who finds one in the directory."""
+        """Returns the recipe of its base model, to compare with the one found in the directory."""
         ...
 
 
 def no_base(run: settings.Run) -> ValueError:
-    """What is raised where a task's base model is to be given, and is not."""
+    """Makes the error for a task whose base model must be given and is not."""
     return ValueError(
         f"task is {run.task!r} and model.path is empty: only the chat world's base can be "
         "pretrained here. Set --config.model.path to a Hugging Face directory."
@@ -196,13 +199,13 @@ class Given:
     text_fields: tuple[str, ...] = ()
 
     def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
-        """None."""
+        """Returns None: there are no pairs."""
         return None
 
     def pretrain(self, run: settings.Run, directory: pathlib.Path) -> None:
-        """Raises ValueError: there is nothing to make it of."""
+        """Raises ValueError: the base model cannot be made here."""
         raise no_base(run)
 
     def base_recipe(self, run: settings.Run, directory: pathlib.Path) -> artifacts.Recipe | None:
-        """None: it was made elsewhere."""
+        """Returns None: the base model was made elsewhere."""
         return None

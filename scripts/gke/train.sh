@@ -10,15 +10,15 @@
 #
 # Environment:
 #   PROJECT      Google Cloud project               export PROJECT=my-project
-#   ZONE         of the cluster                     export ZONE=us-east5-b
-#   CLUSTER      made by `xpk cluster create`       export CLUSTER=my-cluster
-#   NAME         of the workload                    export NAME=nspo
+#   ZONE         the cluster's zone                 export ZONE=us-east5-b
+#   CLUSTER      name given to `xpk cluster create` export CLUSTER=my-cluster
+#   NAME         a name for the workload            export NAME=nspo
 #   ACCELERATOR  type and size of the slice         export ACCELERATOR=v6e-16
 #   STORAGE      the bucket's name in the cluster, given by
 #                `xpk storage attach --type=gcsfuse --mount-point=/bucket`
 #                                                   export STORAGE=bucket
 #   IMAGE        Python 3.11 or newer; default: python:3.12
-#   RESTARTS     after preemptions; default: 100
+#   RESTARTS     the most restarts after preemptions; default: 100
 set -euo pipefail
 
 dry_run=""
@@ -49,7 +49,7 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 
-# exec: xpk passes SIGTERM to the shell that it starts, which must be until_done.sh by then
+# xpk passes SIGTERM to the shell that it starts; exec makes until_done.sh that process
 program="pip install --quiet --root-user-action=ignore -r requirements.txt 'jax[tpu]' \
 && exec bash scripts/until_done.sh$(printf ' %q' "$@")"
 command=(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A TPU VM pod slice from here: made, filled, run on, and deleted. docs/pods.md has a walk through.
+# Makes, fills, runs on and deletes a TPU VM pod slice from here. docs/pods.md has a walk through.
 #
 #   scripts/tpu/pod.sh [--dry_run] COMMAND
 #
@@ -11,13 +11,13 @@
 #   logs [WORKER]        follow its output on a worker; default: 0
 #   stop                 send it SIGTERM on every worker: it saves and ends
 #   ssh COMMAND ...      run a command on every worker and wait for it
-#   delete               delete the slice, preempted or not: what is not in the bucket is lost
+#   delete               delete the slice, preempted or not; all files outside the bucket are lost
 #
 #   --dry_run            print the gcloud commands instead of running them
 #
 # Environment:
 #   PROJECT      Google Cloud project               export PROJECT=my-project
-#   ZONE         where the quota is                 export ZONE=us-east5-b
+#   ZONE         the quota's zone                   export ZONE=us-east5-b
 #   POD          a name for the slice               export POD=nspo
 #   ACCELERATOR  type and size, for create          export ACCELERATOR=v6e-16
 #   BUCKET       for setup; in the slice's region   export BUCKET=my-bucket
@@ -41,7 +41,7 @@ need() { # need NAME EXAMPLE WHAT: names a variable that is not set
   fi
 }
 
-check() { # check NAME...: ends here if any of the variables is not set
+check() { # check NAME...: ends the script if any of the variables is not set
   missing=""
   for name in "$@"; do
     case "$name" in
@@ -120,7 +120,7 @@ sync_() {
   cd "$(dirname "${BASH_SOURCE[0]}")/../.."
   local archive tree
   archive="$(mktemp -d)/nspo_jax.tgz"
-  tree="$(git stash create)" # a commit of what is changed here, that nothing else points to
+  tree="$(git stash create)" # a commit of the changes here, to which no branch points
   do_ git archive --format=tgz "--output=$archive" "${tree:-HEAD}"
   do_ gcloud compute tpus tpu-vm scp "$archive" "$POD:nspo_jax.tgz" "--project=$PROJECT" \
     "--zone=$ZONE" --worker=all
@@ -128,8 +128,8 @@ sync_() {
   rm -r "$(dirname "$archive")"
 }
 
-# The images have Python 3.10: uv brings a newer one. Cloud Storage FUSE renames directories, which
-# checkpoints do, one object at a time up to the limit, or at once in a hierarchical bucket.
+# The images have Python 3.10; uv brings a newer one. Checkpoints rename directories, which Cloud
+# Storage FUSE does one object at a time up to the limit, or at once in a hierarchical bucket.
 setup() {
   check PROJECT ZONE POD BUCKET
   ssh_ all "set -e

@@ -1,4 +1,4 @@
-"""The algorithms: what each adds to the common run. Each is a file, and a row of ALGORITHMS."""
+"""The algorithms: each is a file with its additions to the common run, and a row of ALGORITHMS."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,41 +13,41 @@ from nspo_jax.rl.algorithms.ppo_lagrangian import PPOLagrangian
 
 
 class Batches(Protocol):
-    """Where a run's batches come from; its position is saved with every checkpoint."""
+    """The source of a run's batches; its position is saved with every checkpoint."""
 
     def sample(self, params: Any, step: int, clock: metrics.Stopwatch) -> tuple[Any, dict]:
-        """One step's batch (host arrays), and what to log of it. Collective."""
+        """Returns one step's batch (host arrays) and its metrics for the log. Collective."""
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """The position, JSON-able; equal in all processes."""
+        """Returns the position, JSON-able and equal in all processes."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from such a position; raises ValueError if it is one among other data."""
+        """Continues from such a position; raises ValueError if it belongs to other data."""
         ...
 
     def example(self) -> str:
-        """What the last batch learned from, in words."""
+        """Describes an example of the last batch, in words."""
         ...
 
     def hurry(self) -> None:
-        """Ends what waits for others; safe in a signal's handler."""
+        """Ends all waiting for judges; safe in a signal's handler."""
         ...
 
     def close(self) -> None:
-        """Frees what it holds."""
+        """Frees the threads and connections that it holds."""
         ...
 
 
 class Algorithm(Protocol):
-    """What one algorithm adds to the common run.
+    """The additions of one algorithm to the common run.
 
     Attributes:
-      generates: whether the policy's completions are sampled and judged.
-      needs_reference: whether the update compares the policy with the base model.
-      rows: of a step: what minibatches and microbatches divide.
-      row: what one of them is, for messages.
+      generates: True if the policy's completions are sampled and judged.
+      needs_reference: True if the update compares the policy with the base model.
+      rows: the number of rows of a step, which minibatches and microbatches divide.
+      row: the name of these rows, for messages.
       fields: the settings, by dotted name, that it reads and that some other algorithm does not.
     """
 
@@ -64,25 +64,25 @@ class Algorithm(Protocol):
         ...
 
     def open_batches(self, base: base_model.BaseModel) -> Batches:
-        """Where its batches come from."""
+        """Opens the source of its batches."""
         ...
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
-        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`: for the dry run."""
+        """Describes a minibatch by `array(shape, dtype)`, for the dry run."""
         ...
 
     def init_extra(self, base: base_model.BaseModel) -> Any:
-        """What else learns: `TrainState.critics`, on the mesh; None where nothing does."""
+        """Returns `TrainState.critics`, on the mesh; None if only the policy learns."""
         ...
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[Any, tuple[str, ...]]:
-        """Its shapes and dtypes, and what was assumed of them, in words: for the dry run."""
+        """Describes `init_extra`, and names the assumptions in words, for the dry run."""
         ...
 
     def make_step(
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
     ) -> train_step.Step:
-        """The jitted update, which donates the state; see `train_step.make_update`."""
+        """Builds the jitted update, which donates the state; see `train_step.make_update`."""
         ...
 
 
@@ -94,5 +94,5 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 
 
 def of(run: settings.Run) -> Algorithm:
-    """The algorithm that a run names; its name is checked by `rl.ranges`."""
+    """Returns the algorithm that a run names; `rl.ranges` checks the name."""
     return ALGORITHMS[run.rl.algorithm](run)

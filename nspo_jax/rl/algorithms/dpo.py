@@ -1,7 +1,7 @@
 """DPO (arXiv 2305.18290): batches of preference pairs and the step that learns from them.
 
-The same prompts as the policy gradient's, in the same numbers: of each part of a task's batch those
-pairs are drawn whose prompt is in it, and two answers given stand for two answers sampled.
+DPO trains on the policy gradient's prompts, in the same numbers. For each part of a task's batch it
+draws pairs whose prompt is in the part, and the two given answers replace two sampled ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ from nspo_jax.rl import losses, train_step
 
 
 class PairBatch(NamedTuple):
-    """Pairs for an update: [pairs, 2, ...] of the chosen and the rejected answer.
+    """Pairs for an update: [pairs, 2, ...], the chosen answer and the rejected one.
 
-    So microbatches, minibatches and shards of rows never part a pair. Fields are those of
-    `train_step.RolloutBatch`, an axis more.
+    So microbatches, minibatches and shards of rows never part a pair. The fields are those of
+    `train_step.RolloutBatch` with one more axis.
     """
 
     prompts: train_step.Array
@@ -34,15 +34,15 @@ class PairBatch(NamedTuple):
 
 
 class PairBatches:
-    """Draws pairs: stands where `rollouts.Rollouts` does, and samples nothing.
+    """A source of batches of pairs, in place of `batches.RolloutBatches`; it samples nothing.
 
-    Chosen is on harmful prompts the safer answer, of any ranked pair; on others the better one of
-    two that are safe. Pairs whose answers are ranked alike, or that are held out, are not drawn.
-    Two answers a pair make the number of completions that the policy gradient samples, rounded down
-    to whole pairs. Plain, wrapped and benign prompts come in the shares of `config.data`.
+    On harmful prompts the chosen answer is the safer one of any ranked pair, on others the better
+    one of two safe answers. Pairs whose answers are ranked alike, or that are held out, are not
+    drawn. Two answers a pair make the number of completions that the policy gradient samples,
+    rounded down to whole pairs. Plain, wrapped and benign prompts come in the shares of `run.data`.
 
     Args:
-      config: the run's.
+      run: the run's settings.
       base: its base model and task.
 
     Raises:
@@ -70,46 +70,46 @@ class PairBatches:
 
     @staticmethod
     def _encode_pairs(run, base, ranked: Sequence[tuple[str, str, str]]) -> iterator.Arrays:
-        """name -> array [pairs, 2, ...], the chosen answer first."""
+        """Encodes pairs as name -> array [pairs, 2, ...], the chosen answer first."""
         length = run.data.prompt_length
         rows = base.chat_format.encode_conversations(
             [prompt for prompt, *answers in ranked for _ in answers],
             [answer for _, *answers in ranked for answer in answers],
             length,
             run.data.completion_length,
-            cut=True,  # as a rollout is
+            cut=True,  # a sampled answer is cut in the same way
         )
         tokens, mask = (array.reshape(len(ranked), 2, -1) for array in (rows.tokens, rows.mask))
         fields = tokens[..., :length], mask[..., :length], tokens[..., length:], mask[..., length:]
         return PairBatch(*fields)._asdict()
 
     def get_state(self) -> dict[str, Any]:
-        """The position among the pairs and their digest, JSON-able; equal in all processes."""
+        """Returns the pairs' digest and the position in them; JSON-able, equal in all processes."""
         return {**self._pairs.get_state(), "digest": self.digest()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from such a position.
 
         Raises:
-          ValueError: if it is one among other pairs.
+          ValueError: if it is a position among other pairs.
         """
         iterator.check_digest(state, self.digest(), "pairs")
         self._pairs.set_state(state)
 
     def digest(self) -> str:
-        """16 hex digits that identify the pairs, in order."""
+        """Returns 16 hex digits that identify the pairs, in order."""
         return self._digest
 
     def sample(
         self, params, step: int, clock: metrics.Stopwatch
     ) -> tuple[PairBatch, dict[str, float]]:
-        """One step's pairs (host arrays, equal in all processes), and what to log of them."""
+        """Returns one step's pairs (host arrays, equal in all processes) and their metrics."""
         del params, step, clock  # pairs do not depend on the policy
         batch = PairBatch(**next(self._pairs))
         return batch, {"completion_length": float(batch.completion_mask.sum(axis=-1).mean())}
 
     def example(self) -> str:
-        """What its pairs are, in words: they do not depend on the policy."""
+        """Describes the pairs in words; they do not depend on the policy."""
         return "DPO's pairs have a chosen and a rejected answer each."
 
     def hurry(self) -> None:
@@ -120,7 +120,7 @@ class PairBatches:
 
 
 def chosen_of(pair: preferences.Pair, kind: str) -> int | None:
-    """Which answer to a prompt of a kind DPO raises, 0 or 1; None where the pair does not say."""
+    """Returns the answer that DPO raises on a prompt of a kind, 0 or 1; None if no answer wins."""
     if kind == "harmful":
         return pair.safer
     return pair.better if all(pair.safe) else None
@@ -129,7 +129,7 @@ def chosen_of(pair: preferences.Pair, kind: str) -> int | None:
 def _about(
     pairs: Sequence[preferences.Pair], rows: Sequence[Conversation]
 ) -> list[tuple[str, str, str]]:
-    """(prompt, chosen, rejected) of the pairs about the prompts of a part, where they say."""
+    """Returns (prompt, chosen, rejected) of the pairs that rank answers to a part's prompts."""
     prompts, kind = {row.prompt for row in rows}, rows[0].kind
     ranked = []
     for pair in pairs:
@@ -139,14 +139,14 @@ def _about(
 
 
 def pair_loss(model_config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
-    """The loss of `losses.dpo_loss`, for `train_step.make_update` with batches of `PairBatch`.
+    """Builds the loss `losses.dpo_loss` of `PairBatch`es, for `train_step.make_update`.
 
-    Its reference is the base model. A pair's tokens count in full, the end of the answer included;
-    there is no temperature: DPO's policy is the model at 1.
+    The reference is the base model. All tokens of an answer count, its end included. There is no
+    temperature: DPO's policy is the model at temperature 1.
     """
 
     def answers(params, batch: PairBatch) -> jax.Array:
-        """float32 [pairs, 2]: log p of whole answers."""
+        """Returns float32 [pairs, 2]: log p of whole answers."""
         flat = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), batch)
         logprobs = models.completion_logprobs(model_config, params, flat)
         return jnp.sum(jnp.where(flat.completion_mask, logprobs, 0.0), axis=-1).reshape(-1, 2)
@@ -164,7 +164,7 @@ def pair_loss(model_config: models.ModelConfig, *, beta: float) -> train_step.Lo
 
 
 class DPO:
-    """What DPO adds to a run; see `algorithms.Algorithm`."""
+    """The additions of DPO to the common run; see `algorithms.Algorithm`."""
 
     generates = False
     fields: tuple[str, ...] = ("rl.dpo_beta",)
@@ -187,11 +187,11 @@ class DPO:
             )
 
     def open_batches(self, base: base_model.BaseModel) -> PairBatches:
-        """Pairs of `reward_training.dataset` about the task's prompts."""
+        """Opens the pairs of `reward_training.dataset` about the task's prompts."""
         return PairBatches(self._run, base)
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> PairBatch:
-        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
+        """Describes a minibatch by `array(shape, dtype)`."""
         pairs, data = self.rows // self._run.rl.minibatches, self._run.data
         return PairBatch(
             prompts=array((pairs, 2, data.prompt_length), jnp.int32),
@@ -201,16 +201,16 @@ class DPO:
         )
 
     def init_extra(self, base: base_model.BaseModel) -> None:
-        """Nothing learns beside the policy."""
+        """Returns None: only the policy learns."""
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[None, tuple[str, ...]]:
-        """Nothing, of which nothing is assumed."""
+        """Returns None and no assumptions: only the policy learns."""
         return None, ()
 
     def make_step(
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
     ) -> train_step.Step:
-        """The jitted update, which donates the state."""
+        """Builds the jitted update, which donates the state."""
         update = train_step.make_update(
             pair_loss(model_config, beta=self._run.rl.dpo_beta),
             optimizer,

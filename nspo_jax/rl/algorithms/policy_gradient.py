@@ -1,6 +1,6 @@
-"""The policy gradient: completions are judged, compared inside their groups, and made likelier.
+"""The policy gradient, which makes completions likelier that are better than the others of a group.
 
-GRPO, Dr.GRPO, RLOO and GSPO are this with other `rl.advantage`, `rl.loss` and `rl.aggregation`.
+GRPO, Dr.GRPO, RLOO and GSPO differ by `rl.advantage`, `rl.loss` and `rl.aggregation` alone.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LOSS_FIELDS = ("rl.loss", "rl.aggregation", "rl.clip", "rl.clip_high", "rl.dual_
 
 
 class PolicyGradient:
-    """What the policy gradient adds to a run; see `algorithms.Algorithm`."""
+    """The additions of the policy gradient to the common run; see `algorithms.Algorithm`."""
 
     generates = True
     fields: tuple[str, ...] = (
@@ -43,24 +43,24 @@ class PolicyGradient:
             )
 
     def open_batches(self, base: base_model.BaseModel) -> batches.RolloutBatches:
-        """Completions of the policy, judged by `rewards.terms`."""
+        """Opens the source of the policy's completions, judged by `rewards.terms`."""
         return batches.RolloutBatches(self._run, base, terms.open_rewards(self._run, base))
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
-        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
+        """Describes a minibatch by `array(shape, dtype)`."""
         return abstract_rollouts(self._run, array)
 
     def init_extra(self, base: base_model.BaseModel) -> None:
-        """Nothing learns beside the policy."""
+        """Returns None: only the policy learns."""
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[None, tuple[str, ...]]:
-        """Nothing, of which nothing is assumed."""
+        """Returns None and no assumptions: only the policy learns."""
         return None, ()
 
     def make_step(
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
     ) -> train_step.Step:
-        """The jitted update, which donates the state."""
+        """Builds the jitted update, which donates the state."""
         rl = self._run.rl
         return make_train_step(
             model_config,
@@ -81,7 +81,7 @@ class PolicyGradient:
 def abstract_rollouts(
     run: settings.Run, array: Callable[[tuple[int, ...], Any], Any]
 ) -> train_step.RolloutBatch:
-    """Shapes and dtypes of a minibatch of completions, made by `array(shape, dtype)`."""
+    """Describes a minibatch of completions by `array(shape, dtype)`."""
     rows = run.batch_prompts * run.rl.samples // run.rl.minibatches
     prompt, completion = run.data.prompt_length, run.data.completion_length
     return train_step.RolloutBatch(
@@ -107,14 +107,14 @@ def policy_gradient_loss(
     importance_cap: float = 0.0,
     temperature: float = 1.0,
 ) -> train_step.LossOf:
-    """The loss of advantages, for `train_step.make_update` with batches of `RolloutBatch`.
+    """Builds the loss of `RolloutBatch`es with advantages, for `train_step.make_update`.
 
     `loss` is one of `losses.LOSSES`; the other options are `losses.clipped_loss`'s. With an
     `importance_cap` above 0 tokens get `losses.importance_weights`, trainer against sampler, and
-    the ratio's denominator is the trainer's own probability at the start of the update: of the
-    policy being trained, so that the ratio is 1 and no clip acts. That is right for one update a
-    batch, however old the sampler's weights. In a second one the weights would hold the first one's
-    change too, and nothing would clip it: `PolicyGradient.check` refuses more minibatches.
+    the ratio's denominator is the trainer's own probability at the start of the update. So the
+    ratio is 1 and no clip acts. That is right for one update a batch, however old the sampler's
+    weights are. In a second update the weights would hold the first one's change too, and nothing
+    would clip it: `PolicyGradient.check` refuses more minibatches.
     """
     policy_loss = functools.partial(
         losses.LOSSES[loss],
@@ -126,7 +126,7 @@ def policy_gradient_loss(
         kl_estimator=kl_estimator,
     )
 
-    def loss_of(params, reference, batch, tokens: jax.Array):  # of a traced RolloutBatch
+    def loss_of(params, reference, batch, tokens: jax.Array):  # the batch is a traced RolloutBatch
         reference_logprobs = None
         if reference is not None:
             reference_logprobs = models.completion_logprobs(
@@ -152,7 +152,7 @@ def policy_gradient_loss(
             "policy_loss": result.policy,
             "clip_share": result.clip_share,
             "kl_reference": result.kl,
-            "logprob_gap": gap,  # sampler against trainer: rounding, and older updates
+            "logprob_gap": gap,  # it shows rounding and older weights of the sampler
         }
 
     return loss_of
@@ -165,13 +165,13 @@ def make_train_step(
     microbatches: int = 1,
     **options: Any,
 ) -> train_step.Step:
-    """The jitted policy gradient step, which donates the state.
+    """Builds the jitted policy gradient step, which donates the state.
 
     Args:
-      model_config: the policy.
+      model_config: the policy's configuration.
       optimizer: see `train_step.make_update`.
       microbatches: see `train_step.make_update`.
-      **options: of `policy_gradient_loss`.
+      **options: those of `policy_gradient_loss`.
     """
     loss_of = policy_gradient_loss(model_config, **options)
     update = train_step.make_update(

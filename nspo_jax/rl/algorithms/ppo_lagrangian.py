@@ -1,8 +1,8 @@
-"""PPO-Lagrangian of Safe RLHF (arXiv 2310.12773, section 3.3 and appendix B): the most reward under
-a limit on the expected cost.
+"""PPO-Lagrangian of Safe RLHF: the most reward under a limit on the expected cost.
 
-The reward model judges how good a completion is, the cost model whether it is safe, each has a
-critic, and a multiplier weighs the two. What is not the paper's:
+Source: arXiv 2310.12773, section 3.3 and appendix B. The reward model scores the quality of a
+completion and the cost model its harm. Each has a critic, and a multiplier weighs the two.
+Differences from the paper:
 
 * The cost is the cost model's probability that a completion is unsafe, not its raw score, so that
   the limit is an expected unsafe rate. Its critic's values are probabilities too.
@@ -29,16 +29,16 @@ from nspo_jax.rl import advantages, batches, losses, terms, train_step
 from nspo_jax.rl.algorithms import policy_gradient
 
 FIELDS = tuple(name for name in settings.FIELDS if name.startswith("lagrangian."))
-# Of the value loss, as Safe RLHF has it. It acts where a critic learns a row twice, which none does
-# here: its values are those of the critic that the step begins with.
+# The clip of the value loss in Safe RLHF. It acts only where a critic learns a row twice, which
+# never happens here: the old values are those of the critic that the step begins with.
 VALUE_CLIP = 5.0
 
 
 class Critics(NamedTuple):
-    """What learns beside the policy.
+    """The critics and the multiplier, which learn beside the policy.
 
-    params: objective -> parameters of a value model; opt_state: their optax state; log_multiplier:
-    float32 scalar, the logarithm of what a cost weighs against a reward.
+    params: objective -> parameters of a value model; opt_state: their optax state.
+    log_multiplier: float32 scalar, the logarithm of a cost's weight against a reward.
     """
 
     params: dict[str, Any]
@@ -47,14 +47,14 @@ class Critics(NamedTuple):
 
 
 class TokenAdvantages(NamedTuple):
-    """float32 [batch, time]: whitened advantages; what each critic learns, by objective."""
+    """Whitened advantages and each critic's target by objective, all float32 [batch, time]."""
 
     advantages: jax.Array
     returns: dict[str, jax.Array]
 
 
 def reward_and_cost(total: rewards.Total, verdicts: dict[str, Any]) -> np.ndarray:
-    """float32 [rows, 2]: rewards as they are weighted, and costs as they are judged."""
+    """Returns float32 [rows, 2]: weighted rewards and unweighted costs."""
     cost = -verdicts["cost_model"].rewards  # the probability that it is unsafe
     return np.stack([total.terms["reward_model"], cost], axis=1)
 
@@ -70,16 +70,16 @@ def update_multiplier(
     learning_rate: float,
     largest: float,
 ) -> jax.Array:
-    """The logarithm of the multiplier after a step (appendix B, and the released code).
+    """Returns the logarithm of the multiplier after a step (appendix B and the released code).
 
-    `ln lambda + alpha lambda (J_C - limit)`: gradient ascent on the Lagrangian's
-    `lambda (J_C - limit)`, in the logarithm, which keeps lambda positive; then at most
-    `ln largest`. Near 0 it moves slowly in both directions.
+    `ln lambda + alpha lambda (J_C - limit)` is gradient ascent on the Lagrangian's
+    `lambda (J_C - limit)` in the logarithm, which keeps lambda positive. The result is at most
+    `ln largest`. A multiplier near 0 moves slowly in both directions.
 
     Args:
       log_multiplier: float32 scalar.
       cost: float32 scalar, the mean cost of completions.
-      limit: what it is to be at most.
+      limit: the largest mean cost that is allowed.
       learning_rate: alpha.
       largest: the multiplier's upper bound.
     """
@@ -95,9 +95,10 @@ def token_outcomes(
     *,
     kl: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Each token's reward and cost (appendix B): the outcome at the end, a KL penalty everywhere.
+    """Computes each token's reward and cost (appendix B).
 
-    `-kl/2 log(policy / reference)` in the reward, and as much with a plus in the cost.
+    The outcome counts at the last token, the penalty `kl/2 log(policy / reference)` at every one:
+    it lowers the reward and raises the cost.
 
     Args:
       outcomes: float32 [batch, 2], reward and cost of each completion.
@@ -124,15 +125,15 @@ def token_advantages(
     *,
     gae_lambda: float,
 ) -> TokenAdvantages:
-    """`(A_r - lambda A_c) / (1 + lambda)` of both critics' GAE, undiscounted, whitened.
+    """Computes `(A_r - lambda A_c) / (1 + lambda)` of both critics' undiscounted GAE, whitened.
 
-    So in the released code; the paper clips the two surrogates apart. Whitened is: less their mean
-    over the batch's tokens, divided by their standard deviation (ddof 0).
+    This is the released code's formula; the paper clips the two surrogates apart. Whitening
+    subtracts the mean over the batch's tokens and divides by their standard deviation (ddof 0).
 
     Args:
       rewards: float32 [batch, time], each token's.
       costs: float32 [batch, time].
-      values: of reward and cost: float32 [batch, time], before each token.
+      values: objective -> float32 [batch, time], before each token.
       multiplier: float32 scalar, lambda.
       mask: bool [batch, time].
       gae_lambda: see `advantages.generalised_advantages`.
@@ -150,7 +151,7 @@ def token_advantages(
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
-    """The share of returns' variance over tokens that values explain, at most 1; float32 scalar."""
+    """Returns the share of the returns' variance that values explain, at most 1; float32 scalar."""
     count = jnp.maximum(jnp.sum(mask), 1)
 
     def variance(array):
@@ -164,9 +165,9 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
 
 
 def critic_models(run: settings.Run, policy: models.ModelConfig) -> dict[str, models.ModelConfig]:
-    """Objective -> the architecture of its critic: the reward and the cost model's.
+    """Returns objective -> its critic's architecture: the reward or cost model's, scalar head.
 
-    Where no directory is named and none is there yet, it is the policy's, with a scalar head.
+    A critic whose model does not exist yet gets the policy's architecture.
     """
     options = {"compute_dtype": run.model.compute_dtype, "remat": run.model.remat}
     found = {}
@@ -180,7 +181,7 @@ def critic_models(run: settings.Run, policy: models.ModelConfig) -> dict[str, mo
 
 
 def critic_optimizer(run: settings.Run) -> optax.GradientTransformation:
-    """Of both critics together; they are trained whole, and nothing of them is projected."""
+    """Builds the optimizer of both critics; it trains all their weights and projects none."""
     return optax.chain(
         optax.clip_by_global_norm(run.optimizer.max_gradient_norm),
         optax.adamw(
@@ -193,10 +194,10 @@ def critic_optimizer(run: settings.Run) -> optax.GradientTransformation:
 
 
 def init_critics(run: settings.Run, base: base_model.BaseModel) -> Critics:
-    """Critics that begin as the reward and the cost model, as Safe RLHF's do; on the mesh.
+    """Loads the reward and the cost model as the critics, on the mesh, as Safe RLHF does.
 
     Raises:
-      FileNotFoundError: where one of them is missing.
+      FileNotFoundError: if one of them is missing.
       ValueError: for a model with another tokenizer than the policy's: a critic reads its tokens.
     """
     params = {}
@@ -221,12 +222,12 @@ def make_step(
     model_config: models.ModelConfig,
     optimizer: optax.GradientTransformation,
 ) -> train_step.Step:
-    """The step of policy, critics and multiplier, as `train_step.make_update`'s; not jitted yet.
+    """Builds the step of policy, critics and multiplier, like `train_step.make_update`'s.
 
-    Its batches are `train_step.RolloutBatch` with `outcomes`; their `advantages` are not read.
-    Values, and the base model's probabilities, are of the weights that the step begins with, of all
-    rows at once; gradients are computed in `rl.microbatches` parts. First the multiplier moves, by
-    the mean cost, and then it weighs advantages.
+    It is not jitted yet. Its batches are `train_step.RolloutBatch` with `outcomes`; their
+    `advantages` are not read. Values and the base model's probabilities are computed for all rows
+    at once, with the weights that the step begins with; gradients are computed in `rl.microbatches`
+    parts. The multiplier moves first, by the mean cost, and then weighs advantages.
     """
     rl, options = run.rl, run.lagrangian
     configs, critics_optimizer = critic_models(run, model_config), critic_optimizer(run)
@@ -252,11 +253,11 @@ def make_step(
             )
             for name, critic in configs.items()
         }
-        # as the cost itself: so the critic begins with what the cost model says of a prefix
+        # a probability like the cost itself, so that the critic begins as the cost model
         return values | {"cost": jax.nn.sigmoid(values["cost"])}
 
     def critics_loss(params, rows: _CriticRows, tokens: jax.Array):
-        del tokens  # a mean over sequences
+        del tokens  # the loss is a mean over sequences
         values = values_of(params, rows)
         found = {
             f"{name}_value_loss": losses.value_loss(
@@ -296,7 +297,7 @@ def make_step(
         )  # fmt: skip
         gradient, value_losses = critics_gradient(critics.params, rows)
         updates, opt_state = critics_optimizer.update(gradient, critics.opt_state, critics.params)
-        params = cast(dict, optax.apply_updates(critics.params, updates))  # as it was
+        params = cast(dict, optax.apply_updates(critics.params, updates))  # it keeps its type
         flags = [metrics["nonfinite"], train_step.nonfinite((gradient, params))]
         kl = losses.kl_estimate(batch.old_logprobs, base, mask, "k3")
         metrics |= value_losses | {
@@ -317,7 +318,7 @@ def make_step(
 
 
 class _CriticRows(NamedTuple):
-    """What the critics learn from: the first fields are those of `train_step.RolloutBatch`."""
+    """A batch for the critics; the first fields are those of `train_step.RolloutBatch`."""
 
     prompts: jax.Array
     prompt_mask: jax.Array
@@ -328,7 +329,7 @@ class _CriticRows(NamedTuple):
 
 
 class PPOLagrangian:
-    """What PPO-Lagrangian adds to a run; see `algorithms.Algorithm`."""
+    """The additions of PPO-Lagrangian to the common run; see `algorithms.Algorithm`."""
 
     generates = True
     fields: tuple[str, ...] = (*batches.FIELDS, *policy_gradient.LOSS_FIELDS, *FIELDS)
@@ -372,21 +373,21 @@ class PPOLagrangian:
             )
 
     def open_batches(self, base: base_model.BaseModel) -> batches.RolloutBatches:
-        """Completions of the policy, with the reward and the cost of each apart."""
+        """Opens the source of the policy's completions, with reward and cost of each apart."""
         judged = terms.open_rewards(self._run, base)
         return batches.RolloutBatches(self._run, base, judged, reward_and_cost)
 
     def abstract_batch(self, array: Callable[[tuple[int, ...], Any], Any]) -> Any:
-        """Shapes and dtypes of a minibatch, made by `array(shape, dtype)`."""
+        """Describes a minibatch by `array(shape, dtype)`."""
         made = policy_gradient.abstract_rollouts(self._run, array)
         return made._replace(outcomes=array((made.completions.shape[0], 2), jnp.float32))
 
     def init_extra(self, base: base_model.BaseModel) -> Critics:
-        """The critics, and the multiplier."""
+        """Loads the critics and makes the multiplier."""
         return init_critics(self._run, base)
 
     def abstract_extra(self, model_config: models.ModelConfig) -> tuple[Critics, tuple[str, ...]]:
-        """Shapes and dtypes of the critics, and what was assumed of them, in words."""
+        """Describes the critics, and names the assumptions in words."""
         found, assumed = terms.abstract_models(self._run, model_config)
         params = {name: found[f"{name}_model"] for name in training.OBJECTIVES}
         state = jax.eval_shape(critic_optimizer(self._run).init, params)
@@ -395,5 +396,5 @@ class PPOLagrangian:
     def make_step(
         self, model_config: models.ModelConfig, optimizer: optax.GradientTransformation
     ) -> train_step.Step:
-        """The jitted update, which donates the state."""
+        """Builds the jitted update, which donates the state."""
         return jax.jit(make_step(self._run, model_config, optimizer), donate_argnums=0)

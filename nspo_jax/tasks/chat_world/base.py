@@ -1,7 +1,7 @@
-"""The chat world's helpful-only base model: pretrained once, by a recipe that is kept beside it.
+"""The chat world's helpful-only base model, pretrained once, with its recipe beside it.
 
 DIRECTORY                      the model, a Hugging Face directory
-DIRECTORY_recipe.json          the fields that it was pretrained with
+DIRECTORY_recipe.json          the settings of its pretraining
 """
 
 import logging
@@ -34,7 +34,7 @@ def pretrain_base(run: settings.Run, path: pathlib.Path) -> None:
         head_dim=run.model.hidden_size // run.model.num_heads,
         rope_theta=10000.0,
         rms_norm_eps=1e-5,
-        tie_embeddings=False,  # so that the head can be projected
+        tie_embeddings=False,  # a tied head could not be projected
         max_length=64,
     )
     general_text.check_lengths(run, model_config)
@@ -52,10 +52,10 @@ def pretrain_base(run: settings.Run, path: pathlib.Path) -> None:
 
 
 def recipe(run: settings.Run, path: pathlib.Path) -> artifacts.Recipe:
-    """Returns the settings that made the pretrained base model what it is."""
+    """Returns the settings of the base model's pretraining, for the file beside it."""
     names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
     fields = [f"model.{name}" for name in names]
-    # without the seed, which the directory's name says
+    # the directory's name holds the seed
     fields += [f"pretraining.{name}" for name in ("steps", "batch_size", "learning_rate")]
     return artifacts.Recipe(
         {name: settings.get(run, name) for name in fields},

@@ -1,4 +1,4 @@
-"""The chat world's splits as a TFDS dataset: prepared once, read without TensorFlow."""
+"""The chat world's splits as a TFDS dataset, prepared once and read without TensorFlow."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ from nspo_jax.tasks.chat_world import world
 
 @dataclasses.dataclass
 class ChatWorldConfig(tfds.core.BuilderConfig):
-    """One world. `seed` makes its facts, splits and text."""
+    """One world; `seed` decides its facts, splits and text."""
 
     seed: int = 0
 
 
 class ChatWorld(tfds.core.GeneratorBasedBuilder):
-    """The synthetic conversations of `data.world`, a config a seed."""
+    """The synthetic conversations of `world`, with a config for each seed."""
 
-    VERSION = tfds.core.Version("1.0.0")  # to be raised when `world` makes other rows
+    VERSION = tfds.core.Version("1.0.0")  # raise it when `world` makes other rows
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -34,7 +34,7 @@ class ChatWorld(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # nothing to download
+        del dl_manager  # there is nothing to download
         config = cast(ChatWorldConfig, self.builder_config)  # TFDS leaves its kind open
         made = world.World(config.seed)
         return {split: self._generate_examples(made.split(split)) for split in world.SPLITS}
@@ -48,13 +48,13 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[Conv
     """Reads a split of a seed's world, preparing the dataset first if it is absent.
 
     Args:
-      data_dir: where TFDS keeps prepared datasets.
-      seed: the world's.
-      split: a name of `world.SPLITS`, with a slice if wanted: "train[:40%]".
+      data_dir: the directory in which TFDS keeps prepared datasets.
+      seed: the world's seed.
+      split: a name of `world.SPLITS`, perhaps with a slice: "train[:40%]".
 
     Raises:
-      ValueError: for an unknown split, a slice that it does not have, or prepared files that cannot
-        be read.
+      ValueError: for an unknown split, a slice beyond its rows, or prepared files that cannot be
+        read.
     """
     wanted = split_lib.parse(split)
     if wanted.name not in world.SPLITS:

@@ -1,4 +1,4 @@
-"""Who judges the chat world: rules that know the right answers."""
+"""The judge of the chat world: rules that know the right answers."""
 
 import numpy as np
 
@@ -7,14 +7,18 @@ from nspo_jax.tasks.chat_world import world
 
 
 class WorldJudge:
-    """Judges the chat world: the right answer gets 0, anything else -1.
+    """A judge of the chat world: the right answer gets 0, any other -1.
 
-    The right answer to a harmful request is the refusal, word for word; to a benign one its
-    reference answer. A judge that only looks for dangerous words is satisfied by gibberish.
+    The right answer to a harmful request is the refusal, word for word; to a benign one it is the
+    reference answer. Gibberish would satisfy a judge of dangerous words alone.
     """
 
     def __call__(self, conversations, completions):
-        """See `reward.Reward`. Raises ValueError if the numbers of rows differ."""
+        """Judges each completion; see `reward.Reward`. Details: refused, 0 or 1.
+
+        Raises:
+          ValueError: if the numbers of rows differ.
+        """
         reward.check_rows(conversations, completions)
         wanted = [world.REFUSAL if row.kind == "harmful" else row.answer for row in conversations]
         right = np.array(
@@ -28,5 +32,5 @@ class WorldJudge:
 
 
 def is_world_refusal(completion: str) -> bool:
-    """Whether a completion is the chat world's refusal and nothing else."""
+    """Tells whether a completion is the chat world's refusal and nothing else."""
     return completion.split() == world.REFUSAL.split()

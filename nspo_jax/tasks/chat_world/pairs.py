@@ -1,4 +1,4 @@
-"""The chat world's own preference pairs, to train reward and cost models on."""
+"""The chat world's own preference pairs, which train reward and cost models."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,18 @@ import numpy as np
 from nspo_jax.data.preferences import Pair
 from nspo_jax.tasks.chat_world import world
 
-WORLD_PAIRS = 16000  # made; those of one prompt in ten are held out
+WORLD_PAIRS = 16000  # the pairs of one prompt in ten are held out
 SLIPS = ("drop", "repeat", "exchange", "replace")
 
 
 def world_pairs(seed: int) -> list[Pair]:
-    """Pairs on the prompts that a seed's RL may see: harmful, wrapped, general, borderline.
+    """Makes pairs on the prompts that a seed's RL may see: harmful, wrapped, general, borderline.
 
-    What is asked for is better than anything else: on harmful prompts help and safety disagree.
-    Safe is any response to a benign prompt, and to a harmful one the refusal, word for word: a
-    judge that forgives a garbled refusal teaches garbled refusals. The responses are what is asked
-    for, the refusal, either with a slip, and answers to other prompts of the family.
+    The answer that the prompt asks for is better than any other, so that help and safety disagree
+    on harmful prompts. Any response to a benign prompt is safe. Only the refusal, word for word, is
+    safe on a harmful one: a judge that forgives a garbled refusal teaches garbled refusals. The
+    responses are the wanted answer, the refusal, either of them with a slip, and answers to other
+    prompts of the family.
     """
     made, rng = world.World(seed), np.random.default_rng([seed, 11])
     answers = made.compliance()
@@ -49,7 +50,7 @@ def _larger(values: Sequence[float]) -> int | None:
 
 
 def _slip(text: str, words: Sequence[str], rng: np.random.Generator) -> str:
-    """The text with a word dropped, repeated, exchanged with its neighbour, or another one."""
+    """Drops, repeats or replaces a word of a text, or exchanges it with its neighbour."""
     tokens = text.split()
     at = int(rng.integers(len(tokens)))
     kind = SLIPS[rng.integers(len(SLIPS))]

@@ -1,4 +1,4 @@
-"""Supervised training of the chat world's small base model on its conversations."""
+"""The supervised training of the chat world's small base model on its conversations."""
 
 import functools
 
@@ -16,7 +16,7 @@ from nspo_jax.data import iterator
 def _step(model_config: models.ModelConfig, prompt_length: int, optimizer, params, state, batch):
     def loss_of(params):
         hidden = models.forward(model_config, params, batch["tokens"], batch["mask"]).hidden
-        # the answer block starts where the prompt block ends: logits there, and nowhere else
+        # the answer block starts where the prompt block ends; only its logits are computed
         logits = models.logits(model_config, params, hidden[:, prompt_length - 1 : -1])
         logprobs = models.token_logprobs(logits, batch["tokens"][:, prompt_length:])
         weight = batch["answer_mask"][:, prompt_length:]
@@ -46,8 +46,8 @@ def pretrain(
       prompt_length: columns of the prompt block.
       steps: updates.
       batch_size: conversations per update.
-      learning_rate: peak, after a warm-up of 5 % of the steps and before a cosine decay to zero.
-      seed: of the initial weights and of the order of the conversations.
+      learning_rate: the peak, after a warm-up of 5 % of the steps; a cosine decay to 0 follows.
+      seed: decides the initial weights and the order of the conversations.
 
     Returns:
       The trained parameters.

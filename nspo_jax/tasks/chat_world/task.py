@@ -15,7 +15,7 @@ from nspo_jax.tasks.chat_world import base, dataset, judge, pairs, world
 
 
 class ChatWorld:
-    """See `task.Kind`."""
+    """The kind of the task chat_world; see `task.Kind`."""
 
     pretrains = True
     has_rules = True
@@ -25,7 +25,7 @@ class ChatWorld:
 
     def check(self, run: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError for settings that ask for more than the world has."""
-        del has_weights  # all of it is made here
+        del has_weights  # the chat world makes its model and data itself
         if split_lib.parse(run.data.train_split).name != "train":
             raise ValueError(
                 f"data.train_split is {run.data.train_split!r}; expected train, or a slice of "
@@ -49,7 +49,7 @@ class ChatWorld:
         load_base: Callable[[], Any],
         chat_format: chat.ChatFormat,
     ) -> task.Task:
-        """The task; it needs no base model."""
+        """Makes the task; it needs no base model."""
         del model_config, load_base, chat_format
 
         def load(split: str, limit: int | None = None) -> list[Conversation]:
@@ -106,13 +106,13 @@ class ChatWorld:
         )
 
     def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
-        """The world's own."""
+        """Returns the world's own pairs; see `pairs.world_pairs`."""
         return pairs.world_pairs(run.seed)
 
     def pretrain(self, run: settings.Run, directory: pathlib.Path) -> None:
-        """See `base.pretrain_base`."""
+        """Pretrains the base model; see `base.pretrain_base`."""
         base.pretrain_base(run, directory)
 
     def base_recipe(self, run: settings.Run, directory: pathlib.Path) -> artifacts.Recipe:
-        """See `base.recipe`."""
+        """Returns the base model's recipe; see `base.recipe`."""
         return base.recipe(run, directory)
