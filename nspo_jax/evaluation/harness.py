@@ -91,7 +91,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
     have no probability.
 
     Args:
-      config: a language model's.
+      model_config: a language model's.
       params: its parameters, on the mesh.
       chat_format: its tokenizer, chat template and stop ids.
       mesh: the device mesh, which shares the rows of every batch.
@@ -105,7 +105,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
 
     def __init__(
         self,
-        config: architecture.ModelConfig,
+        model_config: architecture.ModelConfig,
         params: Any,
         chat_format: chat.ChatFormat,
         mesh: jax.sharding.Mesh,
@@ -115,14 +115,14 @@ class HarnessLM(lm_eval_model.TemplateLM):
         progress: bool = True,
     ):
         super().__init__()
-        config = dataclasses.replace(config, absent_ids=())
-        self.programs = programs_lib.Programs(config, params, mesh)
+        model_config = dataclasses.replace(model_config, absent_ids=())
+        self.programs = programs_lib.Programs(model_config, params, mesh)
         self.tokenizer: Any = chat_format.tokenizer
         self.batch_size = BATCH_PER_SHARD * self.programs.shards if batch is None else batch
         if self.batch_size < 1:
             raise ValueError(f"The batch size is {batch}; expected a positive number of rows.")
         sharding.check_batch(mesh, self.batch_size, "The batch")
-        self._form, self._name, self._progress = chat_format, str(name), progress
+        self._chat_format, self._name, self._progress = chat_format, str(name), progress
 
     @property
     def max_length(self) -> int:
@@ -133,7 +133,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
     def eot_token_id(self) -> int:
         """The id that ends a text: eos, or else the one that ends a turn."""
         eos = self.tokenizer.eos_token_id
-        return self._form.end_id if eos is None else eos
+        return self._chat_format.end_id if eos is None else eos
 
     @property
     def prefix_token_id(self) -> int:
@@ -189,7 +189,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
         Raises:
           ValueError: if there is no template, or it refuses the conversation.
         """
-        check_template(self._form, self._name)
+        check_template(self._chat_format, self._name)
 
         def apply(history: list[dict[str, str]]) -> str:
             return self.tokenizer.apply_chat_template(
@@ -197,7 +197,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
-                chat_template=template.pin(self.tokenizer, self._form.date),
+                chat_template=template.pin(self.tokenizer, self._chat_format.date),
             )
 
         try:
@@ -258,7 +258,7 @@ class HarnessLM(lm_eval_model.TemplateLM):
         """
         groups: dict[answering.Options, list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(read_options(request.args[1], self._form), []).append(number)
+            groups.setdefault(read_options(request.args[1], self._chat_format), []).append(number)
         texts = [""] * len(requests)
         with self._bar(len(requests), "answers", "request") as bar:
             for options, numbers in groups.items():

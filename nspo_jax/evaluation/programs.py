@@ -31,9 +31,12 @@ class Programs:
     """
 
     def __init__(
-        self, config: architecture.ModelConfig, params: transformer.Params, mesh: jax.sharding.Mesh
+        self,
+        model_config: architecture.ModelConfig,
+        params: transformer.Params,
+        mesh: jax.sharding.Mesh,
     ):
-        self.model_config, self.mesh = config, mesh
+        self.model_config, self.mesh = model_config, mesh
         self._params = params
         self._decoding: generation.Decoding | None = None
 
@@ -145,55 +148,58 @@ class Programs:
 
 
 def _candidates(
-    config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array, ids: jax.Array
+    model_config: architecture.ModelConfig,
+    params: transformer.Params,
+    hidden: jax.Array,
+    ids: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log p of candidates [rows, time, k] behind states [rows, time, d], and the best."""
-    name = "embed" if config.tie_embeddings else "head"
-    head = params | sharding.gather({name: params[name]}, config.compute_dtype)
+    name = "embed" if model_config.tie_embeddings else "head"
+    head = params | sharding.gather({name: params[name]}, model_config.compute_dtype)
 
     def score(hidden: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = heads.logits(config, head, hidden)
+        logits = heads.logits(model_config, head, hidden)
         each = jax.vmap(logprobs.token_logprobs, in_axes=(None, -1), out_axes=-1)
         return each(logits, ids), jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    return heads.map_positions(config, score, hidden, ids)
+    return heads.map_positions(model_config, score, hidden, ids)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score_rows(config, params, tokens, mask, targets):
-    hidden = transformer.forward(config, params, tokens, mask).hidden[:, -targets.shape[1] :]
-    found, best = _candidates(config, params, hidden, targets[..., None])
+def _score_rows(model_config, params, tokens, mask, targets):
+    hidden = transformer.forward(model_config, params, tokens, mask).hidden[:, -targets.shape[1] :]
+    found, best = _candidates(model_config, params, hidden, targets[..., None])
     return found[..., 0], best
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score_shared(config, params, tokens, mask, endings, endings_mask):
+def _score_shared(model_config, params, tokens, mask, endings, endings_mask):
     rows, count, length = endings.shape
     # the cache has the slots that the longer of the two needs: see transformer.forward
     cache = jax.lax.optimization_barrier(
-        cache_lib.empty_cache(config, rows, max(tokens.shape[1], length))
+        cache_lib.empty_cache(model_config, rows, max(tokens.shape[1], length))
     )
-    out = transformer.forward(config, params, tokens, mask, cache)
+    out = transformer.forward(model_config, params, tokens, mask, cache)
     assert out.cache is not None  # `forward` got a cache
-    first, best = _candidates(config, params, out.hidden[:, -1:], endings[:, None, :, 0])
+    first, best = _candidates(model_config, params, out.hidden[:, -1:], endings[:, None, :, 0])
     first, best = first[:, 0, :, None], jnp.repeat(best[:, :, None], count, axis=1)
     if length == 1:
         return first, best
     flat, flat_mask = endings.reshape(-1, length), endings_mask.reshape(-1, length)
     past = cache_lib.repeat_cache(out.cache, count)
-    hidden = transformer.forward(config, params, flat[:, :-1], flat_mask[:, :-1], past).hidden
-    rest, rest_best = _candidates(config, params, hidden, flat[:, 1:, None])
+    hidden = transformer.forward(model_config, params, flat[:, :-1], flat_mask[:, :-1], past).hidden
+    rest, rest_best = _candidates(model_config, params, hidden, flat[:, 1:, None])
     return (
         jnp.concatenate([first, rest[..., 0].reshape(rows, count, -1)], axis=-1),
         jnp.concatenate([best, rest_best.reshape(rows, count, -1)], axis=-1),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "slots"))
-def _begin(config, params, tokens, mask, *, slots):
-    params = sharding.gather(params, config.compute_dtype)
+@functools.partial(jax.jit, static_argnames=("model_config", "slots"))
+def _begin(model_config, params, tokens, mask, *, slots):
+    params = sharding.gather(params, model_config.compute_dtype)
     new = slots - tokens.shape[1]
-    return generation.prefill(config, params, tokens, mask, samples=1, max_new_tokens=new)
+    return generation.prefill(model_config, params, tokens, mask, samples=1, max_new_tokens=new)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -210,11 +216,13 @@ def _grow(cache: cache_lib.Cache, *, slots: int) -> cache_lib.Cache:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "steps", "stop_ids", "temperature", "top_k", "top_p"),
+    static_argnames=("model_config", "steps", "stop_ids", "temperature", "top_k", "top_p"),
     donate_argnames="state",
 )
-def _advance(config, params, state, done, seeds, *, steps, stop_ids, temperature, top_k, top_p):
-    params = sharding.gather(params, config.compute_dtype)
+def _advance(
+    model_config, params, state, done, seeds, *, steps, stop_ids, temperature, top_k, top_p
+):
+    params = sharding.gather(params, model_config.compute_dtype)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), seeds)
 
     def running(carry):
@@ -224,7 +232,7 @@ def _advance(config, params, state, done, seeds, *, steps, stop_ids, temperature
     def step(carry):
         count, state, output = carry
         after, (token, _, live) = generation.decode(
-            config, params, state, keys,
+            model_config, params, state, keys,
             stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         tokens, lives = output

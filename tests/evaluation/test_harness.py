@@ -207,9 +207,16 @@ def test_a_turn_s_end_ends_an_answer_though_generation_config_does_not_say_so(bo
     prompt = (texts[1], {"until": [], "max_gen_toks": 12})
     (whole,) = us.generate_until(instances("generate_until", [prompt]))
     word = whole.split()[3]
-    form = dataclasses.replace(us._form, extra_stop_ids=(us.tokenizer.convert_tokens_to_ids(word),))
+    chat_format = dataclasses.replace(
+        us._chat_format, extra_stop_ids=(us.tokenizer.convert_tokens_to_ids(word),)
+    )
     model = harness.HarnessLM(
-        us.programs.config, us.programs._params, form, us.programs.mesh, "stopped", progress=False
+        us.programs.model_config,
+        us.programs._params,
+        chat_format,
+        us.programs.mesh,
+        "stopped",
+        progress=False,
     )
     (cut,) = model.generate_until(instances("generate_until", [prompt]))
     assert cut.split() == whole.split()[: whole.split().index(word)]
@@ -313,7 +320,9 @@ def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, tmp_path
 def test_the_batch_must_divide_over_the_mesh(both):
     _, us, _ = both("qwen3")
     with pytest.raises(ValueError, match="batch size is 0"):
-        harness.HarnessLM(us.programs.config, {}, us._form, us.programs.mesh, "x", batch=0)
+        harness.HarnessLM(
+            us.programs.model_config, {}, us._chat_format, us.programs.mesh, "x", batch=0
+        )
 
 
 # ------------------------------------------------------------------------------------------------

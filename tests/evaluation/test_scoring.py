@@ -15,7 +15,7 @@ class Recorder:
     """
 
     def __init__(self, max_length=64, shards=1):
-        self.config = types.SimpleNamespace(max_length=max_length)
+        self.model_config = types.SimpleNamespace(max_length=max_length)
         self.shards, self.calls = shards, []
 
     def ask(self, name, *arrays):
