@@ -351,20 +351,17 @@ def test_the_command(write, tmp_path):
         "general.license": "apache-2.0", "tokenizer.chat_template.tool_use": "x"})  # fmt: skip
     out = tmp_path / "deep" / "out"
     command = [f"--gguf={path}", f"--output={out}"]
-    done, cut, bare = command_lines.run(
-        [
-            ("import_gguf", command),
-            ("import_gguf", [f"--gguf={tmp_path}", f"--output={tmp_path}/other"]),
-            ("import_gguf", command[:1]),
-        ]
-    )
-    assert done.code == 0, done.err
-    first, tokens, left_out, licence, last = done.out.splitlines()
+    done = command_lines.run("import_gguf", *command)
+    cut = command_lines.run("import_gguf", f"--gguf={tmp_path}", f"--output={tmp_path}/other")
+    bare = command_lines.run("import_gguf", *command[:1])
+    assert done.returncode == 0, done.stderr
+    first, tokens, left_out, licence, last = done.stdout.splitlines()
     assert first.startswith("llama: 2 layers, hidden size 64, vocabulary 320, tied; tensors: ")
     assert "Q4_1" in first and tokens == "tokenizer: 260 tokens, a chat template"
     assert left_out == "left out: further chat templates (tool_use)"
     assert licence == "licence, as the file says: apache-2.0"
     assert last == f"The model is in {out} (float32, 0.00 GB)."
     assert models.load_config(out).absent_ids == ((260, 320),)
-    assert cut.code == 1 and "error: " in cut.err and "expected a GGUF file" in cut.err
-    assert bare.code == 1 and "--output is missing" in bare.err
+    assert cut.returncode == 1 and "error: " in cut.stderr
+    assert "expected a GGUF file" in cut.stderr
+    assert bare.returncode == 1 and "--output is missing" in bare.stderr

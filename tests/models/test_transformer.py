@@ -27,8 +27,8 @@ CONFIG = models.ModelConfig(
     tie_embeddings=False,
     max_length=32,
 )
-forward = jax.jit(models.forward, static_argnames=("config", "observe"))
-logits = jax.jit(models.logits, static_argnames="config")
+forward = jax.jit(models.forward, static_argnames=("model_config", "observe"))
+logits = jax.jit(models.logits, static_argnames="model_config")
 
 
 @pytest.fixture(scope="module")
