@@ -9,17 +9,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # folders, and the files of a folder without those of its subfolders ("nspo_jax/*.py")
 FOLDERS = (
     "nspo_jax/*.py",
+    "nspo_jax/data",
     "nspo_jax/dry_run",
     "nspo_jax/evaluation",
+    "nspo_jax/models",
     "nspo_jax/reports",
     "nspo_jax/reward_models",
     "nspo_jax/rewards",
     "nspo_jax/rl",
+    "nspo_jax/settings",
     "nspo_jax/tasks",
     "configs",
     "scripts",
 )
-CLAUSES = {"how", "that", "what", "when", "where", "whether", "which", "who", "whose"}
+CLAUSES = {"how", "of", "that", "what", "when", "where", "whether", "which", "who", "whose"}
 NO_VERB = {"nspo_jax/rl/losses.py: kl_estimate"}  # a page that is as good as it can be
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 120
 LONG = {"nspo_jax/rl/trainer.py: train", "nspo_jax/rl/trainer.py: _run"}
@@ -46,7 +49,8 @@ def first_word(docstring):
 
 
 def is_property(node):
-    return any(isinstance(made, ast.Name) and made.id == "property" for made in node.decorator_list)
+    names = {ast.unparse(made) for made in node.decorator_list}
+    return bool(names & {"property", "functools.cached_property"})
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,1 +1,1 @@
-"""Prompts and conversations: the chat world, its TFDS builder, tokenization, iterators."""
+"""Prompts and conversations: public datasets, chat formats, tokenization, iterators."""

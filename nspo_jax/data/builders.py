@@ -1,4 +1,4 @@
-"""What TFDS builders share: datasets prepared once as array_record files."""
+"""The preparation of TFDS datasets, once for all runs, as array_record files."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,7 +6,7 @@ from typing import TypeVar
 from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
-# what TFDS raises for files that it cannot read or write
+# the errors that TFDS raises for files that it cannot read or write
 DAMAGED = (ValueError, KeyError, OSError, RuntimeError, json_format.ParseError)
 
 
@@ -14,10 +14,10 @@ Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
 
 
 def prepare(make: Callable[[], Builder]) -> Builder:
-    """A builder whose files are there. Of processes that write them at once, one wins.
+    """Returns a builder whose files are there. If several processes write them at once, one wins.
 
     Args:
-      make: makes the builder; it reads what is there when it is made.
+      make: makes the builder, which then reads the files that are there.
     """
     builder = make()
     if builder.is_prepared():
@@ -26,7 +26,7 @@ def prepare(make: Callable[[], Builder]) -> Builder:
         builder.download_and_prepare()
         return builder
     except OSError:
-        other = make()  # reads the metadata that another process has written meanwhile
+        other = make()  # it reads the metadata that another process has written meanwhile
         if not other.is_prepared():
             raise
         return other

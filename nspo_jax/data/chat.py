@@ -1,7 +1,7 @@
-"""Text to tokens and back, through a transformers tokenizer and its chat template.
+"""The way from text to tokens and back, by a transformers tokenizer and its chat template.
 
 A conversation is two blocks: the prompt, padded on the left, then the answer, padded on the right.
-Rollouts have the same layout, so that training sees what sampling saw.
+Rollouts have the same layout, so that training and sampling see the same tokens.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
-    """Prompts: tokens int32 [rows, length], left-padded; mask bool, the real tokens."""
+    """Prompts, left-padded: tokens int32 [rows, length], and a bool mask of the real ones."""
 
     tokens: np.ndarray
     mask: np.ndarray
@@ -49,7 +49,7 @@ class EncodedConversations(NamedTuple):
 
 
 def build_tokenizer(words: Sequence[str]) -> transformers.PreTrainedTokenizerFast:
-    """A word-level tokenizer with a chat template, for a world with a closed vocabulary."""
+    """Builds a word-level tokenizer with a chat template, for a world with a closed vocabulary."""
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
     vocabulary = {word: index for index, word in enumerate([*special, *words])}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -69,22 +69,22 @@ load_tokenizer = model_files.load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-    """How conversations become tokens for one model, and tokens text.
+    """One model's format of conversations, from text to tokens and back.
 
-    In a chat the template alone sets turns apart: where a prompt or an answer spells a mark such as
-    <|im_end|>, it is encoded as < |im_end|>, which is text.
+    In a chat the template alone sets turns apart. A prompt or an answer that spells a mark such as
+    <|im_end|> is encoded with < |im_end|>, which is text.
 
     Attributes:
       tokenizer: any transformers tokenizer.
-      chat: apply the chat template; False takes texts as they are, with the tokens that the
+      chat: True applies the chat template; False takes texts as they are, with the tokens that the
         tokenizer adds (BOS).
-      system: system message of every conversation; None leaves it to the template (some insert one
-        of their own), "" is an empty one. Plain text has none.
-      thinking: given to the template as enable_thinking.
+      system: the system message of every conversation; None leaves it to the template (some insert
+        one of their own), "" is an empty one. Plain text has none.
+      thinking: the template's enable_thinking.
       extra_stop_ids: further ids that end a completion.
       date: the day that a template with a clock reads, such as 2026-11-25; None: today.
-      vocab_size: rows of the model's embedding, where it is known: texts with an id that has none
-        are refused.
+      vocab_size: rows of the model's embedding; texts with an id that has no row are refused. None
+        checks nothing.
     """
 
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ class ChatFormat:
 
     @functools.cached_property
     def end_id(self) -> int:
-        """The token that ends an answer: what the template writes after one, or else eos.
+        """The token that ends an answer: the template's after an answer, or else eos.
 
         Raises:
           ValueError: if neither exists, or the template does not write answers.
@@ -119,20 +119,20 @@ class ChatFormat:
 
     @property
     def reads_clock(self) -> bool:
-        """Whether the text of a conversation depends on the day."""
+        """Tells whether the text of a conversation depends on the day."""
         return self.chat and template.reads_clock(self.tokenizer)
 
     def encode_prompts(self, prompts: Sequence[str], length: int | None = None) -> Encoded:
-        """Renders and tokenizes prompts up to where the answer starts.
+        """Renders and tokenizes prompts up to the start of the answer.
 
         Args:
           prompts: requests as a user writes them.
           length: columns of the result; None: as many as the longest prompt needs.
 
         Raises:
-          ValueError: for no prompts, a prompt that is too long or spells a token that the model has
-            no row for, a missing chat template, or one that has no system role where there is a
-            system message.
+          ValueError: for no prompts, a prompt that is too long or spells a token without a row in
+            the embedding, a missing chat template, or a system message that the template has no
+            role for.
         """
         return self._pad_left(self._prompt_ids(prompts), prompts, length)
 
@@ -147,23 +147,23 @@ class ChatFormat:
     ) -> EncodedConversations:
         """Tokenizes prompts with their answers; in a chat, the end token follows each answer.
 
-        Without a chat, prompt and answer are tokenized as one text, and an answer is cut where the
-        block ends: text goes on, an answer in a chat ends.
+        Without a chat, prompt and answer are tokenized as one text, and an answer is cut at the end
+        of its block: text goes on, an answer in a chat ends.
 
-        Where the generation prompt opens thoughts, an answer without thoughts of its own stands as
-        the template writes it in a whole conversation: with closed thoughts, or with none. One that
-        closes thoughts goes on where the prompt opened them.
+        If the generation prompt opens thoughts, an answer without thoughts of its own is encoded as
+        the template writes it in a whole conversation, with closed thoughts or with none. An answer
+        that closes thoughts continues those that the prompt opened.
 
         Args:
           prompts: requests.
           answers: one for each prompt.
           prompt_length: columns of the prompt block.
           answer_length: columns of the answer block.
-          cut: cut chat answers that are too long, as a rollout would have: they have no end.
+          cut: True cuts chat answers that are too long, as a rollout would; they have no end token.
 
         Raises:
-          ValueError: as `encode_prompts`, for unequal numbers, and for a chat answer that is too
-            long.
+          ValueError: for the reasons of `encode_prompts`, for unequal numbers, and for a chat
+            answer that is too long.
         """
         if len(prompts) != len(answers):
             raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers.")
@@ -190,18 +190,18 @@ class ChatFormat:
         )
 
     def prompt_lengths(self, prompts: Sequence[str]) -> np.ndarray:
-        """Tokens that `encode_prompts` needs for each, int [rows]; errors as there."""
+        """Counts the tokens that `encode_prompts` needs for each, int [rows]; raises its errors."""
         return np.array([len(sequence) for sequence in self._prompt_ids(prompts)])
 
     def answer_lengths(self, answers: Sequence[str]) -> np.ndarray:
-        """Tokens of each answer in a chat, with its end, int [rows]."""
+        """Counts the tokens of each answer in a chat, with its end, int [rows]."""
         return np.array([len(sequence) for sequence in self._answer_ids(answers)])
 
     def decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Texts of the real tokens of each row [rows, length], special tokens left out.
+        """Returns the texts of each row's real tokens [rows, length], without special tokens.
 
         Raises:
-          ValueError: for an id that the tokenizer lacks: it would vanish from the text.
+          ValueError: for an id that the tokenizer lacks, which would vanish from the text.
         """
         real = np.asarray(tokens)[np.asarray(mask)]
         inside = (real >= 0) & (real < len(self._known))
@@ -218,7 +218,7 @@ class ChatFormat:
 
     @functools.cached_property
     def _opening(self) -> template.Opening:
-        """How answers begin; plain text has no turns."""
+        """The beginnings of answers; plain text has no turns."""
         if not self.chat:
             return template.Opening("", "", "")
         found = template.opening(self.tokenizer, **self._rendering)
@@ -231,14 +231,14 @@ class ChatFormat:
 
     @functools.cached_property
     def _marks(self) -> re.Pattern[str]:
-        """What prompts and answers may not write; plain text has no turns."""
+        """The marks that prompts and answers may not write; plain text has no turns."""
         if not self.chat:
             return template.spellings(())
         return template.turn_marks(self.tokenizer, self._opening.closing, **self._rendering)
 
     @functools.cached_property
     def _known(self) -> np.ndarray:
-        """bool [ids]: which the tokenizer has."""
+        """The ids that the tokenizer has, bool [ids]."""
         ids = list(model_files.token_ids(self.tokenizer))
         known = np.zeros(max(ids) + 1, bool)
         known[ids] = True
@@ -250,7 +250,7 @@ class ChatFormat:
 
     @property
     def _pad_id(self) -> int:
-        """Any id will do where there is no pad token with a row: the mask is False there."""
+        """The id at padding. Any will do if no pad token has a row: the mask is False there."""
         pad = cast(template.Id, self.tokenizer.pad_token_id)
         rows = np.inf if self.vocab_size is None else self.vocab_size
         return self.end_id if pad is None or pad >= rows else pad
@@ -258,7 +258,7 @@ class ChatFormat:
     def _prompt_ids(
         self, prompts: Sequence[str], answers: Sequence[str] | None = None
     ) -> list[list[int]]:
-        """Up to where an answer starts: one that is generated, or each of those given."""
+        """Encodes prompts up to the start of an answer, a generated one or each of those given."""
         if not len(prompts):
             raise ValueError("The set of prompts is empty: there is nothing to encode.")
         if not self.chat:
@@ -273,7 +273,7 @@ class ChatFormat:
                 text if self._thinks(answer) else text.removesuffix(generated) + given
                 for text, answer in zip(texts, answers, strict=True)
             ]
-        # the template writes BOS itself where the model wants it: special tokens would double it
+        # the template writes BOS itself if the model wants it, and special tokens would double it
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return self._with_rows(ids, prompts)
 
@@ -286,13 +286,13 @@ class ChatFormat:
         return [template.defuse(text, self._marks) for text in texts]
 
     def _thinks(self, answer: str) -> bool:
-        """Whether an answer that is given brings thoughts of its own."""
+        """Tells whether a given answer brings thoughts of its own."""
         return bool(self._opening.closing) and self._opening.closing in answer
 
     def _begin(self, answer: str) -> str:
-        """What stands in the answer's block."""
+        """Returns the text of the answer's block."""
         generated, given, _ = self._opening
-        if self._thinks(answer):  # opened by the prompt or by the answer, not by both
+        if self._thinks(answer):  # the prompt or the answer opens the thoughts, not both
             opened = generated if answer.startswith(generated) else generated.strip()
             return answer.removeprefix(opened)
         return answer if generated else given + answer
@@ -300,13 +300,13 @@ class ChatFormat:
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer(list(texts))["input_ids"]
-        # a text that has BOS written at its start gets another from the tokenizer
+        # the tokenizer adds a second BOS to a text that begins with one
         twice = [bos is not None and sequence[:2] == [bos, bos] for sequence in ids]
         ids = [sequence[double:] for sequence, double in zip(ids, twice, strict=True)]
         return self._with_rows(ids, texts)
 
     def _with_rows(self, ids: list[list[int]], texts: Sequence[str]) -> list[list[int]]:
-        """The ids, once it is sure that the embedding has a row for each."""
+        """Returns the ids; raises ValueError for one that has no row in the embedding."""
         rows = self.vocab_size
         if rows is None or len(self._known) <= rows:
             return ids
@@ -323,7 +323,7 @@ class ChatFormat:
     def _pad_left(
         self, ids: list[list[int]], prompts: Sequence[str], length: int | None
     ) -> Encoded:
-        """Prompts of so many columns; None: as many as the longest needs."""
+        """Pads prompts to `length` columns; None: as many as the longest needs."""
         if length is None:
             length = max(map(len, ids))
         _check_lengths(ids, length, prompts, "prompt")
@@ -335,9 +335,9 @@ class ChatFormat:
         return Encoded(tokens, mask)
 
     def _written_end(self) -> int | None:
-        """The first special or added token that the template writes after an answer."""
+        """Returns the first special or added token that the template writes after an answer."""
         _, after = template.around_answer(self.tokenizer, **self._rendering)
-        # added tokens need not be declared special, but runs of blanks that are added end nothing
+        # added tokens need not be declared special; added runs of blanks end no answer
         marks = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.content.strip()}
         ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
         return next((token for token in ids if token in marks), None)
@@ -351,20 +351,20 @@ def load_format(
     thinking: bool = False,
     date: str | None = None,
 ) -> ChatFormat:
-    """The format of a model's directory: its tokenizer, and generation_config.json's stop ids.
+    """Reads the format of a model's directory: its tokenizer, generation_config.json's stop ids.
 
     Args:
-      directory: the model's.
-      chat: see `ChatFormat`, like system and thinking.
-      system: of every conversation.
-      thinking: given to the template.
-      date: the day that a template with a clock reads; None: the one that the model was made with,
-        if its directory records one.
+      directory: the model's directory.
+      chat: see `ChatFormat`, also for system and thinking.
+      system: the system message of every conversation.
+      thinking: the template's enable_thinking.
+      date: the day that a template with a clock reads; None: the day in the model's directory, if
+        it records one.
 
     Raises:
-      FileNotFoundError: as `load_tokenizer`.
-      ValueError: as `load_tokenizer`, and if eos_token_id of generation_config.json is neither an
-        id nor a list of ids, or a file is not JSON.
+      FileNotFoundError: for the reasons of `load_tokenizer`.
+      ValueError: for the reasons of `load_tokenizer`, if eos_token_id of generation_config.json is
+        neither an id nor a list of ids, or if a file is not JSON.
     """
     directory = pathlib.Path(directory)
     rows = model_files.read_optional_json(directory / model_files.CONFIG).get("vocab_size")

@@ -1,4 +1,4 @@
-"""One request and its answer, as every task and dataset has them."""
+"""One request and its answer, the common form of every task and dataset."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ class Conversation:
 
     Attributes:
       prompt: the request, as the user writes it.
-      answer: a reference answer; "" where there is none.
-      family: what it is about, such as maths, code or harmful.
+      answer: a reference answer; "" if there is none.
+      family: its subject, such as maths, code or harmful.
       kind: general, borderline or harmful.
     """
 

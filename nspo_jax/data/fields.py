@@ -1,11 +1,11 @@
-"""A row's fields, read one by one: what is not as its schema says raises a SchemaError."""
+"""Readers of a row's fields, which raise a SchemaError for a value against the schema."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 class SchemaError(ValueError):
-    """Why a row breaks its schema."""
+    """The reason why a row breaks its schema."""
 
 
 def text(row: Mapping[str, Any], name: str, *, blank: bool = False) -> str:
@@ -16,7 +16,7 @@ def text(row: Mapping[str, Any], name: str, *, blank: bool = False) -> str:
         raise SchemaError(f"{name} is empty")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can write
+    except UnicodeEncodeError as error:  # JSON can write a lone surrogate
         raise SchemaError(f"{name} is not valid Unicode ({error.reason})") from error
     return value
 
@@ -46,7 +46,7 @@ def flags(row: Mapping[str, Any], name: str, names: tuple[str, ...]) -> tuple[st
 
 def exactly(row: Mapping[str, Any], names: Iterable[str]) -> None:
     unknown = row.keys() - set(names)
-    if unknown:  # a published field that the schema would drop
+    if unknown:  # the schema would drop a published field
         raise SchemaError(f"has the unknown fields {', '.join(sorted(unknown))}")
 
 

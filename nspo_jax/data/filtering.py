@@ -1,6 +1,6 @@
-"""Which rows to keep: unique ones, none of the evaluation sets', seeded subsets by category.
+"""Filters of rows: duplicates, evaluation sets' prompts, seeded subsets by category.
 
-Every function takes any rows with a `prompt`, keeps their order, and says what it took out.
+Every function takes any rows with a `prompt`, keeps their order, and returns the rows taken out.
 """
 
 import collections
@@ -11,19 +11,19 @@ import re
 from typing import Protocol, TypeVar
 import unicodedata
 
-NGRAM = 8  # words in common that make two prompts the same task
+NGRAM = 8  # so many words in common make two prompts the same task
 SHORTEST = 4  # evaluation prompts of fewer words match only as a whole
 
 
 class Prompted(Protocol):
-    """Anything with a prompt: a record, a `Conversation`."""
+    """Anything with a prompt, such as a record or a `Conversation`."""
 
     @property
     def prompt(self) -> str: ...
 
 
 class Categorised(Prompted, Protocol):
-    """Anything with a prompt and its categories: a record."""
+    """Anything with a prompt and its categories, such as a record."""
 
     @property
     def categories(self) -> tuple[str, ...]: ...
@@ -38,10 +38,10 @@ class Match:
     """A prompt that an evaluation set has, or shares a passage with.
 
     Attributes:
-      index: of the row.
+      index: the row's index.
       suite: the evaluation set.
       passage: the words in common, normalised.
-      whole: whether that is the whole prompt, of both.
+      whole: True if these are the whole of both prompts.
     """
 
     index: int
@@ -51,22 +51,22 @@ class Match:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """A text without what copies of it differ in: case, spacing, punctuation, Unicode forms.
+    """Splits a text into words without case, spacing, punctuation and Unicode forms.
 
-    What carries meaning in maths and code stays: operators, brackets, decimal points, and a minus
-    before a number; a hyphen between words does not.
+    Copies of a text may differ in these. Symbols with a meaning in maths and code stay: operators,
+    brackets, decimal points, and a minus before a number, but no hyphen between words.
     """
-    # what nobody sees must not hide a copy: zero-width and soft hyphen, direction marks (all Cf)
+    # invisible characters (zero-width and soft hyphen, direction marks, all Cf) must hide no copy
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"['’`´]", "", text)  # don't and dont
+    text = re.sub(r"['’`´]", "", text)  # don't becomes dont
     return tuple(
         re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[-−](?=\s*\d)|[+*/^=<>%$&|~@#\\()\[\]{}]", text)
     )
 
 
 def duplicates(rows: Sequence[Prompted]) -> list[list[int]]:
-    """The indices of rows with the same prompt, by `words`: a list for each prompt that recurs."""
+    """Lists the indices of rows with the same `words`, one list for each prompt that recurs."""
     groups: dict[tuple[str, ...], list[int]] = collections.defaultdict(list)
     for index, row in enumerate(rows):
         groups[_key(row.prompt)].append(index)
@@ -74,24 +74,24 @@ def duplicates(rows: Sequence[Prompted]) -> list[list[int]]:
 
 
 def deduplicate(rows: Sequence[Row]) -> list[Row]:
-    """The first row of every prompt; see `duplicates`."""
+    """Keeps the first row of every prompt; see `duplicates`."""
     later = {index for group in duplicates(rows) for index in group[1:]}
     return [row for index, row in enumerate(rows) if index not in later]
 
 
 def contamination(rows: Sequence[Prompted], suites: Mapping[str, Iterable[str]]) -> list[Match]:
-    """Rows whose prompt is an evaluation set's, or shares NGRAM words in a row with one.
+    """Finds rows whose prompt is an evaluation set's, or shares NGRAM words in a row with one.
 
-    An evaluation prompt of SHORTEST to NGRAM - 1 words counts when a row contains all of it; a
-    shorter one, when a row is it. The n-grams are of words between spaces: text in scripts without
-    spaces is compared as a whole.
+    An evaluation prompt of SHORTEST to NGRAM - 1 words counts if a row contains all of it. A
+    shorter one counts if a row is equal to it. Words are split at spaces, so text in scripts
+    without spaces is compared as a whole.
 
     Args:
       rows: the training prompts.
       suites: name -> the prompts of an evaluation set.
 
     Returns:
-      One match a row, the first of: a whole prompt in any suite, then a passage; by index.
+      One match per row, by index: a whole prompt in any suite, or else the first passage.
     """
     whole: dict[tuple[str, ...], str] = {}
     passages: dict[tuple[str, ...], str] = {}
@@ -121,22 +121,22 @@ def contamination(rows: Sequence[Prompted], suites: Mapping[str, Iterable[str]])
 def decontaminate(
     rows: Sequence[Row], suites: Mapping[str, Iterable[str]]
 ) -> tuple[list[Row], list[Match]]:
-    """The rows without `contamination`, and the matches of those taken out."""
+    """Returns the rows without `contamination`, and the matches of those taken out."""
     found = contamination(rows, suites)
     out = {match.index for match in found}
     return [row for index, row in enumerate(rows) if index not in out], found
 
 
 def sample(rows: Sequence[Labelled], counts: Mapping[str, int], seed: int) -> list[Labelled]:
-    """A seeded subset: of every category so many rows, in their old order.
+    """Draws a seeded subset with so many rows of every category, in their old order.
 
     A row is drawn by a hash of the seed and its prompt, so that rows of other categories, and their
     order, do not change the draw. A row of several categories counts for each that drew it.
 
     Args:
-      rows: what to draw from.
-      counts: category -> how many rows of it.
-      seed: of the draw.
+      rows: the rows to draw from.
+      counts: category -> the number of its rows.
+      seed: the draw's seed.
 
     Raises:
       ValueError: if a category has fewer rows than asked for.
@@ -156,11 +156,11 @@ def sample(rows: Sequence[Labelled], counts: Mapping[str, int], seed: int) -> li
 
 
 def _key(text: str) -> tuple[str, ...]:
-    return words(text) or (text.strip(),)  # a prompt of symbols alone is itself
+    return words(text) or (text.strip(),)  # a prompt of symbols alone is its own key
 
 
 def _spoken(text: tuple[str, ...]) -> tuple[str, ...]:
-    """Without symbols: those of a link or a formula would make a passage of nothing."""
+    """Drops the symbols, since those of a link or a formula would make an empty passage."""
     return tuple(word for word in text if word[0].isalnum())
 
 

@@ -1,4 +1,4 @@
-"""Endless shuffled batches with a position that can be saved, on grain."""
+"""Endless shuffled batches, on grain, whose position can be saved."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _SEED_STRIDE = 7919
 
 
 class _Rows:
-    """A grain source: row i of arrays with equal leading axes."""
+    """A grain source of the rows of arrays with equal leading axes."""
 
     def __init__(self, arrays: Arrays):
         self._arrays = arrays
@@ -25,12 +25,12 @@ class _Rows:
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int) -> grain.DatasetIterator:
-    """Endless batches in an order that is shuffled anew every epoch and depends on `seed` alone.
+    """Makes endless batches in an order that is new every epoch and depends on `seed` alone.
 
     Args:
       arrays: name -> array [rows, ...].
       batch_size: rows of a batch; may exceed the number of rows, which are then repeated.
-      seed: of the order.
+      seed: the seed of the order.
 
     Returns:
       An iterator of dicts of arrays; `get_state()` and `set_state()` save and restore its position.
@@ -41,21 +41,21 @@ def batches(arrays: Arrays, batch_size: int, seed: int) -> grain.DatasetIterator
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         raise ValueError(f"Rows to draw batches from: {lengths}; expected one positive number.")
-    # no worker threads: rows are slices of arrays in memory
+    # rows are slices of arrays in memory, so worker threads would not help
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     rows = grain.MapDataset.source(_Rows(arrays)).seed(seed).shuffle().repeat()
-    # the repeated rows never end, so nothing is dropped; a length rounded up would overflow
+    # the repeated rows never end, so no row is dropped; a length rounded up would overflow
     return iter(rows.batch(batch_size, drop_remainder=True).to_iter_dataset(options))
 
 
 def check_digest(state: dict[str, Any], digest: str, what: str, count: str = "") -> None:
-    """Raises ValueError if a saved position is one among other data than there is now.
+    """Raises ValueError if a saved position belongs to other data than the present.
 
     Args:
-      state: a position, with the digest of the data that it is a position in.
-      digest: of the data that there is.
-      what: the data is, such as "pairs".
-      count: how much there is, as the message goes on with it.
+      state: a position, with the digest of its data.
+      digest: the present data's digest.
+      what: the data's name, such as "pairs".
+      count: the amount of it, in the words that continue the message.
     """
     if state.get("digest") != digest:
         raise ValueError(
@@ -89,7 +89,7 @@ class MixedBatches:
         return self
 
     def get_state(self) -> dict[str, Any]:
-        """The position, JSON-able."""
+        """Returns the position, JSON-able."""
         return {"parts": [part.get_state() for part in self._parts]}
 
     def set_state(self, state: dict[str, Any]) -> None:

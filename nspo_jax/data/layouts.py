@@ -1,7 +1,7 @@
-"""How published files write their rows: each layout's fields, and the parser to its record.
+"""The layouts of published files: each one's fields, and the parser to its record.
 
-A layout is recognised by the fields of a file's first rows; then every row must keep it. A row that
-does not raises SchemaError with the field, the value and what was expected.
+A file's layout is recognised by the fields of its first rows, and every row must keep it. Any other
+row raises SchemaError with the field, the value and the expected one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +15,13 @@ from nspo_jax.data import fields, pair_layouts, raw, records, sources
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns of a table of one's own hold what.
+    """The columns of a table of one's own.
 
     Attributes:
       prompt: the column of the prompts.
       category: the column of their categories; "" if there is none.
-      kind: of `records.PROMPT_KINDS`, what the prompts are.
-      otherwise: only of files that are laid out in no known way.
+      kind: the prompts' kind, of `records.PROMPT_KINDS`.
+      otherwise: True reads these columns only in files of no known layout.
     """
 
     prompt: str
@@ -41,11 +41,11 @@ class Layout:
     """One way of writing rows.
 
     Attributes:
-      source: what the rows are called.
-      fields: those a row must have.
-      parse: a row's fields and its file to a record; raises fields.SchemaError.
-      header: the columns of a csv file that has none.
-      split: of files whose names say none: benchmarks that are published as a test set alone.
+      source: the rows' name.
+      fields: the fields that a row must have.
+      parse: turns a row's fields and its file into a record; raises fields.SchemaError.
+      header: the columns of a csv file without a header.
+      split: the split of files whose names say none; some benchmarks are a test set alone.
     """
 
     source: str
@@ -56,12 +56,12 @@ class Layout:
 
 
 def recognise(dataset: str, file: sources.SourceFile, columns: Columns | None = None) -> Layout:
-    """The layout of a file: of those whose fields its first row has, the one with most.
+    """Returns the layout of a file, the one with most fields of those that its first row fits.
 
     Args:
       dataset: a name of `sources.HOMES`.
       file: one of its files.
-      columns: of a table of one's own, for safety_prompts.
+      columns: the columns of a table of one's own, for safety_prompts.
 
     Raises:
       raw.SourceError: if no row has the fields of a known layout.
@@ -94,7 +94,7 @@ def recognise(dataset: str, file: sources.SourceFile, columns: Columns | None = 
 def parse(
     file: sources.SourceFile, layout: Layout, problems: raw.Problems
 ) -> Iterator[records.Record]:
-    """The records of a file; rows that break the schema go to `problems`."""
+    """Yields the records of a file; rows that break the schema go to `problems`."""
     for row in raw.read(file.path, file.name, problems, layout.header):
         try:
             if not isinstance(row.value, dict):
@@ -160,7 +160,7 @@ def _mmlu_hub(row: Mapping[str, Any], file: sources.SourceFile) -> records.Gener
 
 
 def _subject(file: sources.SourceFile) -> str:
-    """MMLU's files are named for their subjects: high_school_chemistry_test.csv."""
+    """Returns MMLU's subject from the file's name, such as high_school_chemistry_test.csv."""
     return re.sub(r"_(dev|val|test)$", "", file.path.name.split(".")[0])
 
 
@@ -186,7 +186,7 @@ def _arc_hub(row: Mapping[str, Any], file: sources.SourceFile) -> records.Genera
 
 
 def _arc(row, file: sources.SourceFile, stem: str, choices) -> records.GeneralQuestion:
-    labels = [choice["label"] for choice in choices]  # A to E, or 1 to 5
+    labels = [choice["label"] for choice in choices]  # they are A to E, or 1 to 5
     if not 2 <= len(choices) <= len(records.LETTERS):
         raise fields.SchemaError(
             f"has {len(choices)} choices, expected 2 to {len(records.LETTERS)}"

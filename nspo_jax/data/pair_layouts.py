@@ -1,4 +1,4 @@
-"""How PKU-SafeRLHF and BeaverTails write their rows, in each of their releases."""
+"""The row layouts of PKU-SafeRLHF and BeaverTails, in each of their releases."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,7 +50,7 @@ _UNPUBLISHED: dict[str, Any] = {
 
 
 def pku_first(row: Mapping[str, Any], file: sources.SourceFile) -> records.PreferencePair:
-    """The first releases (30K, 10K): neither categories nor severities, sources or digests."""
+    """Reads the first releases (30K, 10K), without categories, severities, sources or digests."""
     del file
     fields.exactly(row, FIRST_FIELDS)
     values: dict[str, Any] = {"prompt": fields.text(row, "prompt")}
@@ -63,7 +63,7 @@ def pku_first(row: Mapping[str, Any], file: sources.SourceFile) -> records.Prefe
 
 
 def pku_ordered(row: Mapping[str, Any], file: sources.SourceFile) -> records.PreferencePair:
-    """A prompt with [safer, other], as DPO's trainers take it: the order is all that is said.
+    """Reads a prompt with [safer, other], the form of DPO's trainers, whose order alone is a label.
 
     The first answer is taken for the safe, the safer and the better one.
     """

@@ -1,4 +1,4 @@
-"""Preference pairs: a prompt, two responses, which is better, which is safer, and which is safe."""
+"""Preference pairs: a prompt, two responses, and the labels of help, harm and safety."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,9 +14,9 @@ class Pair:
 
     Attributes:
       prompt: the request.
-      responses: the two.
-      better: 0 or 1, the more helpful; None where neither is.
-      safer: 0 or 1, the less harmful; None where neither is.
+      responses: the two responses.
+      better: 0 or 1, the more helpful one; None if neither is.
+      safer: 0 or 1, the less harmful one; None if neither is.
       safe: the safety flag of each.
     """
 
@@ -28,7 +28,7 @@ class Pair:
 
 
 def from_records(rows: Sequence[records.PreferencePair]) -> list[Pair]:
-    """PKU-SafeRLHF's pairs as published: both of two unsafe responses are still ranked."""
+    """Returns PKU-SafeRLHF's pairs as published, in which two unsafe responses are still ranked."""
     return [
         Pair(
             row.prompt,

@@ -1,11 +1,11 @@
-"""TFDS builders of public datasets: original files, checked and stored once as array_record.
+"""TFDS builders of public datasets, whose files are checked and stored once as array_record.
 
     loaded = public.load("pku_safe_rlhf", "runs/data", "train[:40%]", subset="alpaca-7b")
     loaded.rows[0].safer_response_id, loaded.problems.total
 
 The rows keep the order of the files, so that a slice is the one that others take of the same files.
-A prepared copy is recognised by the files' names and bytes: changed files are prepared anew. What
-broke the schema is stored beside the rows and comes back with every load.
+A prepared copy is recognised by the files' names and bytes, and changed files are prepared anew.
+Rows that broke the schema are stored beside the others and told at every load.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ UNNAMED = "rows"  # the split of files whose names say none
 
 @dataclasses.dataclass
 class FilesConfig(tfds.core.BuilderConfig):
-    """The files that a dataset is made of.
+    """The files of a dataset.
 
     Attributes:
       files: split -> its files, each with its layout, in the order of the rows.
@@ -50,14 +50,14 @@ class _Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 {field.name: _feature(field.type) for field in dataclasses.fields(self.RECORD)}
             ),
             description=self.RECORD.__doc__,
-            disable_shuffling=True,  # a slice means the first rows of the files
+            disable_shuffling=True,  # a slice takes the rows in the order of the files
             metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager):
         del dl_manager  # the files are there
         problems = raw.Problems()
-        files = cast(FilesConfig, self.builder_config).files  # TFDS leaves its kind open
+        files = cast(FilesConfig, self.builder_config).files  # TFDS leaves its type open
         return {split: self._generate_examples(files[split], problems) for split in files}
 
     def _generate_examples(self, files, problems: raw.Problems) -> Iterator[tuple[int, Any]]:
@@ -73,13 +73,13 @@ class _Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"line {line} of {name} {reason}."
             )
         found = {"counts": problems.counts, "examples": problems.examples}
-        cast(dict, self.info.metadata)["problems"] = found  # `_info` makes one
+        cast(dict, self.info.metadata)["problems"] = found  # `_info` makes it a dict
 
 
 class PkuSafeRlhf(_Public):
     """PKU-SafeRLHF, with every published field."""
 
-    VERSION = tfds.core.Version("1.0.0")  # to be raised when other records are made of the files
+    VERSION = tfds.core.Version("1.0.0")  # it rises when files are turned into other records
     RECORD = records.PreferencePair
 
 
@@ -91,7 +91,7 @@ class Beavertails(_Public):
 
 
 class General(_Public):
-    """GSM8K, MMLU, ARC, HumanEval and IFEval: the calibration mix."""
+    """The calibration mix: GSM8K, MMLU, ARC, HumanEval and IFEval."""
 
     VERSION = tfds.core.Version("1.0.0")
     RECORD = records.GeneralQuestion
@@ -115,7 +115,7 @@ class Loaded:
       rows: its records, in the order of the files.
       splits: every split of the dataset, with its number of rows.
       files: the names of the original files.
-      problems: the rows of all these files that break the schema, and are not among `rows`.
+      problems: the rows of all files that break the schema, which are not among `rows`.
     """
 
     rows: list[records.Record]
@@ -134,23 +134,23 @@ def load(
     columns: layouts.Columns | None = None,
     max_broken: float = 1.0,
 ) -> Loaded:
-    """Loads a public dataset, preparing it first where that is not done.
+    """Loads a public dataset, and prepares it first if that is not done.
 
     Args:
       name: a name of BUILDERS.
-      data_dir: where TFDS keeps prepared datasets.
-      split: one of the dataset's, with a slice if wanted: "train[:40%]"; "": all of them. Files
-        name theirs (train, test, dev, validation; else "rows"); BeaverTails has 30k_train,
-        30k_test, 330k_train and 330k_test; the splits of safety_prompts are its sources:
-        advbench, harmbench, harmbench_validation, strongreject, xstest, custom.
-      paths: the original files: see `sources.find`.
-      subset: only the files in a directory of this name: see `sources.find`.
-      columns: of a table of one's own, for safety_prompts.
+      data_dir: the directory of prepared datasets, for TFDS.
+      split: one of the dataset's splits, or a slice such as "train[:40%]"; "": all of them. Files
+        name theirs (train, test, dev, validation; else "rows"). BeaverTails has 30k_train,
+        30k_test, 330k_train and 330k_test. The splits of safety_prompts are its sources: advbench,
+        harmbench, harmbench_validation, strongreject, xstest, custom.
+      paths: the original files; see `sources.find`.
+      subset: only the files in a directory of this name; see `sources.find`.
+      columns: the columns of a table of one's own, for safety_prompts.
       max_broken: the largest share of rows that may break the schema. They are always told.
 
     Raises:
-      ValueError: for an unknown dataset, subset or split, files that are no such dataset or broken
-        in more rows than that, and prepared files that cannot be read.
+      ValueError: for an unknown dataset, subset or split, for files of another dataset or with too
+        many broken rows, and for prepared files that cannot be read.
       FileNotFoundError: if the original files are not there.
     """
     if columns and name != "safety_prompts":
@@ -176,7 +176,7 @@ def load(
             if builder.info.splits[part].num_examples  # TFDS cannot read an empty slice
             for row in builder.as_data_source(split=part)  # pyright: ignore[reportCallIssue]  # the decorator hides it
         ]
-        stored = cast(dict, builder.info.metadata)["problems"]  # as above
+        stored = cast(dict, builder.info.metadata)["problems"]  # `_info` makes it a dict
         splits = {part: builder.info.splits[part].num_examples for part in config.files}
     except (raw.SourceError, split_lib.SplitError):
         raise
@@ -207,10 +207,10 @@ def load_prompts(
     columns: layouts.Columns | None = None,
     max_broken: float = 1.0,
 ) -> list[Conversation]:
-    """As `load`, as conversations: a prompt, a reference answer where there is a safe one, a kind.
+    """Loads conversations as `load` does, with a reference answer if there is a safe one.
 
-    Prompts come as often as the dataset has them: `filtering` makes them unique, and takes out
-    those of the evaluation sets.
+    Prompts come as often as the dataset has them. `filtering` makes them unique and takes out those
+    of the evaluation sets.
     """
     loaded = load(
         name, data_dir, split, paths=paths, subset=subset, columns=columns, max_broken=max_broken
@@ -219,7 +219,7 @@ def load_prompts(
 
 
 def _tell_broken(name: str, problems: raw.Problems, good: int, most: float) -> None:
-    """Logs how many rows are broken, and the first; raises SourceError for too large a share."""
+    """Logs the number of broken rows and the first; raises SourceError for too large a share."""
     if not problems.total:
         return
     total = good + problems.total
@@ -266,7 +266,7 @@ def _stored(record: records.Record) -> dict[str, Any]:
 
 
 def _read(record: type, row: dict[str, Any]) -> records.Record:
-    """The record of a stored row: texts come back as bytes, numbers as numpy's."""
+    """Makes the record of a stored row, whose texts come as bytes and numbers as numpy's."""
     text = lambda value: bytes(value).decode()  # noqa: E731
     readers = {str: text, bool: bool, int: int, tuple[str, ...]: lambda v: tuple(map(text, v))}
     return record(**{

@@ -1,6 +1,7 @@
 """Rows of published data files, each with its line: csv, JSON lines, JSON, parquet, also packed.
 
-What cannot be read as a row is put on a list with its place and the reason; nothing is skipped.
+Anything that cannot be read as a row goes on a list with its place and the reason; nothing is
+skipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,12 @@ SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 PACKED = {".gz": gzip.open, ".xz": lzma.open}
 PANDAS_INDEX = r"__index_level_\d+__"
 # Python's own limit is 131,072 characters a cell: a longer one would be lost, and its tail be read
-# as rows. This is the largest that a C long holds on every platform.
+# as rows. This limit is the largest that a C long holds on every platform.
 csv.field_size_limit(2**31 - 1)
 
 
 class SourceError(ValueError):
-    """An original file that is not what it should be; the message names it and the fix."""
+    """A fault of an original file; the message names the file and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Row:
     """One row of a file.
 
     Attributes:
-      line: of the file, from 1; where the row begins. Of a parquet file: the row.
+      line: the file's line in which the row begins, from 1; in a parquet file, the row's number.
       value: its fields by name, or whatever else the JSON holds.
     """
 
@@ -45,7 +46,7 @@ class Row:
 
 @dataclasses.dataclass
 class Problems:
-    """Rows that break a schema: all are counted, the first of every file kept with their places.
+    """Rows that break a schema, all counted, and the first of every file kept with their places.
 
     Attributes:
       counts: file -> number of broken rows.
@@ -65,12 +66,12 @@ class Problems:
 
     @property
     def total(self) -> int:
-        """How many rows are broken."""
+        """The number of broken rows."""
         return sum(self.counts.values())
 
 
 def suffix(path: pathlib.Path) -> str:
-    """Which format a file's name says, without its packing; "" if none of those read here."""
+    """Returns the format in a file's name, without its packing; "" if it is not read here."""
     name = path.with_suffix("") if path.suffix in PACKED else path
     return name.suffix.lower() if name.suffix.lower() in SUFFIXES else ""
 
@@ -78,13 +79,13 @@ def suffix(path: pathlib.Path) -> str:
 def read(
     path: pathlib.Path, name: str, problems: Problems, columns: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """The rows of a file.
+    """Yields the rows of a file.
 
     Args:
       path: the file.
-      name: what to call it in messages.
-      problems: takes what cannot be read as a row.
-      columns: of a csv file without a header.
+      name: its name in messages.
+      problems: collects everything that cannot be read as a row.
+      columns: the columns of a csv file without a header.
 
     Raises:
       SourceError: if the file as a whole cannot be read.
@@ -93,7 +94,7 @@ def read(
     try:
         if kind == ".parquet":
             table = parquet.read_table(path)
-            # pandas' row numbers, which no published schema has
+            # these are pandas' row numbers, which no published schema has
             index = [name for name in table.column_names if re.fullmatch(PANDAS_INDEX, name)]
             table = table.drop_columns(index)
             yield from (Row(i, value) for i, value in enumerate(table.to_pylist(), start=1))
@@ -112,7 +113,7 @@ def read(
 
 
 def first_cells(path: pathlib.Path) -> list[str]:
-    """The cells of a csv file's first row, which may be its header."""
+    """Returns the cells of a csv file's first row, which may be its header."""
     lines = io.StringIO(_text(_content(path), path.name), newline="")
     return next(csv.reader(lines), [])
 
@@ -133,7 +134,7 @@ def _text(content: bytes, name: str) -> str:
 def _read_csv(
     content: bytes, name: str, problems: Problems, columns: Sequence[str] | None
 ) -> Iterator[Row]:
-    # strict: an unclosed quote would otherwise swallow the rest of the file into one cell
+    # without strict an unclosed quote would swallow the rest of the file into one cell
     reader = csv.reader(io.StringIO(_text(content, name), newline=""), strict=True)
     fields = columns
     while True:
@@ -154,7 +155,7 @@ def _read_csv(
 
 
 def _read_lines(content: bytes, name: str, problems: Problems) -> Iterator[Row]:
-    # not str.splitlines, which also cuts at U+2028, which JSON allows inside a string
+    # str.splitlines would also cut at U+2028, which JSON allows inside a string
     for line, text in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if text.strip():
             try:
@@ -164,7 +165,7 @@ def _read_lines(content: bytes, name: str, problems: Problems) -> Iterator[Row]:
 
 
 def _read_json(content: bytes, name: str) -> Iterator[Row]:
-    """Objects of one list, of several lists after each other, or one after the other."""
+    """Yields the objects of one list, of several lists after each other, or of no list."""
     text = _text(content, name)
     decoder = json.JSONDecoder()
     position, line = 0, 1

@@ -1,7 +1,7 @@
-"""The schemas of public datasets: one record a row, with everything that is published.
+"""The schemas of public datasets: one record a row, with every published field.
 
-`conversation()` is what training and evaluation take of a record. A record's fields are all text,
-booleans, integers or tuples of text, so that `data.public` can store any of them.
+Training and evaluation take a record's `conversation()`. A record's fields are all text, booleans,
+integers or tuples of text, so that `data.public` can store any of them.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 
 from nspo_jax.data.conversation import Conversation
 
-# Of PKU-SafeRLHF: Ji et al., arXiv 2406.15513, in the order of its files.
+# PKU-SafeRLHF's (Ji et al., arXiv 2406.15513), in the order of its files.
 HARM_CATEGORIES = (
     "Endangering National Security",
     "Insulting Behavior",
@@ -31,9 +31,9 @@ HARM_CATEGORIES = (
     "White-Collar Crime",
     "Animal Abuse",
 )
-SEVERITIES = (0, 1, 2, 3)  # safe, then minor, moderate and severe harm
+SEVERITIES = (0, 1, 2, 3)  # 0 is safe, then come minor, moderate and severe harm
 UNKNOWN = -1  # the severity in releases that do not publish it
-# Of BeaverTails: Ji et al., arXiv 2307.04657.
+# BeaverTails' (Ji et al., arXiv 2307.04657).
 BEAVERTAILS_CATEGORIES = (
     "animal_abuse",
     "child_abuse",
@@ -59,15 +59,15 @@ class PreferencePair:
     """PKU-SafeRLHF: a prompt and two answers, each judged for itself and against the other.
 
     Attributes:
-      prompt, prompt_source: the question, and who wrote it.
+      prompt, prompt_source: the question, and its author.
       response_0, response_1: the answers; response_K_source: the model that gave it.
       is_response_0_safe, is_response_1_safe: the safety flag of each.
-      response_0_harm_category, response_1_harm_category: of HARM_CATEGORIES, those that apply.
-      response_0_severity_level, response_1_severity_level: of SEVERITIES, or UNKNOWN.
-      better_response_id: 0 or 1, the more helpful.
-      safer_response_id: 0 or 1, the less harmful: the other one, where the two disagree. Both
-        answers may be unsafe, or both safe, and are still ranked.
-      response_0_sha256, response_1_sha256: of prompt and answer together.
+      response_0_harm_category, response_1_harm_category: its entries of HARM_CATEGORIES.
+      response_0_severity_level, response_1_severity_level: one of SEVERITIES, or UNKNOWN.
+      better_response_id: 0 or 1, the more helpful one.
+      safer_response_id: 0 or 1, the less harmful one, which may be the less helpful. Both answers
+        may be unsafe, or both safe, and are still ranked.
+      response_0_sha256, response_1_sha256: the digest of prompt and answer together.
     """
 
     prompt: str
@@ -94,7 +94,7 @@ class PreferencePair:
         return tuple(name for name in HARM_CATEGORIES if name in either)
 
     def conversation(self) -> Conversation:
-        """The prompt with its safer answer, if that one is safe; else with none."""
+        """Returns the prompt with its safer answer if that one is safe, else with none."""
         safer = (self.response_0, self.response_1)[self.safer_response_id]
         safe = (self.is_response_0_safe, self.is_response_1_safe)[self.safer_response_id]
         return _harmful(self.prompt, safer if safe else "", self.categories)
@@ -102,12 +102,12 @@ class PreferencePair:
 
 @dataclasses.dataclass(frozen=True)
 class JudgedAnswer:
-    """BeaverTails: a question, an answer, and its harms. Questions come back with other answers.
+    """BeaverTails: a question, an answer, and its harms. Questions recur with other answers.
 
     Attributes:
       prompt, response: the question and the answer.
       is_safe: the safety flag.
-      category: of BEAVERTAILS_CATEGORIES, those that apply to the answer.
+      category: the answer's entries of BEAVERTAILS_CATEGORIES.
     """
 
     prompt: str
@@ -117,29 +117,29 @@ class JudgedAnswer:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """As `category`."""
+        """The same as `category`."""
         return self.category
 
     def conversation(self) -> Conversation:
-        """The question with its answer, if that is safe; else with none."""
+        """Returns the question with its answer if that is safe, else with none."""
         return _harmful(self.prompt, self.response if self.is_safe else "", self.category)
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneralQuestion:
-    """GSM8K, MMLU, ARC, HumanEval or IFEval: what a model should still be able to do.
+    """A question of GSM8K, MMLU, ARC, HumanEval or IFEval, tests of skills to keep.
 
     Attributes:
-      question: as published.
-      choices: of a multiple-choice question, in order; else empty.
-      answer: as published; of a multiple-choice question the letter of LETTERS, by position; of
-        IFEval none.
+      question: the published question.
+      choices: the choices of a multiple-choice question, in order; else empty.
+      answer: the published answer; for a multiple-choice question the letter of LETTERS by
+        position, for IFEval "".
       family: maths, knowledge, code or instruction.
       source: gsm8k, mmlu, arc, humaneval or ifeval.
       category: MMLU's subject, ARC's Challenge or Easy; else "".
-      identifier: as published; "" where there is none.
-      details: JSON of what else is published: HumanEval's test and entry point, IFEval's
-        instructions; "" where there is nothing.
+      identifier: the published one; "" if there is none.
+      details: JSON of other published fields, HumanEval's test and entry point or IFEval's
+        instructions; else "".
     """
 
     question: str
@@ -163,7 +163,7 @@ class GeneralQuestion:
         return (f"{self.source}/{self.category}" if self.category else self.source,)
 
     def conversation(self) -> Conversation:
-        """The prompt and its answer; GSM8K's without the calculator's annotations <<2*3=6>>."""
+        """Returns the prompt and its answer, without GSM8K's calculator annotations <<2*3=6>>."""
         answer = self.answer
         if self.source == "gsm8k":
             answer = re.sub(r"<<[^<>]*>>", "", answer)
@@ -172,19 +172,18 @@ class GeneralQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class SafetyPrompt:
-    """A prompt to be judged on: of AdvBench, HarmBench, JailbreakBench, StrongREJECT, XSTest, or a
-    table of one's own.
+    """A prompt of AdvBench, HarmBench, JailbreakBench, StrongREJECT, XSTest, or an own table.
 
     Attributes:
-      request: the prompt as published.
+      request: the published prompt.
       context: HarmBench's text that a contextual behaviour is about; else "".
-      kind: of PROMPT_KINDS; XSTest's safe prompts are borderline: they look harmful.
+      kind: one of PROMPT_KINDS; XSTest's safe prompts look harmful and are borderline.
       target: AdvBench's opening of a complying answer; else "".
       source: advbench, harmbench, jailbreakbench, strongreject, xstest or custom.
-      category: as published: HarmBench's SemanticCategory, XSTest's type; "" of AdvBench.
-      detail: HarmBench's FunctionalCategory and tags, StrongREJECT's source, XSTest's focus and
-        note; joined by "; ".
-      identifier: as published; "" where there is none.
+      category: the published one, HarmBench's SemanticCategory or XSTest's type; "" for AdvBench.
+      detail: HarmBench's FunctionalCategory and tags, StrongREJECT's source, or XSTest's focus and
+        note, joined by "; ".
+      identifier: the published one; "" if there is none.
     """
 
     request: str
@@ -198,7 +197,7 @@ class SafetyPrompt:
 
     @property
     def prompt(self) -> str:
-        """The request, below its context: as HarmBench's own baselines join the two."""
+        """The request below its context, joined as in HarmBench's own baselines."""
         return f"{self.context}\n\n---\n\n{self.request}" if self.context else self.request
 
     @property
@@ -207,7 +206,7 @@ class SafetyPrompt:
         return (f"{self.source}/{self.category}" if self.category else self.source,)
 
     def conversation(self) -> Conversation:
-        """The prompt, without an answer."""
+        """Returns the prompt without an answer."""
         return Conversation(self.prompt, "", self.categories[0], self.kind)
 
 
@@ -219,5 +218,5 @@ def _harmful(prompt: str, answer: str, categories: tuple[str, ...]) -> Conversat
 
 
 def names(record: type) -> tuple[str, ...]:
-    """The names of a record's fields, in order."""
+    """Returns the names of a record's fields, in order."""
     return tuple(field.name for field in dataclasses.fields(record))

@@ -1,7 +1,7 @@
-"""Where the original files of a dataset are: local files and directories, or the Hugging Face Hub.
+"""The original files of a dataset, in local files and directories or at the Hugging Face Hub.
 
-A path is a file, a directory, or `hf:OWNER/NAME`: a dataset of the Hub. Without a path the
-dataset's home at the Hub is asked, by huggingface_hub with its cache and its environment variables.
+A path is a file, a directory, or `hf:OWNER/NAME`, a dataset of the Hub. Without a path
+huggingface_hub asks the dataset's home at the Hub, with its cache and environment variables.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from nspo_jax.data import raw
 
 HUB_PREFIX = "hf:"
 _log = logging.getLogger(__name__)
-# dataset -> (Hub dataset, which of its files); as they are laid out there
+# dataset -> (Hub dataset, patterns of its files), as they are laid out there
 HOMES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "pku_safe_rlhf": (("PKU-Alignment/PKU-SafeRLHF", ("data/*/*.jsonl",)),),
     "beavertails": (("PKU-Alignment/BeaverTails", ("round0/*/*.jsonl.*",)),),
     "general": (
         ("openai/gsm8k", ("main/*.parquet",)),
-        # not auxiliary_train, which is other datasets' questions
+        # auxiliary_train is left out, since it holds other datasets' questions
         ("cais/mmlu", ("all/dev-*.parquet", "all/validation-*.parquet", "all/test-*.parquet")),
         ("allenai/ai2_arc", ("ARC-Challenge/*.parquet",)),
         ("openai/openai_humaneval", ("openai_humaneval/*.parquet",)),
         ("google/IFEval", ("ifeval_input_data.jsonl",)),
     ),
-    "safety_prompts": (),  # published as csv files in their authors' repositories
+    "safety_prompts": (),  # their authors publish csv files in repositories of their own
 }
 _SPLITS = {"train": "train", "test": "test", "dev": "dev", "val": "validation",
            "valid": "validation", "validation": "validation"}  # fmt: skip
@@ -41,10 +41,10 @@ class SourceFile:
     """One original file.
 
     Attributes:
-      path: where it is.
-      name: its path inside what was given, with that directory's or Hub dataset's name.
-      split: train, test, dev or validation, as its name or its directory's says; else "".
-      size: "30k" or "330k", where the name or directory says it, as BeaverTails' do; else "".
+      path: the file's path.
+      name: its path below the given directory or Hub dataset, with the name of that.
+      split: train, test, dev or validation, by its name or its directory's; else "".
+      size: "30k" or "330k", by its name or its directory's, as for BeaverTails; else "".
     """
 
     path: pathlib.Path
@@ -54,18 +54,17 @@ class SourceFile:
 
 
 def split_paths(joined: str) -> list[str]:
-    """The paths of a config's field, which + joins; none of an empty one."""
+    """Splits a config's field at +; an empty one has no paths."""
     return joined.split("+") if joined else []
 
 
 def find(dataset: str, paths: Sequence[str] = (), subset: str = "") -> list[SourceFile]:
-    """The original files of a dataset, in the order of their names.
+    """Finds the original files of a dataset, in the order of their names.
 
     Args:
       dataset: a name of HOMES.
       paths: files, directories or `hf:OWNER/NAME`; none: the dataset's home at the Hub.
-      subset: only the files in a directory of this name, such as alpaca-7b or 30k; case is no
-        matter.
+      subset: only the files in a directory of this name, such as alpaca-7b or 30k, in any case.
 
     Raises:
       FileNotFoundError: if there is nothing, or the Hub cannot be reached.
@@ -101,11 +100,11 @@ def find(dataset: str, paths: Sequence[str] = (), subset: str = "") -> list[Sour
 
 
 def digest(files: Sequence[SourceFile], reading: str = "") -> str:
-    """A short digest of files' names and bytes: prepared copies are recognised by it.
+    """Computes a short digest of files' names and bytes, which identifies a prepared copy.
 
     Args:
       files: the files, in order.
-      reading: whatever else decides which rows are made of them.
+      reading: everything else that decides the rows.
     """
     total = hashlib.sha256(f"{reading}\n".encode())
     for file in files:
@@ -154,7 +153,7 @@ def _in_directory(directory: pathlib.Path, name: str) -> list[SourceFile]:
 
 
 def _file(path: pathlib.Path, name: str) -> SourceFile:
-    """Reads split and size off the file's name, and off its directory's where that says none."""
+    """Reads split and size off the file's name, or else off its directory's."""
     parts = pathlib.PurePosixPath(name).parts
     said = [re.split(r"[^a-z0-9]+", part.lower()) for part in (*parts[-1:], *parts[-2:-1])]
     words = [word for part in said for word in part]

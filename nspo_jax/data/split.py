@@ -9,17 +9,17 @@ _PATTERN = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
 class SplitError(ValueError):
-    """A split that is none, or that has not what its slice asks for."""
+    """A text that is no split, or a slice that asks for more than there is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split by name, from one row up to, without, another.
+    """A split by name, from one row up to but without another.
 
     Attributes:
-      name: the split's.
-      start: the first row: a number, or a share such as "40%"; negative ones count from the end.
-      stop: what follows the last row, likewise.
+      name: the split's name.
+      start: the first row, a number or a share such as "40%"; negative ones count from the end.
+      stop: the row after the last, in the same form.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Split:
 
 @contextlib.contextmanager
 def said_by(field: str) -> Iterator[None]:
-    """Names the field that says the split in a SplitError from within."""
+    """Adds the name of the split's field to a SplitError from within."""
     try:
         yield
     except SplitError as error:
@@ -57,7 +57,7 @@ def parse(text: str) -> Split:
     """Reads a split such as train or train[:40%].
 
     Raises:
-      SplitError: if it is neither, asks for more than all of a split, or for nothing of any.
+      SplitError: if it is neither, or asks for more than a whole split, or always for nothing.
     """
     match = _PATTERN.fullmatch(text)
     if match is None:
@@ -80,7 +80,7 @@ def _value(bound: str) -> int:
 
 
 def _kind(bound: str) -> tuple[bool, bool]:
-    """What makes two bounds comparable before the number of rows is known."""
+    """Returns the kind of a bound; two of a kind compare before the number of rows is known."""
     return bound.startswith("-"), bound.endswith("%")
 
 

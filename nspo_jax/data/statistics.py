@@ -1,4 +1,4 @@
-"""What a dataset holds, in tables: a list of (title, rows), the first row of each its header."""
+"""The contents of a dataset in tables: (title, rows), with a header as the first row."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,25 +9,25 @@ import numpy as np
 
 from nspo_jax.data import filtering, public, records
 
-Kind = TypeVar("Kind")  # of record
+Kind = TypeVar("Kind")  # a type of record
 Table = tuple[str, list[list[str]]]
-SHOWN = 20  # of broken rows and of contaminated prompts
+SHOWN = 20  # so many broken rows and contaminated prompts are listed
 
 
 def describe(loaded: public.Loaded, suites: Mapping[str, Iterable[str]]) -> list[Table]:
-    """Rows, categories, labels, lengths, duplicates, contamination, broken rows.
+    """Describes rows, categories, labels, lengths, duplicates, contamination and broken rows.
 
     Args:
       loaded: the dataset.
-      suites: evaluation sets to look for among its prompts, by name.
+      suites: name -> the prompts of an evaluation set, to be found in the dataset's.
     """
     rows = loaded.rows
     tables = [_splits(loaded)]
-    if pairs := _of(rows, records.PreferencePair):
+    if pairs := _rows_of(rows, records.PreferencePair):
         tables += [_severities(pairs), _preferences(pairs)]
-    elif judged := _of(rows, records.JudgedAnswer):
+    elif judged := _rows_of(rows, records.JudgedAnswer):
         tables.append(_safety(judged))
-    elif asked := _of(rows, records.SafetyPrompt):
+    elif asked := _rows_of(rows, records.SafetyPrompt):
         tables.append(_count("kind", (row.kind for row in asked), len(asked)))
     tables.append(_categories(rows))
     tables += [_lengths(rows), _duplicates(rows), *_contradictions(rows)]
@@ -36,8 +36,8 @@ def describe(loaded: public.Loaded, suites: Mapping[str, Iterable[str]]) -> list
     return [*tables, _problems(loaded)]
 
 
-def _of(rows: Sequence[records.Record], kind: type[Kind]) -> list[Kind]:
-    """Returns the rows of a kind: all of a dataset's, or none."""
+def _rows_of(rows: Sequence[records.Record], kind: type[Kind]) -> list[Kind]:
+    """Returns the rows of a type, which are all of a dataset's or none."""
     return [row for row in rows if isinstance(row, kind)]
 
 
@@ -72,7 +72,7 @@ def _severities(rows: Sequence[records.PreferencePair]) -> Table:
 
 
 def _preferences(rows: Sequence[records.PreferencePair]) -> Table:
-    """How the labels of pairs agree with each other."""
+    """Counts the pairs whose labels agree with each other."""
 
     def consistent(row: records.PreferencePair, k: int) -> bool:
         safe = getattr(row, f"is_response_{k}_safe")
@@ -103,7 +103,7 @@ def _preferences(rows: Sequence[records.PreferencePair]) -> Table:
         ),
     }
     if all(row.response_0_severity_level == records.UNKNOWN for row in rows):
-        facts = dict(list(facts.items())[:5])  # the others are of what is not published
+        facts = dict(list(facts.items())[:5])  # the others need fields that are not published
     return "labels", _facts(facts, len(rows))
 
 
@@ -145,11 +145,11 @@ def _duplicates(rows: Sequence[records.Record]) -> Table:
 
 
 def _contradictions(rows: Sequence[records.Record]) -> list[Table]:
-    """Texts that come several times with different labels: neither copy can be right alone."""
+    """Lists texts that recur with different labels, of which at most one can be right."""
     flags = collections.defaultdict(set)
-    for row in _of(rows, records.JudgedAnswer):
+    for row in _rows_of(rows, records.JudgedAnswer):
         flags[row.prompt, row.response].add(row.is_safe)
-    for row in _of(rows, records.PreferencePair):
+    for row in _rows_of(rows, records.PreferencePair):
         for k in (0, 1):
             answer = row.prompt, getattr(row, f"response_{k}")
             flags[answer].add(getattr(row, f"is_response_{k}_safe"))

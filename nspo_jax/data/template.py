@@ -1,8 +1,8 @@
-"""A tokenizer's chat template: conversations to text, on a fixed date, and how answers begin.
+"""A tokenizer's chat template: its texts on a fixed date, its marks, and the openings of answers.
 
 Templates may read the clock (`strftime_now`), which would change all texts overnight, and may open
-thoughts in the generation prompt, where an answer that is given does not belong. What users and
-models write may spell the marks that set turns apart: they are defused, or a turn could be forged.
+thoughts in the generation prompt, where a given answer does not belong. Users and models may spell
+the marks that set turns apart; these are defused, or a turn could be forged.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,26 +17,26 @@ import jinja2
 import transformers
 
 Tokenizer = transformers.PreTrainedTokenizerBase
-Id = int | None  # of a special token; the stubs of transformers allow strings and lists too
+Id = int | None  # a special token's id; the stubs of transformers allow strings and lists too
 _log = logging.getLogger(__name__)
 _CLOCK = "strftime_now"
-# a call with the format spelled out, as all known templates have it
+# a call that spells out its format, as in all known templates
 _READS_CLOCK = re.compile(
     _CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?(?P<mark>["'])(?P<format>[^"'\\]*)(?P=mark)\s*\)"""
 )
 _ASKED, _PROBE = "the-request-itself", "the-answer-itself"
 _BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 _THOUGHTS = re.compile("think|thought|reason", re.IGNORECASE)
-_SYSTEM_MARKS = ("<<SYS>>", "<</SYS>>")  # text to Llama 2's tokenizer, and no token
+_SYSTEM_MARKS = ("<<SYS>>", "<</SYS>>")  # Llama 2's tokenizer has no such tokens
 
 
 class Opening(NamedTuple):
-    """How the template begins an answer that is generated, and one that is given.
+    """The template's beginnings of a generated answer and of a given one.
 
-    generated: what the generation prompt ends with, and the turn of a given answer does not have:
-    an opened `<think>`. given: what such a turn has in that place: closed thoughts, or nothing.
-    closing: the tag that ends thoughts, "" where there are none: an answer that holds it brings its
-    own.
+    generated: the end of the generation prompt that a given answer's turn lacks, an opened
+    `<think>`. given: the text in that place of a given answer's turn, closed thoughts or nothing.
+    closing: the tag that ends thoughts, "" if there are none; an answer that holds it brings its
+    own thoughts.
     """
 
     generated: str
@@ -45,16 +45,16 @@ class Opening(NamedTuple):
 
 
 def reads_clock(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template's text depends on the day it is rendered."""
+    """Tells whether the chat template's text depends on the day of rendering."""
     return bool(tokenizer.chat_template) and _CLOCK in tokenizer.get_chat_template()
 
 
 def pin(tokenizer: Tokenizer, date: str | None) -> str:
-    """The chat template with the clock's readings written out: it reads midnight of that day.
+    """Returns the chat template with the clock's readings written out, at midnight of a day.
 
     Args:
-      tokenizer: has a chat template.
-      date: such as 2026-11-25; None leaves the clock in.
+      tokenizer: a tokenizer with a chat template.
+      date: the day, such as 2026-11-25; None leaves the clock in.
 
     Raises:
       ValueError: for a template that computes the format of its date.
@@ -82,7 +82,7 @@ def render(
     thinking: bool,
     date: str | None,
 ) -> list[str]:
-    """The template's text of conversations of (role, content), each after the system message.
+    """Renders conversations of (role, content), each after the system message.
 
     Raises:
       ValueError: if there is no template, or it refuses or ignores the system message.
@@ -105,7 +105,7 @@ def render(
             for turns in conversations
         ]
         texts = tokenizer.apply_chat_template(messages, **options)
-        return cast(list[str], texts)  # what it gives depends on `tokenize`
+        return cast(list[str], texts)  # the type depends on `tokenize`
 
     try:
         texts = apply(system)
@@ -130,14 +130,14 @@ def render(
 
 
 def around_answer(tokenizer: Tokenizer, **options) -> tuple[str, str]:
-    """What the template writes before and after an assistant's answer.
+    """Returns the template's text before and after an assistant's answer.
 
     Args:
-      tokenizer: has a chat template.
+      tokenizer: a tokenizer with a chat template.
       **options: system, thinking and date of `render`.
 
     Raises:
-      ValueError: as `render`, and for a template that does not write answers.
+      ValueError: for the reasons of `render`, and for a template that does not write answers.
     """
     turns = [("user", "a"), ("assistant", _PROBE)]
     (text,) = render(tokenizer, [turns], add_generation_prompt=False, **options)
@@ -151,37 +151,37 @@ def around_answer(tokenizer: Tokenizer, **options) -> tuple[str, str]:
 
 
 def opening(tokenizer: Tokenizer, **options) -> Opening:
-    """Compares the generation prompt with the template's whole conversation; as `around_answer`."""
+    """Compares the generation prompt with a whole conversation; see `around_answer`."""
     before, _ = around_answer(tokenizer, **options)
     (prompt,) = render(tokenizer, [[("user", "a")]], add_generation_prompt=True, **options)
     shared = os.path.commonprefix([prompt, before])
-    shared = re.sub(r"[<\[][^>\]]*$", "", shared)  # no tag is cut in two: <think> and </think>
+    shared = re.sub(r"[<\[][^>\]]*$", "", shared)  # <think> and </think> stay whole
     generated, given = prompt[len(shared) :], before[len(shared) :]
-    if not generated.strip() and not given.strip():  # blanks alone: those of the prompt stay
+    if not generated.strip() and not given.strip():  # only blanks differ, and the prompt's stay
         return Opening("", "", "")
     tag = re.search(r"([<\[])/?([^<>\[\]/|]+)([>\]])", generated + given)
     return Opening(generated, given, f"{tag[1]}/{tag[2]}{tag[3]}" if tag else "")
 
 
 def turn_marks(tokenizer: Tokenizer, closing: str, **options) -> re.Pattern[str]:
-    """Finds what sets turns apart, and no user or model may write.
+    """Finds the marks that set turns apart, which no user or model may write.
 
-    These are the tokenizer's special tokens and what the template writes in brackets after a user's
-    message, be it a token (`<|im_end|>`) or not (`[/INST]`). Tags of thoughts are none: answers
-    have them.
+    These are the tokenizer's special tokens and the template's brackets after a user's message,
+    whether tokens (`<|im_end|>`) or not (`[/INST]`). Tags of thoughts are not among them, since
+    answers have them.
 
     Args:
-      tokenizer: has a chat template.
-      closing: the tag that ends thoughts, "" where there are none: see `Opening`.
-      **options: of `render`; the system message is left out, it may write what it likes.
+      tokenizer: a tokenizer with a chat template.
+      closing: the tag that ends thoughts, "" if there are none; see `Opening`.
+      **options: the options of `render`; the system message is not used, and may write any mark.
 
     Raises:
-      ValueError: as `render`.
+      ValueError: for the reasons of `render`.
     """
     turns = [("user", _ASKED), ("assistant", _PROBE), ("user", _ASKED)]
     options = {**options, "system": None, "add_generation_prompt": True}
     (text,) = render(tokenizer, [turns], **options)
-    _, _, after = text.partition(_ASKED)  # before, a system message of the template's may stand
+    _, _, after = text.partition(_ASKED)  # the template's own system message may come before
     added = tokenizer.added_tokens_decoder.values()
     marks = {token.content.strip() for token in added if token.special}
     marks |= {*_BRACKETED.findall(after)}
@@ -191,14 +191,14 @@ def turn_marks(tokenizer: Tokenizer, closing: str, **options) -> re.Pattern[str]
 
 
 def spellings(marks: Iterable[str], pattern: str = "(?!)") -> re.Pattern[str]:
-    """Finds marks as they are spelled, and what the pattern finds; a letter alone is no mark."""
+    """Makes the pattern of marks and of another pattern's finds; a single letter is no mark."""
     spelled = sorted({re.escape(mark) for mark in marks if len(mark) > 1}, reverse=True)
     return re.compile("|".join([*spelled, pattern]), re.MULTILINE)
 
 
 def defuse(text: str, marks: re.Pattern[str]) -> str:
-    """The text with a blank behind the first character of each mark: to a tokenizer, words."""
-    while found := marks.findall(text):  # again: marks may overlap
+    """Puts a blank behind the first character of each mark, so that a tokenizer reads words."""
+    while found := marks.findall(text):  # marks may overlap, so one pass may leave some
         for mark in found:
             _tell(mark)
         text = marks.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

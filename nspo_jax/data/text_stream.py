@@ -1,4 +1,4 @@
-"""Text while it is made: pieces that can be shown before the answer is whole."""
+"""Text in the making: pieces that can be shown before the answer is whole."""
 
 import numpy as np
 
@@ -6,16 +6,16 @@ from nspo_jax.data import chat
 
 
 class TextStream:
-    """Turns tokens into pieces of text that add up to the decoded whole.
+    """A converter of tokens to pieces of text, which add up to the decoded whole.
 
-    A piece is held back while the text ends in an incomplete character. Only the last few tokens
-    are decoded at a time: those of the last piece, for what depends on a neighbour (a blank between
-    words), and those after it.
+    A piece is held back while the text ends in an incomplete character. Each call decodes only the
+    tokens of the last piece, since a blank between words depends on its neighbours, and those after
+    it.
 
     Args:
-      chat_format: of the model that speaks.
-      prompt: int32 [tokens], what it answers. Plain text is decoded behind it: alone, it would lose
-        a leading blank.
+      chat_format: the speaking model's format.
+      prompt: int32 [tokens], the prompt of the answer. Plain text is decoded behind it, or it would
+        lose a leading blank.
     """
 
     def __init__(self, chat_format: chat.ChatFormat, prompt: np.ndarray):
@@ -24,7 +24,7 @@ class TextStream:
         self._context, self._read = 0, len(self._ids)
 
     def add(self, token: int) -> str:
-        """The text that this token completes."""
+        """Returns the text that this token completes."""
         self._ids.append(token)
         piece = self.end()
         if not piece or piece.endswith("\ufffd"):
@@ -33,7 +33,7 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """What was held back."""
+        """Returns the text that was held back."""
         before = self._decode(self._ids[self._context : self._read])
         return self._decode(self._ids[self._context :])[len(before) :]
 

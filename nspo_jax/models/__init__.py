@@ -1,6 +1,6 @@
 """One decoder for policy, reference, reward and guard models.
 
-A `ModelConfig` says what the model is, parameters are a plain nested dict of arrays, and pure
+A `ModelConfig` describes the model, its parameters are a plain nested dict of arrays, and pure
 functions run it:
 
     config, params = models.load_model("path/to/checkpoint")     # any family of families.FAMILIES

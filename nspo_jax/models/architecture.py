@@ -1,4 +1,4 @@
-"""The shape of a decoder: every number and switch that its computation depends on."""
+"""The shape of a decoder, with every number and switch that its computation depends on."""
 
 import dataclasses
 import math
@@ -11,14 +11,14 @@ REMATS = ("layer", "dots", "none")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched to longer contexts.
+    """The stretching of rotary frequencies to longer contexts.
 
     Attributes:
-      kind: "linear": every frequency divided by `factor`. "llama3" (Llama 3.1): wavelengths over
-        `original_length / low_factor` are divided by `factor`, those under
-        `original_length / high_factor` are kept, and the band between is interpolated.
+      kind: "linear" divides every frequency by `factor`. "llama3" (Llama 3.1) divides those of
+        wavelengths over `original_length / low_factor`, keeps those under
+        `original_length / high_factor`, and interpolates the band between.
       factor: at least 1.
-      low_factor: llama3 alone, like the next two; 0 otherwise.
+      low_factor: for llama3 alone, as the next two; 0 otherwise.
       high_factor: above `low_factor`.
       original_length: positions of the pretraining before the stretch.
     """
@@ -52,8 +52,8 @@ class RopeScaling:
 class ModelConfig:
     """A pre-norm decoder: RMSNorm, rotary positions, grouped-query attention, a gated MLP.
 
-    One decoder serves every family of `families.FAMILIES`: what tells them apart is in here.
-    Hashable, so it can be a static argument of a jitted function.
+    One decoder serves every family of `families.FAMILIES`, and these fields tell them apart. The
+    config is hashable, so it can be a static argument of a jitted function.
 
     Attributes:
       vocab_size: rows of the embedding.
@@ -69,9 +69,9 @@ class ModelConfig:
       tie_embeddings: the head is the transposed embedding, and `head/kernel` does not exist.
       max_length: positions the model was made for; longer inputs are refused.
       family: its name in `families.FAMILIES`, for reading and writing checkpoints.
-      rope_scaling: of the layers with full attention; None for plain rotary positions.
-      local_rope_theta: base of the rotary frequencies of windowed layers; None: as the others.
-      windows: one number a layer: a token sees that many tokens up to itself, 0 for all. Empty:
+      rope_scaling: the scaling of layers with full attention; None for plain rotary positions.
+      local_rope_theta: base of the rotary frequencies of windowed layers; None: `rope_theta`.
+      windows: one number a layer, the tokens up to itself that a token sees, 0 for all. Empty:
         every layer sees all.
       qkv_bias: q, k and v have a bias.
       qk_norm: queries and keys are normalised per head, before the rotation.
@@ -83,17 +83,18 @@ class ModelConfig:
       attention_softcap: scores become cap * tanh(scores / cap); None: they stay.
       logits_softcap: the same for the logits.
       absent_ids: ranges [first, last + 1) of ids that the model's tokenizer lacks, such as the rows
-        that pad an embedding: as if their logits were -inf. They are neither sampled nor given any
-        probability, by the sampler, the trainer and every measure alike.
-      head: "logits" of the next token, or "scalar": one number a token, for reward, cost and value
+        that pad an embedding. Sampler, trainer and every measure treat their logits as -inf, so
+        they have no probability.
+      head: "logits" of the next token, or "scalar", one number a token, for reward, cost and value
         models (transformers' ForSequenceClassification with one label).
-      compute_dtype: dtype of matmuls and of the residual stream. Parameters stay as they are
-        given (float32 masters), and norms, softmax and logits are float32.
-      remat: what a gradient keeps of the forward pass: "layer" one residual a layer and recomputes
-        the rest, "dots" also the outputs of matmuls without a batch axis, "none" everything.
+      compute_dtype: dtype of matmuls and of the residual stream. Parameters keep their dtype
+        (float32 masters), and norms, softmax and logits are float32.
+      remat: the activations that a gradient keeps. "layer" keeps one residual a layer and
+        recomputes the rest, "dots" also keeps the outputs of matmuls without a batch axis, "none"
+        keeps everything.
 
     Raises:
-      ValueError: a field is out of range; the message names it and says what to change.
+      ValueError: a field is out of range; the message names it and the fix.
     """
 
     vocab_size: int

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 
 from nspo_jax.models import architecture, layers
 
-_MASKED = -1e30  # finite, so that a row with nothing to attend to has no NaN, forward or backward
+_MASKED = -1e30  # it is finite, so a row with nothing to attend to has no NaN, forward or backward
 
 
 class Context(NamedTuple):
-    """What attention needs to know besides its input; one for all layers.
+    """The inputs of attention besides the activations; one for all layers.
 
     Attributes:
-      mask: bool [batch, time, time], which of the new tokens each new token may see.
-      distance: int32 [batch, time, time], how many real tokens back they are.
+      mask: bool [batch, time, time], True where a new token may see another.
+      distance: int32 [batch, time, time], the number of real tokens back to the other.
       rotation: (cos, sin) of the new tokens, each float32 [batch, time, 1, head_dim / 2].
-      local_rotation: the same for windowed layers; None where all layers share one.
-      past_mask: bool [batch, time, slots], which cached tokens may be seen; None without a cache.
+      local_rotation: the same for windowed layers; None if all layers share one.
+      past_mask: bool [batch, time, slots], True where a new token may see a cached one; None
+        without a cache.
       past_distance: int32 [batch, time, slots].
     """
 
@@ -32,7 +33,7 @@ class Context(NamedTuple):
     past_distance: jax.Array | None
 
     def of_layer(self, window: jax.Array | None) -> "Context":
-        """Narrowed to a layer's window (int32 scalar, 0 for none) and with its rotation."""
+        """Narrows to a layer's window (int32 scalar, 0 for none), and takes its rotation."""
         if window is None:
             return self
         full = window == 0
@@ -54,7 +55,7 @@ def make_context(
     first: jax.Array,
     past_valid: jax.Array | None,
 ) -> Context:
-    """The context of new tokens.
+    """Makes the context of new tokens.
 
     Args:
       model_config: the model.
@@ -116,9 +117,9 @@ class Attention(nnx.Module):
         past: tuple[jax.Array, jax.Array] | None,
         observe: Callable[[str, jax.Array], None],
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """[batch * time, d] -> [batch * time, d], and the new keys and values.
+        """Maps [batch * time, d] to [batch * time, d], and returns the new keys and values too.
 
-        past is None or (keys, values), each [batch, slots, kv_heads, head_dim].
+        `past` is None or (keys, values), each [batch, slots, kv_heads, head_dim].
         """
         batch, time, _ = context.mask.shape
         observe("layers/attention/in", x)
@@ -134,9 +135,9 @@ class Attention(nnx.Module):
         return self.o(mixed), (k, v)
 
     def _attend(self, q, k, v, context, past):
-        """Attention with a soft cap and two blocks of keys: the cache is not copied for one more.
+        """Attends with a soft cap to two blocks of keys, so that no token copies the cache.
 
-        Sampler and trainer both come here, so that in bfloat16 they round alike.
+        Sampler and trainer both call it, so in bfloat16 they round alike.
         """
         batch, time, _, size = q.shape
         grouped = q.reshape(batch, time, self.kv_heads, -1, size)  # [.., kv_heads, group, head_dim]
@@ -154,45 +155,45 @@ class Attention(nnx.Module):
         return mixed.astype(q.dtype)
 
     def _attention_scores(self, q, k, mask):
-        """Masked attention scores, float32 [batch, kv_heads, group, time, key]."""
+        """Returns masked attention scores, float32 [batch, kv_heads, group, time, key]."""
         scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
         scores = layers.softcap(scores * self.scale, self.softcap)
         return jnp.where(mask[:, None, None], scores, _MASKED)
 
 
 def _mix(weights, values):
-    """Weighted values, float32 [batch, time, kv_heads, group, head_dim]."""
+    """Returns weighted values, float32 [batch, time, kv_heads, group, head_dim]."""
     weights = weights.astype(values.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, values, preferred_element_type=jnp.float32)
 
 
 def _frequencies(theta, head_dim):
-    """Rotary frequencies, float32 [head_dim / 2]."""
+    """Returns rotary frequencies, float32 [head_dim / 2]."""
     return 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
 
 
 def _scale(frequencies, scaling):
-    """Stretched to a longer context; the three bands of `llama3` as in transformers."""
+    """Stretches frequencies to a longer context, with transformers' three bands of `llama3`."""
     if scaling is None:
         return frequencies
     slow = frequencies / scaling.factor
     if scaling.kind == "linear":
         return slow
     wavelengths = 2 * jnp.pi / frequencies
-    turns = scaling.original_length / wavelengths  # over the original context
+    turns = scaling.original_length / wavelengths  # the original context has so many turns
     smooth = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
-    smooth = jnp.clip(smooth, 0.0, 1.0)  # 0 for long wavelengths, 1 for short ones
+    smooth = jnp.clip(smooth, 0.0, 1.0)  # long wavelengths have 0, short ones 1
     return (1 - smooth) * slow + smooth * frequencies
 
 
 def _rotation(frequencies, positions):
-    """cos and sin of the rotary angles, float32 [batch, time, 1, head_dim / 2]."""
+    """Returns cos and sin of the rotary angles, float32 [batch, time, 1, head_dim / 2]."""
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def _rotate(x, rotation):
-    """Rotary positions on the last axis, first half paired with second half as in transformers."""
+    """Rotates the last axis, first half paired with second half as in transformers."""
     cos, sin = rotation
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

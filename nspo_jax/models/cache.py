@@ -10,7 +10,7 @@ from nspo_jax.models import architecture
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far: slot s of every row was written together.
+    """Keys and values of the tokens seen so far, with slot s of every row written together.
 
     Attributes:
       keys: [layers, batch, slots, kv_heads, head_dim] in the compute dtype, already rotated.
@@ -28,7 +28,7 @@ class Cache(NamedTuple):
 
 
 def empty_cache(model_config: architecture.ModelConfig, batch: int, size: int) -> Cache:
-    """A cache with `size` free slots for each of `batch` rows.
+    """Makes a cache with `size` free slots for each of `batch` rows.
 
     Raises:
       ValueError: `size` exceeds `model_config.max_length`.
@@ -49,7 +49,7 @@ def empty_cache(model_config: architecture.ModelConfig, batch: int, size: int) -
 
 
 def repeat_cache(cache: Cache, n: int) -> Cache:
-    """Each row n times in place: row i becomes rows i * n to i * n + n - 1."""
+    """Repeats each row n times in place: row i becomes rows i * n to i * n + n - 1."""
     return Cache(
         keys=sharding.shard_rows(jnp.repeat(cache.keys, n, axis=1), 1),
         values=sharding.shard_rows(jnp.repeat(cache.values, n, axis=1), 1),
@@ -63,8 +63,8 @@ def append_to_cache(cache: Cache, keys: jax.Array, values: jax.Array, mask: jax.
     """Writes new keys and values after the slots in use.
 
     Args:
-      cache: a cache with room; under jit a full one cannot be refused, and its last slots would be
-        overwritten.
+      cache: a cache with room. Jitted code cannot refuse a full one, and would overwrite its last
+        slots.
       keys: [layers, batch, time, kv_heads, head_dim].
       values: [layers, batch, time, kv_heads, head_dim].
       mask: [batch, time] bool, True at real tokens.

@@ -1,7 +1,7 @@
-"""Deltas: a base model as it is, and in float32 what a policy differs from it by.
+"""Deltas: a base model as it is, and a policy's difference from it in float32.
 
-A safety update is smaller than half a bfloat16 step of the weight it moves: rounded to bfloat16 it
-is noise, no longer inside the null space. Base plus difference keeps it.
+A safety update is smaller than half a bfloat16 step of the weight it moves. Rounded to bfloat16 it
+is noise outside the null space; base plus difference keeps it.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from nspo_jax.models import architecture, hf, hf_export, transformer, trees
 
 @dataclasses.dataclass(frozen=True)
 class DeltaReport:
-    """What a delta changed.
+    """The size of a delta.
 
     Attributes:
       tensors: names of the tensors that differ.
-      norm: of the whole difference, Frobenius.
-      inexact: how many elements base + delta restores to a neighbouring float32 instead of the
-        policy's own: possible where the policy is not within a factor two of the base.
-      elements: of all tensors.
+      norm: the Frobenius norm of the whole difference.
+      inexact: the number of elements that base + delta restores to a neighbouring float32 instead
+        of the policy's own, which can happen if the two are not within a factor of two.
+      elements: the number of elements of all tensors.
     """
 
     tensors: list[str]
@@ -36,18 +36,18 @@ class DeltaReport:
 def export_delta(
     policy: str | os.PathLike, base: str | os.PathLike, directory: str | os.PathLike
 ) -> DeltaReport:
-    """Writes the base as it is, and what the policy differs from it by, in float32.
+    """Writes the base as it is, and the policy's difference from it in float32.
 
-    The directory holds `base/` (hard links to the base's files where the file system allows),
+    The directory holds `base/` (hard links to the base's files if the file system allows),
     `delta.safetensors` (float32, the tensors that differ, by Hugging Face's name), `delta.json`,
     config.json and the tokenizer. There are no weights at its top, so a reader that does not know
-    deltas fails instead of quietly serving the base; `load_model` adds the two, and
-    `export_model` makes a plain float32 model of it.
+    deltas fails instead of quietly serving the base. `load_model` adds the two, and `export_model`
+    turns them into a plain float32 model.
 
     Args:
       policy: a saved model, float32.
       base: the model that it was trained from, of the same architecture; no delta itself.
-      directory: where the result goes.
+      directory: the directory to write.
 
     Raises:
       FileExistsError: the directory holds files that are no part of a model.
@@ -94,17 +94,17 @@ def save_delta(
     change: transformer.Params,
     base: str | os.PathLike,
 ) -> None:
-    """Writes a base as it is and a change of it as it was trained: what `export_delta` writes.
+    """Writes a base as it is and a change of it as it was trained, in `export_delta`'s layout.
 
-    The difference of a float32 policy and its base has the rounding of the policy's weights in it;
-    the change itself has none. Called by all processes, as `save_model`.
+    The difference of a float32 policy and its base contains the rounding of the policy's weights;
+    the change itself has none. All processes call it, as they do `save_model`.
 
     Args:
-      directory: where the result goes; see `save_model` for its errors.
-      model_config: the model's.
+      directory: the directory to write; see `save_model` for its errors.
+      model_config: the model's config.
       change: float32, laid out as in `transformer`, None at leaves that did not change.
-      base: the directory of the model that the change is of, which may be a delta: then the sum of
-        its own base and difference is written out, in float32, as the base.
+      base: the changed model's directory. If it is a delta, the sum of its own base and difference
+        is written in float32 as the base.
     """
     hf_export.check_apart(directory, base)
     target, base = hf_export.check_target(directory), pathlib.Path(base)
@@ -153,7 +153,7 @@ def _write_delta(
 
 
 def _copy_delta(source: pathlib.Path, base: pathlib.Path, target: pathlib.Path) -> DeltaReport:
-    """A delta written again: its difference as it was trained, never computed anew."""
+    """Copies a delta, with its difference as it was trained instead of computed anew."""
     if hf.stored_fingerprint(source / hf.BASE) != hf.stored_fingerprint(base):
         raise ValueError(
             f"The delta {source} is of another base than {base}: give {source / hf.BASE}."
@@ -174,14 +174,14 @@ def load_change(
     """Reads the difference of a delta as it was trained; None for a model that is no delta.
 
     Args:
-      directory: what `save_delta` or `export_delta` wrote.
+      directory: a directory that `save_delta` or `export_delta` wrote.
       shardings: see `hf.load_model`.
 
     Returns:
       float32, laid out as in `transformer`, with None at parameters that did not change.
 
     Raises:
-      FileNotFoundError, ValueError: as `hf.load_model`.
+      FileNotFoundError, ValueError: for the reasons of `hf.load_model`.
     """
     directory = pathlib.Path(directory)
     if not (directory / hf.DELTA).exists():
@@ -204,7 +204,7 @@ def load_change(
 
 
 class _Change(hf.Tensors):
-    """The tensors of a difference; those that it leaves out are zero."""
+    """The tensors of a difference, zeros for those that it leaves out."""
 
     def __init__(self, directory: pathlib.Path, model_config: architecture.ModelConfig):
         file = hf.open_file(directory / hf.DELTA_WEIGHTS)

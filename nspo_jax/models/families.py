@@ -1,7 +1,7 @@
-"""The open model families that the decoder can be: what a config.json and its tensors are called.
+"""The open model families of the decoder: the names in their config.json and of their tensors.
 
 A family is a row of `FAMILIES`: its names in transformers, the `ModelConfig` fields that follow
-from the family alone, the config.json fields that vary, and tensor names where they differ from
+from the family alone, the config.json fields that vary, and the tensor names that differ from
 Llama's. `hf_config` and `hf` read these rows; docs/adding_a_family.md walks through one.
 """
 
@@ -33,9 +33,9 @@ TENSORS = {
     "head/kernel": "lm_head.weight",
     "score/kernel": "score.weight",
 }
-# Where attention's output is normalised too, Llama's name for the MLP's norm means that norm.
+# If attention's output is normalised too, Llama's name for the MLP's norm means that norm.
 _POST_NORMS = {"layers/mlp_norm/scale": "model.layers.{}.pre_feedforward_layernorm.weight"}
-# Always in config.json: Hugging Face's name -> ours.
+# Hugging Face's name -> ours, of the fields that every config.json has.
 REQUIRED = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -49,21 +49,21 @@ REQUIRED = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells a family apart.
+    """The traits of a family.
 
     Attributes:
-      model_type: in config.json.
+      model_type: config.json's `model_type`.
       causal: the class of its language models in transformers, config.json's `architectures`.
-      classifier: the class of its one-label classifiers: reward, cost and value models.
+      classifier: the class of its one-label classifiers, which are reward, cost and value models.
       traits: `ModelConfig` fields that are the same for all models of the family.
       fields: further config.json fields: name -> (`ModelConfig` field, value when absent).
       fixed: fields that change the computation -> the only value that the decoder implements.
         Absent or null is fine too.
       rope_thetas: bases of the rotary frequencies when absent: (full, windowed layers).
-      is_windowed: (config.json's fields, layer) -> whether the layer has windowed attention, where
-        config.json has no `layer_types`; None: the family has no windows.
-      window_switch: the field of config.json without which no window is used; "" where there is
-        none.
+      is_windowed: (config.json's fields, layer) -> True if the layer has windowed attention, for a
+        config.json without `layer_types`; None: the family has no windows.
+      window_switch: the field of config.json that must be true for windows to be used; "" if there
+        is none.
       tensors: names that differ from `TENSORS`.
     """
 
@@ -79,7 +79,7 @@ class Family:
     tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def tensor(self, path: str) -> str:
-        """The name of a parameter's tensor in a checkpoint, with {} for the layer."""
+        """Returns the name of a parameter's tensor in a checkpoint, with {} for the layer."""
         return self.tensors.get(path, TENSORS[path])
 
 
@@ -89,7 +89,7 @@ def _qwen_is_windowed(fields: Mapping[str, Any], layer: int) -> bool:
 
 
 def _gemma3_is_windowed(fields: Mapping[str, Any], layer: int) -> bool:
-    # every sixth layer sees all unless it says otherwise
+    # every sixth layer sees all unless the config has another pattern
     return bool((layer + 1) % (fields.get("sliding_window_pattern") or 6))
 
 

@@ -1,17 +1,18 @@
-"""How much a forward pass computes, by formula."""
+"""The floating-point operations of a forward pass, by formula."""
 
 from nspo_jax.models import architecture, transformer, trees
 
 
 def flops_per_token(model_config: architecture.ModelConfig, attended: float) -> float:
-    """Floating-point operations of one token's forward pass, head included.
+    """Counts the floating-point operations of one token's forward pass, head included.
 
-    Two a weight of every linear map, and four a head's dimension and token attended to (scores and
-    mixing); norms, rotations and the softmax are left out. A gradient costs twice as much again.
+    These are two a weight of every linear map, and four a head's dimension and attended token, for
+    scores and mixing. Norms, rotations and the softmax are left out. A gradient costs twice as much
+    again.
 
     Args:
       model_config: the model.
-      attended: to how many tokens it attends, on average.
+      attended: the mean number of tokens that it attends to.
     """
     leaves = trees.flatten(transformer.abstract_params(model_config))
     weights = sum(leaf.size for path, leaf in leaves.items() if path.endswith("/kernel"))

@@ -1,6 +1,6 @@
-"""Sampling completions: one prefill per prompt, then decode steps with a KV cache.
+"""The sampling of completions: one prefill per prompt, then decode steps with a KV cache.
 
-`generate` runs the steps in a compiled loop, for RL and evaluation; `stream` runs them one at a
+`generate` runs the steps in a compiled loop, for RL and evaluation. `stream` runs them one at a
 time from the host, for a terminal. A row's completion depends on its own prompt and key, not on its
 neighbours or its place in the batch.
 """
@@ -22,7 +22,7 @@ class Completions(NamedTuple):
     """Sampled answers; row i * samples + j is sample j of prompt i.
 
     tokens: int32 [prompts * samples, max_new_tokens], right-padded, with the stop token.
-    logprobs: float32, of each sampled token under the distribution it was drawn from.
+    logprobs: float32, each sampled token's under the distribution it was drawn from.
     mask: bool, the real tokens.
     """
 
@@ -32,10 +32,10 @@ class Completions(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """Where rows stand between two tokens.
+    """The state of rows between two tokens.
 
-    hidden: [rows, d], final hidden state of each row's last token; cache: of all tokens so far;
-    done: bool [rows], a stop token was drawn; step: int32 scalar, tokens drawn.
+    hidden: [rows, d], final hidden state of each row's last token; cache: that of all tokens so
+    far; done: bool [rows], True after a stop token; step: int32 scalar, tokens drawn.
     """
 
     hidden: jax.Array
@@ -53,14 +53,14 @@ def prefill(
     samples: int,
     max_new_tokens: int,
 ) -> Decoding:
-    """Runs the prompts; each is repeated `samples` times afterwards."""
+    """Runs the prompts, and repeats each `samples` times afterwards."""
     count, length = prompts.shape
-    # the barrier keeps XLA from folding the attention to empty slots at compile time, for seconds
+    # the barrier saves XLA the seconds of folding the attention to empty slots while it compiles
     cache = jax.lax.optimization_barrier(
         cache_lib.empty_cache(model_config, count, length + max_new_tokens)
     )
     out = transformer.forward(model_config, params, prompts, prompt_mask, cache)
-    assert out.cache is not None  # one was given
+    assert out.cache is not None  # `forward` got a cache
     return Decoding(
         hidden=jnp.repeat(out.hidden[:, -1], samples, axis=0),
         cache=cache_lib.repeat_cache(out.cache, samples),
@@ -92,7 +92,7 @@ def decode(
     live = ~state.done
     done = state.done | jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=-1)
     out = transformer.forward(model_config, params, token[:, None], live[:, None], state.cache)
-    assert out.cache is not None  # one was given
+    assert out.cache is not None  # `forward` got a cache
     after = Decoding(out.hidden[:, 0], out.cache, done, state.step + 1)
     return after, (jnp.where(live, token, 0), jnp.where(live, logprob, 0.0), live)
 
@@ -123,18 +123,18 @@ def generate(
     Args:
       model_config: the model's configuration.
       params: the policy.
-      prompts: int32 [prompts, prompt_length], left-padded: the last column is the last token.
+      prompts: int32 [prompts, prompt_length], left-padded, so the last column is the last token.
       prompt_mask: bool, same shape.
       key: PRNG key, or one a row [prompts * samples]; the same key gives the same completions.
       samples: completions per prompt; the prompt is prefilled once.
-      max_new_tokens: completions are cut off here.
+      max_new_tokens: the length at which completions are cut off.
       stop_ids: a completion ends with the first of these, which belongs to it.
       temperature: logits are divided by it; 0 takes the most likely token.
-      top_k: see `models.sampling`, like the next. A policy that is trained on what it samples is
-        sampled without both: its gradient knows the whole distribution.
+      top_k: see `models.sampling`, also for the next. A policy that is trained on its samples does
+        without both, since its gradient is that of the whole distribution.
       top_p: 1 is off.
-      gather: bring sharded parameters together once, not at every token; each device then holds
-        all of them in the compute dtype.
+      gather: True brings sharded parameters together once, not at every token; each device then
+        holds all of them in the compute dtype.
     """
     if gather:
         params = sharding.gather(params, model_config.compute_dtype)
@@ -177,20 +177,23 @@ def generate_in_batches(
     samples: int = 1,
     **options,
 ) -> Completions:
-    """`generate` on a mesh, equal parts of the prompts in turn: host arrays. Collective.
+    """Runs `generate` on a mesh for equal parts of the prompts in turn. Collective.
 
-    Every row has a key of its own: what is drawn does not hang on how many are drawn at once.
+    Every row has a key of its own, so the draws do not depend on the number of parts.
 
     Args:
-      model_config: see `generate`, like what is not named here.
+      model_config: see `generate`.
       params: the policy.
-      mesh: spreads the rows of each part.
+      mesh: the device mesh, which shares the rows of each part.
       prompts: int32 [prompts, prompt_length], on the host.
       prompt_mask: bool, same shape.
       key: PRNG key of all rows.
       batches: the number of parts, which divides the prompts.
-      samples: completions a prompt.
-      **options: of `generate`.
+      samples: completions per prompt.
+      **options: the other options of `generate`.
+
+    Returns:
+      Host arrays of all rows.
     """
     keys = jnp.split(jax.random.split(key, len(prompts) * samples), batches)
     parts = [np.split(array, batches) for array in (prompts, prompt_mask)]
@@ -233,9 +236,9 @@ def stream(
       prompt: int32 [prompt_length], left-padded.
       prompt_mask: bool, same shape.
       key: the row's PRNG key.
-      max_new_tokens: the completion is cut off here.
+      max_new_tokens: the length at which the completion is cut off.
       stop_ids: it ends with the first of these.
-      temperature: see `generate`, like the rest.
+      temperature: see `generate`, also for the rest.
       top_k: 0 is off.
       top_p: 1 is off.
     """

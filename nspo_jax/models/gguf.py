@@ -1,11 +1,11 @@
-"""GGUF files, as llama.cpp and its kin use them, converted to Hugging Face's layout.
+"""The conversion of GGUF files, the format of llama.cpp and its kin, to Hugging Face's layout.
 
     report = import_gguf("model.gguf", "models/model")
 
 Quantised weights are multiplied out, so the result is a plain float32 or bfloat16 model whose
-weights are the file's, not those of the model that was quantised. Needs the package `gguf`.
-`gguf_file` opens a file, `gguf_config` has the config, `gguf_tokenizer` the tokenizer. Source:
-llama.cpp's convert_hf_to_gguf.py, which this undoes.
+weights are the file's, not those of the model that was quantised. It needs the package `gguf`.
+`gguf_file` opens a file, `gguf_config` has the config, `gguf_tokenizer` the tokenizer. This undoes
+its source, llama.cpp's convert_hf_to_gguf.py.
 """
 
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ from nspo_jax import files
 from nspo_jax.models import architecture, gguf_config, gguf_tokenizer, hf, hf_config, hf_export
 from nspo_jax.models.gguf_file import ROPE_FACTORS, File, library, name_of, open_gguf
 
-_ROOM = 2**26  # bytes that the tokenizer and the rest may take on the disk
+_ROOM = 2**26  # the tokenizer and the rest may take so many bytes on the disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was imported.
+    """The contents of an imported model.
 
     Attributes:
       model_config: its shape.
-      quantisations: how many tensors the file holds in each, the most frequent first.
-      tokens: of the tokenizer.
-      chat: whether it has a chat template.
-      licence: general.license of the file; "" where it does not say.
+      quantisations: quantisation -> the number of its tensors, the most frequent first.
+      tokens: the tokenizer's number of tokens.
+      chat: True if it has a chat template.
+      licence: general.license of the file; "" if it has none.
       left_out: names of further chat templates, which are not written.
       size: bytes of the written weights.
     """
@@ -57,10 +57,10 @@ def import_gguf(
 
     Args:
       path: the file.
-      directory: what to write; it must not exist.
-      dtype: of the written weights: "float32", which holds the file's weights exactly, or
+      directory: the directory to write; it must not exist.
+      dtype: the written weights' dtype, "float32", which holds the file's weights exactly, or
         "bfloat16".
-      shard_bytes: a file of weights is at most that large, unless one tensor is larger.
+      shard_bytes: the largest size of a file of weights, unless one tensor is larger.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -99,7 +99,7 @@ def import_gguf(
         hf_export.write_json(folder / hf.CONFIG, fields)
         hf_export.write_json(folder / hf.GENERATION, generation)
         hf_export.write_weights(folder, shapes, read, dtype, shard_bytes)
-        hf_export.open_checked(folder)  # what is handed over can be loaded
+        hf_export.open_checked(folder)  # it raises unless the result can be loaded
 
     files.write_directory(target, write)
     return Report(
@@ -143,7 +143,7 @@ def check_tensors(file: File, model_config: architecture.ModelConfig) -> None:
         )
     quants, sizes = library().quants, library().GGML_QUANT_SIZES
     for kind in {tensor.tensor_type for tensor in file.tensors.values()}:
-        try:  # a block of zeros: whether it can be read is known before the work
+        try:  # a block of zeros shows before the work whether the kind can be read
             quants.dequantize(np.zeros((1, sizes[kind][1]), np.uint8), kind)
         except NotImplementedError as error:
             name = next(n for n, tensor in file.tensors.items() if tensor.tensor_type == kind)
@@ -159,8 +159,8 @@ def read_tensor(
 ) -> np.ndarray:
     """Reads a parameter as transformers stores it, float32; kernels are [out, in].
 
-    llama.cpp reorders Llama's queries and keys, for it rotates neighbouring numbers where
-    transformers rotates the halves of a head, and adds one to Gemma's norms. Both are undone.
+    llama.cpp reorders Llama's queries and keys, because it rotates neighbouring numbers and
+    transformers the halves of a head, and it adds one to Gemma's norms. Both are undone.
     """
     array = file.read(name_of(path, layer))
     if file.architecture == "llama" and path.endswith(("attention/q/kernel", "attention/k/kernel")):

@@ -1,7 +1,7 @@
 """The config of a GGUF file's model: its metadata as a `ModelConfig`, and its special ids.
 
-Sources: llama.cpp's convert_hf_to_gguf.py, which wrote the keys, and its src/llama-model.cpp for
-what holds where one is missing.
+The sources are llama.cpp's convert_hf_to_gguf.py, which wrote the keys, and its
+src/llama-model.cpp, which has the defaults of missing ones.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from nspo_jax.models import architecture, families, gguf_tokenizer, hf_config
 from nspo_jax.models.gguf_file import ARCHITECTURES, ROPE_FACTORS, TENSORS, File, decimal
 
-# Keys behind "ARCHITECTURE." that say what the model is, for every architecture.
+# The keys behind "ARCHITECTURE." that describe the model, for every architecture.
 _KEYS = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
     "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
@@ -23,15 +23,15 @@ _OWN_KEYS = {
     "gemma2": _WINDOW | {"attn_logit_softcapping", "final_logit_softcapping", "attention.scale"},
     "gemma3": _WINDOW | {"final_logit_softcapping", "attention.scale", "rope.freq_base_swa"},
 }
-# Keys that change nothing with this value (None: with any).
+# The keys that change nothing with this value (None: with any).
 _OFF = {
     "rope.scaling.finetuned": None, "rope.scaling.original_context_length": None,
     "attention.causal": True, "expert_count": 0, "expert_used_count": 0,
     "pooling_type": 0, "use_parallel_residual": False, "attention.sliding_window": 0,
 }  # fmt: skip
-# Every so many layers one sees all, which the family's row says too.
+# One in so many layers sees all, as in the family's row.
 _PATTERNS = {"gemma2": 2, "gemma3": 6}
-# llama.cpp takes a Gemma of so many layers for the 27B, which scales queries in a way of its own.
+# llama.cpp takes a Gemma of so many layers for the 27B, which scales queries in its own way.
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 # general.sampling.* -> generation_config.json
 _SAMPLING = {
@@ -41,7 +41,7 @@ _SAMPLING = {
 
 
 def read_config(file: File) -> architecture.ModelConfig:
-    """Reads what the model is from the file's metadata and its tensors' names and shapes.
+    """Reads the model's config from the file's metadata and its tensors' names and shapes.
 
     Raises:
       ValueError: a key is missing, unknown, or has a value that the decoder does not implement.
@@ -85,13 +85,12 @@ def read_config(file: File) -> architecture.ModelConfig:
         tie_embeddings=TENSORS["head/kernel"] not in file.tensors,
         max_length=file.require("context_length"),
     )
-    return hf_config.read_config(
-        hf_config.write_config(model_config)
-    )  # it can be written, and says so
+    # the way through config.json shows that the config can be written
+    return hf_config.read_config(hf_config.write_config(model_config))
 
 
 def special_ids(file: File) -> tuple[dict[str, int | None], dict[str, Any]]:
-    """Returns the special ids of config.json, and what generation_config.json can be told."""
+    """Returns the special ids of config.json, and the fields of generation_config.json."""
     keys = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
     ids = {name: file.fields.get(f"tokenizer.ggml.{key}") for name, key in keys.items()}
     ends = gguf_tokenizer.end_ids(file.fields)
@@ -167,7 +166,7 @@ def _rope(file: File, family: families.Family, head_dim: int) -> dict[str, Any]:
     theta = decimal(file.get("rope.freq_base", theta))
     local = local and decimal(file.get("rope.freq_base_swa", local))
     kind, factor = file.get("rope.scaling.type", "none"), file.get("rope.scaling.factor", 1.0)
-    if file.get("rope.scale_linear"):  # the key of old files
+    if file.get("rope.scale_linear"):  # old files have this key
         kind, factor = "linear", file.get("rope.scale_linear")
     if kind not in ("none", "linear"):
         raise ValueError(
@@ -192,8 +191,8 @@ def _rope(file: File, family: families.Family, head_dim: int) -> dict[str, Any]:
 def _llama3_scaling(file: File, head_dim: int, theta: float) -> architecture.RopeScaling | None:
     """Recovers the settings of Llama 3.1's rotary scaling from the factors that they made.
 
-    GGUF stores what every frequency is divided by, and Hugging Face the four numbers that it
-    follows from. All published models have low and high factors of 1 and 4.
+    GGUF stores the divisor of every frequency, and Hugging Face four numbers that determine them.
+    All published models have low and high factors of 1 and 4.
     """
     factors = file.read(ROPE_FACTORS).reshape(-1).astype(np.float64)
     if (factors == 1).all():

@@ -1,6 +1,6 @@
-"""GGUF files, opened: their metadata, their tensors' names, and weights multiplied out.
+"""Opened GGUF files: their metadata, their tensors' names, and weights multiplied out.
 
-Needs the package `gguf`. The keys are described in llama.cpp's docs/gguf.md.
+This needs the package `gguf`. llama.cpp's docs/gguf.md describes the keys.
 """
 
 import collections
@@ -48,12 +48,12 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A GGUF file, open: its metadata read, its tensors on the disk.
+    """An open GGUF file, with its metadata in memory and its tensors on the disk.
 
     Attributes:
-      path: of the file.
+      path: the file's path.
       fields: the metadata by key; numbers, strings and lists of them.
-      tensors: by the file's name, as `gguf.ReaderTensor`.
+      tensors: the tensors as `gguf.ReaderTensor`, by the file's name.
     """
 
     path: pathlib.Path
@@ -62,13 +62,13 @@ class File:
 
     @property
     def quantisations(self) -> dict[str, int]:
-        """How many tensors there are in each quantisation, the most frequent first."""
+        """The number of tensors by quantisation, the most frequent first."""
         kinds = collections.Counter(tensor.tensor_type.name for tensor in self.tensors.values())
         return dict(kinds.most_common())
 
     @property
     def architecture(self) -> str:
-        """general.architecture, one of `ARCHITECTURES`."""
+        """The value of general.architecture, one of `ARCHITECTURES`."""
         return self.fields["general.architecture"]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -76,7 +76,7 @@ class File:
         return self.fields.get(f"{self.architecture}.{key}", default)
 
     def require(self, key: str, kind: type = int) -> Any:
-        """Returns what `get` does; raises ValueError unless it is a positive number."""
+        """Returns the value that `get` finds; raises ValueError unless it is a positive number."""
         value = self.get(key)
         if type(value) is not kind or not value > 0:
             raise ValueError(
@@ -86,7 +86,7 @@ class File:
         return value
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape in numpy's order, [out, in] of a kernel."""
+        """Returns a tensor's shape in numpy's order, [out, in] for a kernel."""
         return tuple(int(size) for size in self.tensors[name].shape[::-1])
 
     def read(self, name: str) -> np.ndarray:
@@ -106,7 +106,7 @@ def open_gguf(path: str | os.PathLike) -> File:
     """Opens a GGUF file and reads its metadata.
 
     Raises:
-      FileNotFoundError, ValueError: as `import_gguf`.
+      FileNotFoundError, ValueError: for the reasons of `import_gguf`.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -152,12 +152,12 @@ def open_gguf(path: str | os.PathLike) -> File:
 
 
 def name_of(path: str, layer: int | None) -> str:
-    """Returns the file's name of a parameter's tensor, of its layer where it has layers."""
+    """Returns the file's name of a parameter's tensor, in a layer if it has layers."""
     return TENSORS[path].format(layer)
 
 
 def library() -> Any:
-    """Returns the package `gguf`; raises ValueError where it is not installed."""
+    """Returns the package `gguf`; raises ValueError if it is not installed."""
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:
@@ -168,7 +168,7 @@ def library() -> Any:
 
 
 def decimal(value: float) -> float:
-    """Returns the shortest decimal of a float32: 1e-05 and not 9.999999747378752e-06."""
+    """Returns the shortest decimal of a float32, such as 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 

@@ -2,8 +2,8 @@
 
 GGUF holds the vocabulary, the kinds of its tokens, merges or scores, and the *name* of the regular
 expression that cuts texts before merging (tokenizer.ggml.pre). Two kinds are read: byte-level BPE
-("gpt2") and SentencePiece's BPE ("llama"). Sources of what the names mean: llama.cpp's
-src/llama-vocab.cpp, and the tokenizer.json of the models that the names come from.
+("gpt2") and SentencePiece's BPE ("llama"). The meaning of the names is that of llama.cpp's
+src/llama-vocab.cpp, and of the tokenizer.json of the models that the names come from.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ _QWEN2_SPLIT = (
 
 @dataclasses.dataclass(frozen=True)
 class Cutting:
-    """What a name of tokenizer.ggml.pre stands for.
+    """The meaning of a name of tokenizer.ggml.pre.
 
     Attributes:
       split: the regular expression of the pieces; "": GPT-2's, which is `tokenizers`' own.
       digits: every digit is cut off first.
       nfc: texts are normalised to NFC.
       whole: a piece that is a token is taken without merging (`ignore_merges`).
-      bos: a text begins with BOS where the file does not say whether it does.
+      bos: a text begins with BOS, unless the file says whether it does.
     """
 
     split: str = ""
@@ -53,9 +53,9 @@ CUTTINGS = {
     "qwen2": Cutting(_QWEN2_SPLIT, nfc=True),
 }
 MODELS = ("gpt2", "llama")
-# tokenizer.ggml.token_type
+# the kinds of tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
-_SPACE = "\u2581"  # SentencePiece's
+_SPACE = "\u2581"  # SentencePiece writes it for a space
 _SPECIAL = {
     "bos_token": "bos_token_id", "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id", "pad_token": "padding_token_id",
@@ -68,12 +68,12 @@ def build_tokenizer(fields: Fields, rows: int, length: int) -> transformers.PreT
 
     Args:
       fields: the file's metadata by key, of which `tokenizer.*` is read.
-      rows: of the embedding.
+      rows: rows of the embedding.
       length: positions of the model, for `model_max_length`.
 
     Raises:
-      ValueError: the file has no tokenizer, one of a kind that is not read, or one that does not
-        fit together or not to the embedding.
+      ValueError: the file has no tokenizer, one of a kind that is not read, one whose parts do not
+        fit together, or one that does not fit the embedding.
     """
     kind, name = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     if kind not in MODELS:
@@ -92,7 +92,7 @@ def build_tokenizer(fields: Fields, rows: int, length: int) -> transformers.PreT
     vocab = {
         token: index
         for index, (token, type_) in enumerate(zip(tokens, kinds, strict=True))
-        if not (type_ == _UNUSED and token == f"[PAD{index}]")  # they pad the list, nothing more
+        if not (type_ == _UNUSED and token == f"[PAD{index}]")  # such tokens only pad the list
     }
     special = _special_tokens(fields, tokens)
     cutting = CUTTINGS[str(name)] if kind == "gpt2" else Cutting(bos=True)
@@ -131,7 +131,7 @@ def build_tokenizer(fields: Fields, rows: int, length: int) -> transformers.PreT
 
 
 def end_ids(fields: Fields) -> list[int]:
-    """Returns the ids that end an answer: those of the ends of a text, a turn and a message."""
+    """Returns the ids that end an answer, the ends of a text, a turn and a message."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = [fields.get(f"tokenizer.ggml.{name}") for name in names]
     return list(dict.fromkeys(index for index in found if index is not None))
@@ -150,7 +150,7 @@ def _vocabulary(fields: Fields, rows: int) -> tuple[list[str], list[int]]:
             f"The file's tokenizer has {len(tokens)} tokens and its embedding {rows} rows; "
             "expected a row for every token. Fetch or convert the file again."
         )
-    if fields["tokenizer.ggml.model"] == "llama":  # matched in the text, which has plain spaces
+    if fields["tokenizer.ggml.model"] == "llama":  # the matched text has plain spaces
         tokens = [
             token.replace(_SPACE, " ") if type_ == _USER_DEFINED else token
             for token, type_ in zip(tokens, kinds, strict=True)
@@ -183,7 +183,7 @@ def _special_tokens(fields: Fields, tokens: list[str]) -> dict[str, str]:
 
 
 def _byte_level(fields: Fields, vocab: dict[str, int], cutting: Cutting) -> tokenizers.Tokenizer:
-    """Builds byte-level BPE, as GPT-2's."""
+    """Builds byte-level BPE in GPT-2's way."""
     pairs = [tuple(merge.split(" ")) for merge in fields.get("tokenizer.ggml.merges") or ()]
     wrong = next((pair for pair in pairs if len(pair) != 2 or "".join(pair) not in vocab), None)
     if wrong is not None or not pairs:
@@ -208,7 +208,7 @@ def _byte_level(fields: Fields, vocab: dict[str, int], cutting: Cutting) -> toke
 def _sentence_piece(
     fields: Fields, tokens: list[str], kinds: list[int], vocab: dict[str, int], unknown: str | None
 ) -> tokenizers.Tokenizer:
-    """Builds SentencePiece's BPE: pieces merge by their scores, bytes stand for what is left."""
+    """Builds SentencePiece's BPE, where pieces merge by scores and bytes stand for the rest."""
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if fields.get(f"tokenizer.ggml.{key}"):
             raise ValueError(
@@ -222,7 +222,7 @@ def _sentence_piece(
             f"tokenizer.ggml.scores has {len(scores)} entries and tokenizer.ggml.tokens "
             f"{len(tokens)}; expected a score for every token. Fetch or convert the file again."
         )
-    # What is matched in the text, or is a byte, never comes of merging.
+    # Merging never makes tokens that are matched in the text, nor bytes.
     apart = (_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE)
     normal = {t for t, type_ in zip(tokens, kinds, strict=True) if type_ not in apart}
     ranked = []
@@ -260,7 +260,7 @@ def _add_ends(
     special: dict[str, str],
     cutting: Cutting,
 ) -> None:
-    """Has BOS and EOS put around a text, as far as the file asks for it."""
+    """Puts BOS and EOS around texts as far as the file asks for it."""
     wanted = {
         "bos_token": fields.get("tokenizer.ggml.add_bos_token", cutting.bos),
         "eos_token": fields.get("tokenizer.ggml.add_eos_token", False),

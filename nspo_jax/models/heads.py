@@ -1,6 +1,6 @@
-"""From final hidden states to numbers: next-token logits, or one scalar a token.
+"""The heads on final hidden states: next-token logits, or one scalar a token.
 
-A scalar head makes a reward, cost or value model: a reward is its value at a sequence's last token,
+A scalar head makes a reward, cost or value model. A reward is its value at a sequence's last token,
 as in transformers' ForSequenceClassification with one label; a value function reads every token.
 """
 
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from nspo_jax import sharding
 from nspo_jax.models import architecture, layers, transformer
 
-# Logits of so many numbers, 1 GiB in float32, are in memory at once.
+# So many logits, 1 GiB in float32, are in memory at once.
 CHUNK_ELEMENTS = 2**28
 
 
 def logits(
     model_config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array
 ) -> jax.Array:
-    """Next-token logits, float32 [..., vocab], of final hidden states [..., d]."""
+    """Returns next-token logits, float32 [..., vocab], of final hidden states [..., d]."""
     return transformer.bind(model_config, params).logits(hidden)
 
 
@@ -31,11 +31,11 @@ def map_positions(
     """Applies a function of logits to every position without holding all logits at once.
 
     Positions are taken in chunks, one after another, such that a device's part of [batch, chunk,
-    vocab] stays within `CHUNK_ELEMENTS`, with at least one position of each row; gradients
-    recompute a chunk's logits instead of keeping them. What fits at once is computed at once.
+    vocab] stays within `CHUNK_ELEMENTS`, with at least one position of each row. Gradients
+    recompute a chunk's logits instead of keeping them. Positions that fit at once are one chunk.
 
     Args:
-      model_config: the model: its vocabulary decides the chunk.
+      model_config: the model, whose vocabulary decides the chunk.
       function: takes the arrays cut to [batch, chunk, ...], such as hidden states and tokens, and
         returns a tree of arrays [batch, chunk, ...]. It treats positions independently.
       *arrays: each [batch, time, ...].
@@ -68,12 +68,12 @@ def map_positions(
 def with_scalar_head(
     model_config: architecture.ModelConfig, params: transformer.Params, key: jax.Array
 ) -> tuple[architecture.ModelConfig, transformer.Params]:
-    """The same decoder with a fresh scalar head in place of its language-model head.
+    """Returns the same decoder with a fresh scalar head in place of its language-model head.
 
     Args:
-      model_config: of a language model.
+      model_config: a language model's config.
       params: its parameters; shared, not copied.
-      key: of the head's initial weights, normal 0.02.
+      key: the PRNG key of the head's initial weights, normal 0.02.
     """
     params = {name: value for name, value in params.items() if name != "head"}
     kernel = jax.random.normal(key, (model_config.hidden_size, 1), jnp.float32)
@@ -84,7 +84,7 @@ def with_scalar_head(
 def values(
     model_config: architecture.ModelConfig, params: transformer.Params, hidden: jax.Array
 ) -> jax.Array:
-    """A scalar head at every token: float32 [batch, time] of final hidden states [batch, time, d].
+    """Applies a scalar head to final hidden states [batch, time, d]: float32 [batch, time].
 
     Raises:
       ValueError: the model has no scalar head.
@@ -103,7 +103,7 @@ def scores(
     tokens: jax.Array,
     mask: jax.Array,
 ) -> jax.Array:
-    """A reward or cost model's score of each sequence: its value at the last real token.
+    """Returns a reward or cost model's score of each sequence, its value at the last real token.
 
     Args:
       model_config: a model with a scalar head.

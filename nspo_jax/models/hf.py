@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's layout (config.json + safetensors), read for every family.
+"""The reading of checkpoints in Hugging Face's layout (config.json + safetensors), of any family.
 
 Torch is not needed. Tensors are read one at a time, in blocks, and only the part that a local
 device holds, so the host never needs more than its own shards and one tensor.
@@ -24,15 +24,15 @@ from nspo_jax.models import architecture, families, hf_config, transformer, tree
 
 CONFIG, GENERATION = model_files.CONFIG, "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# A base model's directory and what a policy differs from it by; see `hf_export`.
+# The names of a delta's parts, a base model and a policy's difference from it; see `delta`.
 DELTA, DELTA_WEIGHTS, BASE = "delta.json", "delta.safetensors", "base"
 DELTA_FORMAT = 1
 # Old checkpoints store the rotary frequencies, which follow from the config.
 _DERIVED = "*.rotary_emb.inv_freq"
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
-_BLOCK_BYTES = 2**21  # of a tensor read at once
-# Stacks up to here are assembled on the host; larger ones layer by layer on the device, where each
-# shape costs a small compilation.
+_BLOCK_BYTES = 2**21  # so much of a tensor is read at once
+# Stacks up to this size are assembled on the host, larger ones layer by layer on the device, where
+# each shape costs a small compilation.
 _STACK_BYTES = 2**25
 
 Index = tuple[slice, ...]
@@ -47,11 +47,12 @@ def load_model(
     """Reads a checkpoint of any supported family.
 
     Args:
-      directory: holds config.json and either model.safetensors or model.safetensors.index.json
-        with its shards, in float32, bfloat16 or float16; or what `export_delta` wrote.
-      dtype: dtype of the parameters in memory: float32 for anything that will be trained, bfloat16
+      directory: a directory with config.json and either model.safetensors or
+        model.safetensors.index.json and its shards, in float32, bfloat16 or float16; or a delta of
+        `export_delta`.
+      dtype: dtype of the parameters in memory, float32 for anything that will be trained, bfloat16
         to hold a frozen model in half the space. The compute dtype is a field of the config.
-      shardings: from the abstract parameter tree to a tree of shardings, for example
+      shardings: makes a tree of shardings of the abstract parameter tree, for example
         `functools.partial(sharding.shardings, mesh)`; None puts all on the default device.
 
     Returns:
@@ -78,17 +79,17 @@ def load_model(
 
 
 def default_shardings(abstract: transformer.Params) -> transformer.Params:
-    """Everything on the default device."""
+    """Puts every parameter on the default device."""
     device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
     return jax.tree.map(lambda leaf: device, abstract)
 
 
 def load_config(directory: str | os.PathLike) -> architecture.ModelConfig:
-    """What a checkpoint is, from its config.json and its tokenizer, without its weights.
+    """Reads a checkpoint's config from its config.json and its tokenizer, without its weights.
 
     Raises:
       FileNotFoundError: the directory or its config.json is missing.
-      ValueError: as `load_model`, and for a tokenizer with ids that have no row in the embedding.
+      ValueError: for the reasons of `load_model` that concern the config or the tokenizer.
     """
     directory = model_files.check_directory(directory)
     model_config = hf_config.read_config(model_files.read_json(directory / CONFIG))
@@ -97,7 +98,7 @@ def load_config(directory: str | os.PathLike) -> architecture.ModelConfig:
 
 
 def stored_as(directory: str | os.PathLike) -> str:
-    """How a checkpoint holds its weights: "BF16", "BF16+F32" or, of a delta, "BF16 + F32 delta"."""
+    """Names a checkpoint's dtypes, such as "BF16", "BF16+F32" or a delta's "BF16 + F32 delta"."""
     directory = pathlib.Path(directory)
     tensors = Tensors(directory)
     dtypes = "+".join(sorted({tensors.dtype(name) for name in tensors.names()}))
@@ -105,10 +106,10 @@ def stored_as(directory: str | os.PathLike) -> str:
 
 
 def fingerprint(params: transformer.Params) -> str:
-    """16 hex digits that identify parameters: sha256 of their paths, shapes, dtypes and bytes.
+    """Identifies parameters by 16 hex digits: sha256 of their paths, shapes, dtypes and bytes.
 
-    Runs on the host, and on every host if there are several. Saving a float32 model and loading it
-    again keeps its fingerprint.
+    It is computed on the host, and on every host if there are several. Saving a float32 model and
+    loading it again keeps its fingerprint.
     """
     digest = hashlib.sha256()
     for path, value in sorted(trees.flatten(params).items()):
@@ -121,10 +122,10 @@ def fingerprint(params: transformer.Params) -> str:
 def stored_fingerprint(
     directory: str | os.PathLike, dtype: Any = jnp.float32, progress: bool = False
 ) -> str:
-    """The `fingerprint` of `load_model(directory, dtype)`, read a tensor at a time.
+    """Computes the `fingerprint` of `load_model(directory, dtype)`, a tensor at a time.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_model`.
+      FileNotFoundError, ValueError: for the reasons of `load_model`.
     """
     model_config, tensors = load_config(directory), Tensors(pathlib.Path(directory))
     check_tensors(model_config, tensors)
@@ -152,7 +153,7 @@ class Tensors:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
-        self.stored = self  # the tensors as their files have them: of a delta, its base's
+        self.stored = self  # the tensors as their files have them; a delta's are its base's
         self._delta: dict[str, Any] = {}
         if (directory / DELTA).exists():
             document = model_files.read_json(directory / DELTA)
@@ -170,21 +171,21 @@ class Tensors:
         self._files = {name: file for file in files for name in file.keys()}
 
     def names(self) -> list[str]:
-        """All names, in no particular order."""
+        """Returns all names, in no particular order."""
         return list(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape in the file."""
+        """Returns a tensor's shape in the file."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype in safetensors' spelling, such as "BF16"."""
+        """Returns a tensor's dtype in safetensors' spelling, such as "BF16"."""
         return self._files[name].get_slice(name).get_dtype()
 
     def read(
         self, name: str, index: Index = (), *, dtype: Any = np.float32, transpose: bool = False
     ) -> np.ndarray:
-        """A part of a tensor, converted; () is all of it. With `transpose`, [in, out]."""
+        """Reads and converts a part of a tensor; () is all of it. `transpose` gives [in, out]."""
         shape = self.shape(name)
         bounds = [part.indices(size) for part, size in zip(index, shape, strict=False)]
         bounds += [(0, size, 1) for size in shape[len(bounds) :]]
@@ -205,7 +206,7 @@ class Tensors:
 
 
 def tensor_layers(model_config: architecture.ModelConfig, path: str) -> list[str]:
-    """The tensors that make up one parameter, one a layer where there are layers."""
+    """Names the tensors of one parameter, one a layer if it has layers."""
     name = families.FAMILIES[model_config.family].tensor(path)
     if not path.startswith("layers/"):
         return [name]
@@ -213,14 +214,14 @@ def tensor_layers(model_config: architecture.ModelConfig, path: str) -> list[str
 
 
 def is_transposed(path: str) -> bool:
-    """Whether the parameter is a kernel: [in, out] here and [out, in] in the file."""
+    """Tells whether a parameter is a kernel, which is [in, out] here and [out, in] in the file."""
     return path.endswith("/kernel")
 
 
 def expected_tensors(
     model_config: architecture.ModelConfig,
 ) -> dict[str, tuple[str, int | None, tuple]]:
-    """Every tensor of a model, in transformers' order: name -> (path, layer or None, shape)."""
+    """Lists a model's tensors in transformers' order: name -> (path, layer or None, shape)."""
     found, order = [], list(families.TENSORS)
     abstract = trees.flatten(transformer.abstract_params(model_config))
     for place, path in enumerate(sorted(abstract, key=order.index)):
@@ -237,7 +238,7 @@ def expected_tensors(
 def check_tensors(model_config: architecture.ModelConfig, tensors: Tensors) -> None:
     """Raises ValueError listing every tensor that is missing, extra, misshaped or oddly typed.
 
-    A tied model may store its head too, as long as it is the embedding; it is not read.
+    A tied model may also store its head if it equals the embedding; it is not read.
     """
     expected, names = expected_tensors(model_config), tensors.names()
     problems = [f"missing {name} {list(expected[name][2])}" for name in expected.keys() - names]
@@ -278,7 +279,7 @@ def load_parameter(
     sharding: jax.sharding.Sharding,
     layer: int | None = None,
 ) -> jax.Array:
-    """One parameter in its sharding; of a stack one layer, if that is given, in its part of it."""
+    """Reads one parameter into its sharding, or one layer of a stack into its part of it."""
     names, transpose = tensor_layers(model_config, path), is_transposed(path)
 
     def read(name: str, index: Index) -> np.ndarray:
@@ -301,7 +302,7 @@ def load_parameter(
     stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
     for place, name in enumerate(names):
         array = _make_array(shape[1:], layer_sharding, lambda index, name=name: read(name, index))
-        # waiting keeps one layer on the host instead of a queue of them
+        # without waiting, the host would hold a queue of layers instead of one
         stack = jax.block_until_ready(_set_layer(stack, array, jnp.int32(place)))
     return stack
 
@@ -309,7 +310,7 @@ def load_parameter(
 def _make_array(
     shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]
 ) -> jax.Array:
-    """An array of parts that `read` gives, each read once however many devices hold it."""
+    """Makes an array of the parts that `read` gives, each read once for all its devices."""
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index: Index) -> np.ndarray:
@@ -322,7 +323,7 @@ def _make_array(
 
 
 def _same(tensors: Tensors, name: str, other: str) -> bool:
-    """Whether two tensors are equal, read a block at a time."""
+    """Tells whether two tensors are equal, a block at a time."""
     rows, *rest = tensors.shape(name)
     step = max(1, _BLOCK_BYTES // (4 * int(np.prod(rest))))
     blocks = [(slice(start, start + step),) for start in range(0, rows, step)]
@@ -332,7 +333,7 @@ def _same(tensors: Tensors, name: str, other: str) -> bool:
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    # transformers prefers the single file too where both are there
+    # transformers also prefers the single file if both are there
     if (directory / INDEX).exists() and not (directory / WEIGHTS).exists():
         index: Mapping[str, Any] = model_files.read_json(directory / INDEX)
         if not isinstance(index.get("weight_map"), dict):

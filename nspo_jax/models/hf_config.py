@@ -1,4 +1,4 @@
-"""Hugging Face's config.json to `ModelConfig` and back, for every family of `families.FAMILIES`."""
+"""The way from Hugging Face's config.json to `ModelConfig` and back, for every family."""
 
 from collections.abc import Mapping
 import fnmatch
@@ -8,7 +8,7 @@ from typing import Any
 
 from nspo_jax.models import architecture, families
 
-# Fields that describe training, tokens, storage or the interface, never the output.
+# These fields describe training, tokens, storage or the interface, never the output.
 _IGNORED = frozenset(
     """
     model_type architectures transformers_version _name_or_path torch_dtype dtype use_cache
@@ -18,8 +18,8 @@ _IGNORED = frozenset(
     _attn_implementation _attn_implementation_autoset attn_implementation
     """.split()
 )
-# As harmless, but no part of these families' configs: what tools leave behind, and the defaults of
-# transformers 4 in full, generation's included. Read past with a line in the log.
+# These are as harmless, but no part of these families' configs: fields that tools leave behind, and
+# all defaults of transformers 4, generation's included. They are read past with a line in the log.
 _BOOKKEEPING = (
     "unsloth_*", "transformers.js_config", "*_version", "*_token_id", "*_token_index",
     "*dropout", "*dropout_prob", "*_pdrop", "output_scores", "return_dict_in_generate",
@@ -39,7 +39,7 @@ _BOOKKEEPING = (
     "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
     "begin_suppress_tokens", "use_return_dict", "license", "author", "base_model",
 )  # fmt: skip
-# Harmless with this value alone: what they name is then off.
+# These are harmless with this value alone, which switches them off.
 _OFF = {
     "tie_encoder_decoder": False, "add_cross_attention": False, "pruned_heads": {},
     "quantization_config": {}, "rope_interleaved": False, "partial_rotary_factor": 1.0,
@@ -62,10 +62,10 @@ _FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
 def read_config(fields: Mapping[str, Any]) -> architecture.ModelConfig:
-    """Reads the content of a config.json, as transformers 4 or 5 spells it.
+    """Reads the content of a config.json, in the spelling of transformers 4 or 5.
 
-    A field that is not known here is an error rather than a guess, unless it is null. Bookkeeping
-    that cannot change the output is read past, and named once in the log.
+    An unknown field is an error rather than a guess, unless it is null. Bookkeeping that cannot
+    change the output is read past, and named once in the log.
 
     Args:
       fields: the parsed config.json.
@@ -84,7 +84,7 @@ def read_config(fields: Mapping[str, Any]) -> architecture.ModelConfig:
             f"{', '.join(families.FAMILIES)}. docs/adding_a_family.md says how to add one."
         )
     required = [*families.REQUIRED]
-    if family.model_type != "llama":  # its configs predate grouped queries
+    if family.model_type != "llama":  # Llama's first configs predate grouped queries
         required.append("num_key_value_heads")
     missing = [name for name in required if fields.get(name) is None]
     if missing:
@@ -150,7 +150,7 @@ def _tell(names: str) -> None:
 
 
 def write_config(model_config: architecture.ModelConfig) -> dict[str, Any]:
-    """The content of a config.json that transformers 4 (from 4.53 on) and 5 both load.
+    """Makes the content of a config.json that transformers 4 (from 4.53 on) and 5 both load.
 
     Special tokens belong to a tokenizer, not to this config, so they are null.
     """
@@ -209,7 +209,7 @@ def _head(family: families.Family, fields: Mapping[str, Any]) -> str:
 
 
 def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, ...]:
-    """Each layer's window; empty where all layers see all."""
+    """Reads each layer's window; empty if all layers see all."""
     layers, kinds = fields["num_hidden_layers"], fields.get("layer_types")
     if family.is_windowed is None:
         return ()
@@ -230,10 +230,10 @@ def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, .
         kinds = [_WINDOWED if family.is_windowed(fields, i) else _FULL for i in range(layers)]
     if _WINDOWED not in kinds:
         return ()
-    window = fields.get("sliding_window", 4096)  # what all of transformers' configs default to
+    window = fields.get("sliding_window", 4096)  # all of transformers' configs have this default
     if type(window) is not int or window < 1:
         raise ValueError(f"sliding_window is {window!r}: supported is a positive integer.")
-    if fields.get("sliding_window_size") not in (None, window):  # Gemma 2's, never read
+    if fields.get("sliding_window_size") not in (None, window):  # Gemma 2's is never read
         raise ValueError(
             f"sliding_window_size is {fields['sliding_window_size']!r} and sliding_window is "
             f"{window}: supported is the same number in both."
@@ -242,7 +242,7 @@ def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, .
 
 
 def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary bases and scaling from either spelling, with transformers' precedence."""
+    """Reads rotary bases and scaling in either spelling, with transformers' precedence."""
     theta, local = family.rope_thetas
     theta = fields.get("rope_theta") or theta
     old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
@@ -255,7 +255,7 @@ def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
             f"rope_parameters is {new!r}: supported is "
             + (f"a mapping for each of {_FULL} and {_WINDOWED}." if local else "a single mapping.")
         )
-    if local is not None:  # two kinds of layers; rope_scaling is of those with full attention
+    if local is not None:  # of two kinds of layers, rope_scaling belongs to full attention
         windowed = new.get(_WINDOWED) or {}
         local = windowed.get("rope_theta", fields.get(_LOCAL_THETA) or local)
         if scaling := _scaling("rope_parameters", windowed, fields):
@@ -281,7 +281,7 @@ def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
 def _scaling(
     name: str, rope: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> architecture.RopeScaling | None:
-    """The scaling that one mapping of config.json describes, refusing what is not implemented."""
+    """Reads the scaling in one mapping of config.json; raises ValueError for an unknown one."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
     wanted = {"default": (), "linear": _LINEAR, "llama3": _LLAMA3}.get(kind)
     extra = {k for k, v in rope.items() if v is not None} - {"rope_type", "type", "rope_theta"}

@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's layout, written: whole models, in other dtypes and shards.
+"""The writing of checkpoints in Hugging Face's layout: whole models, in other dtypes and shards.
 
 Everything is written to a temporary directory beside the target, which then takes the target's
 name, so a reader never meets a half-written model. Tensors are gathered a shard at a time.
@@ -22,13 +22,13 @@ from nspo_jax import progress as progress_lib
 from nspo_jax.models import architecture, hf, hf_config, transformer, trees
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
-SHARD_BYTES = 5 * 10**9  # as transformers cuts them
+SHARD_BYTES = 5 * 10**9  # transformers cuts shards at this size
 Edit = Callable[[str, int | None, np.ndarray], np.ndarray]
 _COMPANIONS = (
     hf.GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "chat_template*", model_files.RENDERING,
 )  # fmt: skip
-# What a saved model may consist of: a directory is replaced only if it holds nothing else.
+# A saved model consists of such files, and a directory is replaced only if it holds nothing else.
 _MODEL_FILES = (
     hf.CONFIG, "model*.safetensors", hf.INDEX, hf.DELTA, hf.DELTA_WEIGHTS, hf.BASE, *_COMPANIONS
 )  # fmt: skip
@@ -49,20 +49,20 @@ def save_model(
     An existing model is first renamed to `<name>.previous-...` and removed last; a process killed
     between the two renames leaves both the old and the new one complete, beside the target.
 
-    Parameters that are sharded over several processes are gathered by all of them, tensor by
-    tensor, and written by process 0: all call it, and wait for it in their own way.
+    All processes call it. They gather sharded parameters tensor by tensor, process 0 writes them,
+    and the others wait for it in their own way.
 
     Args:
-      directory: where the model goes: new, empty, or a model to replace.
+      directory: the directory to write, new, empty, or a model to replace.
       model_config: the model's config; its compute dtype and remat policy are not stored.
       params: parameters laid out as in `transformer`.
       tokenizer: None, or a transformers tokenizer to save along. Its special token ids go into
         config.json; without one they are null.
-      like: None, or the directory of the model that this one was made from: its tokenizer,
-        generation config and every field of its config.json are kept.
-      dtype: of the weights in the files: "float32" or "bfloat16". Rounding a small update to
-        bfloat16 takes it out of the null space: see `delta.export_delta`.
-      shard_bytes: a file of weights is at most that large, unless one tensor is larger.
+      like: None, or the directory of the model that this one was made from, whose tokenizer,
+        generation config and every field of config.json are kept.
+      dtype: the dtype of the weights in the files, "float32" or "bfloat16". Rounding a small update
+        to bfloat16 takes it out of the null space; see `delta.export_delta`.
+      shard_bytes: the largest size of a file of weights, unless one tensor is larger.
 
     Raises:
       FileExistsError: the directory holds files that are no part of a model.
@@ -101,7 +101,7 @@ def save_model(
     if distributed.is_primary():
         files.write_directory(target, write)
     else:
-        for name in expected:  # in the order of write_weights
+        for name in expected:  # write_weights has the same order
             read(name)
 
 
@@ -116,11 +116,11 @@ def export_model(
     """Writes a saved model again, in another dtype or other shards, without loading it whole.
 
     Args:
-      source: what `load_model` reads, a delta included.
-      directory: where the model goes; see `save_model`, also for the other arguments and errors.
-      dtype: of the weights in the files.
-      shard_bytes: the largest file of weights.
-      edit: None, or what to write instead, before the conversion to `dtype`: a function of a
+      source: a directory that `load_model` reads, a delta included.
+      directory: the directory to write; see `save_model`, also for the errors.
+      dtype: the dtype of the weights in the files.
+      shard_bytes: the largest size of a file of weights.
+      edit: None, or a function that changes values before the conversion to `dtype`. It takes a
         parameter's path, its layer (None outside the stack) and its float32 value, laid out as in
         `transformer` without the layer axis.
     """
@@ -186,7 +186,7 @@ def write_weights(
 def write_like(
     folder: pathlib.Path, like: pathlib.Path, model_config: architecture.ModelConfig, dtype: str
 ) -> None:
-    """Writes the config of `like`, changed as little as needed, and copies what goes with it."""
+    """Writes the config of `like`, changed as little as needed, and copies its other files."""
     fields = model_files.read_json(like / hf.CONFIG)
     theirs = hf_config.read_config(fields)
     ours = stored(model_config)
@@ -210,7 +210,7 @@ def write_like(
 
 
 def stored(model_config: architecture.ModelConfig) -> architecture.ModelConfig:
-    """The config as its file holds it: neither how to compute, nor what the tokenizer lacks."""
+    """Returns the config as its file holds it, without compute dtype, remat and absent ids."""
     fresh = {field.name: field.default for field in dataclasses.fields(model_config)}
     names = ("compute_dtype", "remat", "absent_ids")
     return dataclasses.replace(model_config, **{name: fresh[name] for name in names})
@@ -268,7 +268,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 def link(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # the target is on another file system, or on one without links
         shutil.copyfile(source, target)
 
 
@@ -279,7 +279,7 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 def check_apart(directory: str | os.PathLike, *inputs: str | os.PathLike | None) -> None:
     """Raises FileExistsError if writing a directory would destroy one that is read.
 
-    That is where it is the same one, whatever it is called, or the input lies inside.
+    That happens if the two are the same, by any name, or the input lies inside the output.
     """
     target = pathlib.Path(os.path.realpath(directory))
     for given in inputs:
@@ -294,7 +294,7 @@ def check_apart(directory: str | os.PathLike, *inputs: str | os.PathLike | None)
 
 
 def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
-    """Where a directory's name leads, if a model can be written there in that dtype.
+    """Resolves a directory's name, if a model can be written there in that dtype.
 
     Raises:
       FileExistsError: something is there that is neither a model nor empty.
@@ -302,9 +302,8 @@ def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathli
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}.")
-    target = pathlib.Path(
-        os.path.realpath(directory)
-    )  # a link stays, and what it names is replaced
+    # a link stays, and its target is replaced
+    target = pathlib.Path(os.path.realpath(directory))
     if not target.exists():
         return target
     if not target.is_dir():
@@ -317,7 +316,7 @@ def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathli
         or (entry.is_dir() and entry.name != hf.BASE)
     ]
     if not others and entries and not (target / hf.CONFIG).exists():
-        others = [entry.name for entry in entries]  # such as a tokenizer that is kept there
+        others = [entry.name for entry in entries]  # they may be a tokenizer that is kept there
     if others:
         raise FileExistsError(
             f"{target} holds {', '.join(others)}, which saving a model there would remove: choose "

@@ -1,8 +1,8 @@
-"""Where a forward pass that holds one layer at a time takes its weights from.
+"""The sources of weights for a forward pass that holds one layer at a time.
 
-`ParamsSource` slices parameters that are in memory; `FileSource` reads a checkpoint's files, so
-that a model larger than the device's memory, or the host's, can be run. See `embed`, `run_layer`
-and `final_norm`.
+`ParamsSource` slices parameters in memory. `FileSource` reads a checkpoint's files, so that a model
+larger than the device's memory, or the host's, can be run. See `embed`, `run_layer` and
+`final_norm`.
 """
 
 import dataclasses
@@ -19,56 +19,56 @@ from nspo_jax.models import architecture, hf, transformer, trees
 
 
 class LayerSource(Protocol):
-    """A model's weights, a part at a time."""
+    """A source of a model's weights, a part at a time."""
 
     @property
     def model_config(self) -> architecture.ModelConfig:
-        """The model; sizes and layers as in `transformer`."""
+        """The model's config."""
         ...
 
     def part(self, name: str) -> transformer.Params:
-        """The parameters outside the layers that start with `name`: {"embed": ...}."""
+        """Returns the parameters outside the layers below `name`, such as {"embed": ...}."""
         ...
 
     def layer(self, index: int) -> transformer.Params:
-        """Those of one layer, without the leading axis."""
+        """Returns the parameters of one layer, without the leading axis."""
         ...
 
     def fingerprint(self) -> str:
-        """`models.fingerprint` of the whole."""
+        """Returns the `models.fingerprint` of all parameters."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamsSource:
-    """Parameters in memory, as `load_model` gives them."""
+    """A source of parameters in memory, such as those of `load_model`."""
 
     model_config: architecture.ModelConfig
     params: transformer.Params
 
     def part(self, name: str) -> transformer.Params:
-        """See `LayerSource`."""
+        """Implements `LayerSource`."""
         return {name: self.params[name]}
 
     def layer(self, index: int) -> transformer.Params:
-        """See `LayerSource`."""
+        """Implements `LayerSource`."""
         return jax.tree.map(lambda leaf: leaf[index], self.params["layers"])
 
     def fingerprint(self) -> str:
-        """See `LayerSource`."""
+        """Implements `LayerSource`."""
         return hf.fingerprint(self.params)
 
 
 class FileSource:
-    """A checkpoint's directory: nothing is in memory but what was asked for last.
+    """A source of a checkpoint's files, with no more in memory than the last part asked for.
 
     Args:
-      directory: as for `load_model`.
-      compute_dtype: of activations.
-      shardings: as for `load_model`.
+      directory: see `load_model`.
+      compute_dtype: the dtype of activations.
+      shardings: see `load_model`.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_model`.
+      FileNotFoundError, ValueError: for the reasons of `load_model`.
     """
 
     def __init__(
@@ -90,16 +90,16 @@ class FileSource:
         self._placed = trees.flatten(placed)
 
     def part(self, name: str) -> transformer.Params:
-        """See `LayerSource`."""
+        """Implements `LayerSource`."""
         return self._read([path for path in self._abstract if path.split("/")[0] == name], None)
 
     def layer(self, index: int) -> transformer.Params:
-        """See `LayerSource`."""
+        """Implements `LayerSource`."""
         paths = [path for path in self._abstract if path.startswith("layers/")]
         return self._read(paths, index)["layers"]
 
     def fingerprint(self) -> str:
-        """See `LayerSource`; reads all files once."""
+        """Computes the fingerprint once, reading all files; see `LayerSource`."""
         return self._fingerprint
 
     @functools.cached_property

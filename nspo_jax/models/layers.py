@@ -1,4 +1,4 @@
-"""The parts that every layer is made of: linear maps, norms, the embedding, the gated MLP.
+"""The parts of every layer: linear maps, norms, the embedding, the gated MLP.
 
 Activations are flattened to [batch * time, ...] around the matmuls: XLA runs those about 1.5 times
 faster on CPU than the same matmuls on [batch, time, ...].
@@ -19,7 +19,7 @@ _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}  # jax's default 
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias), in the dtype of x."""
+    """A linear map y = x @ kernel (+ bias), in the dtype of x."""
 
     def __init__(
         self, inputs: int, outputs: int, stddev: float, *, bias: bool = False, rngs: nnx.Rngs
@@ -36,9 +36,9 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, returned in x's dtype.
+    """The norm x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, cast to x's dtype.
 
-    With `offset` the parameter is what the scale differs from one by (Gemma).
+    With `offset` the parameter is the scale minus one (Gemma).
     """
 
     def __init__(self, size: int, eps: float, *, offset: bool = False):
@@ -53,7 +53,7 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """One row of `embedding` a token."""
+    """An embedding, one row of `embedding` a token."""
 
     def __init__(self, vocab: int, size: int, *, rngs: nnx.Rngs):
         shape = (vocab, size)
@@ -83,10 +83,10 @@ class MLP(nnx.Module):
 
 
 def residual_stddev(num_layers: int) -> float:
-    """Of the kernels that write to the residual stream: every layer does so twice."""
+    """Returns the initial deviation of kernels that write to the residual stream, two a layer."""
     return INIT_STDDEV / math.sqrt(2 * num_layers)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap): bounded to (-cap, cap); None leaves x alone."""
+    """Bounds x to (-cap, cap) by cap * tanh(x / cap); None leaves x alone."""
     return x if cap is None else cap * jnp.tanh(x / cap)

@@ -1,4 +1,4 @@
-"""Log-probabilities: of tokens from logits, of whole sequences, and of texts."""
+"""Log-probabilities of tokens, of whole sequences, and of texts."""
 
 from collections.abc import Sequence
 import functools
@@ -13,7 +13,7 @@ from nspo_jax.models import architecture, heads, transformer
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """float32 [batch, time] from logits [batch, time, vocab] and tokens int32 [batch, time]."""
+    """Returns log p of tokens int32 [batch, time] under logits [batch, time, vocab], in float32."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)  # [batch, time]
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - normaliser
@@ -26,17 +26,17 @@ def sequence_logprobs(
     tokens: jax.Array,
     mask: jax.Array,
 ) -> jax.Array:
-    """log p of each token given those before it.
+    """Returns log p of each token given those before it.
 
     Args:
-      model_config: a language model's.
+      model_config: a language model's config.
       params: its parameters.
       tokens: int32 [batch, time].
       mask: bool [batch, time], False at padding, which is before or after a sequence.
 
     Returns:
-      float32 [batch, time - 1]: entry t is of token t + 1, in nats; 0 where that is padding, or the
-      first of its sequence.
+      float32 [batch, time - 1] in nats. Entry t belongs to token t + 1, and is 0 if that is padding
+      or the first of its sequence.
     """
     hidden = transformer.forward(model_config, params, tokens, mask).hidden[:, :-1]
     found = _following_logprobs(model_config, params, hidden, tokens[:, 1:])
@@ -44,9 +44,9 @@ def sequence_logprobs(
 
 
 def predicting_states(model_config: architecture.ModelConfig, params, batch: Any) -> jax.Array:
-    """Final hidden states before each completion token: [batch, completion_length, d].
+    """Returns final hidden states before each completion token: [batch, completion_length, d].
 
-    They are at the positions that predict it: what is known when it is drawn.
+    They are at the positions that predict the token, and know no more than its draw did.
     """
     tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
     mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
@@ -58,10 +58,10 @@ def predicting_states(model_config: architecture.ModelConfig, params, batch: Any
 def completion_logprobs(
     model_config: architecture.ModelConfig, params, batch: Any, temperature: float = 1.0
 ) -> jax.Array:
-    """log p of the completion tokens: float32 [batch, completion_length].
+    """Returns log p of the completion tokens: float32 [batch, completion_length].
 
-    Logits are computed at the positions that predict a completion token, nowhere else, and a chunk
-    at a time where the vocabulary is large.
+    Logits are computed only at the positions that predict a completion token, and a chunk at a time
+    if the vocabulary is large.
 
     Args:
       model_config: the model.
@@ -80,8 +80,8 @@ def _following_logprobs(
     tokens: jax.Array,
     temperature: float = 1.0,
 ) -> jax.Array:
-    """log p of tokens [batch, time] from the states [batch, time, d] before them: float32."""
-    # of the head alone, once and not for every chunk
+    """Returns log p, float32, of tokens [batch, time] from states [batch, time, d] before them."""
+    # the head alone is gathered, once and not for every chunk
     name = "embed" if model_config.tie_embeddings else "head"
     head = params | sharding.gather({name: params[name]}, model_config.compute_dtype)
 
@@ -97,17 +97,17 @@ def text_logprobs(
     tokenizer: Any,
     texts: Sequence[str],
 ) -> list[np.ndarray]:
-    """log p of each token of each text given those before it: `sequence_logprobs` of plain text.
+    """Returns log p of each token of plain texts given those before it; see `sequence_logprobs`.
 
     Args:
-      model_config: a language model's, as `load_model` gives it.
+      model_config: a language model's config, as `load_model` gives it.
       params: its parameters.
-      tokenizer: the model's, as `model_files.load_tokenizer` gives it; where it begins a text with
-        a token of its own, so it does here.
-      texts: at least one; they go through the model at once.
+      tokenizer: the model's tokenizer, as `model_files.load_tokenizer` gives it, which may begin a
+        text with a token of its own.
+      texts: at least one text; they go through the model at once.
 
     Returns:
-      for each text float32 [its tokens - 1], in nats: the first token has none before it.
+      For each text float32 [its tokens - 1], in nats; the first token has none before it.
 
     Raises:
       ValueError: naming a text of less than two tokens, or one longer than the model's context.

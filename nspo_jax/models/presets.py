@@ -1,7 +1,7 @@
-"""Published model sizes: what a checkpoint of that name is, without having it.
+"""Published model sizes, known without a checkpoint.
 
-For planning (shapes, memory, compilation) before anything is downloaded, and to notice a path that
-leads to another model than a config means. The numbers are those of each model's config.json.
+They serve to plan shapes, memory and compilation before anything is downloaded, and to notice a
+path to another model than the config's. The numbers are those of each model's config.json.
 """
 
 import dataclasses
@@ -75,13 +75,13 @@ def check_preset(
 ) -> None:
     """Raises ValueError unless a checkpoint's config is the preset's.
 
-    The context length may differ: base and instruct checkpoints of a model state different ones.
-    So may the ids that no token has, which the tokenizer says.
+    The context length may differ, since base and instruct checkpoints of a model state different
+    ones. So may the ids without a token, which are the tokenizer's.
 
     Args:
-      name: of `PRESETS`.
-      model_config: what the checkpoint's config.json says.
-      path: where that is, for the message.
+      name: a name of `PRESETS`.
+      model_config: the checkpoint's config.
+      path: the checkpoint's directory, for the message.
     """
     preset = PRESETS[name]
     changed = [

@@ -1,4 +1,4 @@
-"""How the next token is drawn from its logits."""
+"""The draw of the next token from its logits."""
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,22 @@ def sample_token(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws one token a row; what a row gets depends on its own logits and key alone.
+    """Draws one token a row, which depends on the row's own logits and key alone.
 
-    Temperature first, then top-k, then top-p, as in transformers. Of tokens that tie with the last
-    one that is kept, all are kept.
+    Temperature comes first, then top-k, then top-p, as in transformers. All tokens that tie with
+    the last kept one are kept.
 
     Args:
       logits: float32 [rows, vocab].
       keys: PRNG keys [rows].
       temperature: logits are divided by it; 0 takes the most likely token. May be traced.
-      top_k: draw from the k most likely tokens; 0: from all. Static.
-      top_p: draw from the most likely tokens that together have at least this probability; 1: from
-        all. Static.
+      top_k: draws are from the k most likely tokens; 0: from all. Static.
+      top_p: draws are from the most likely tokens that together have at least this probability;
+        1: from all. Static.
 
     Returns:
       Tokens int32 [rows], and float32 [rows], the log-probability of each under the distribution
-      that it was drawn from (at temperature 0: the model's own).
+      that it was drawn from (the model's own at temperature 0).
 
     Raises:
       ValueError: while tracing, for a top_k or top_p that means nothing.
@@ -60,7 +60,7 @@ def sample_token(
         below = below.at[:, -1].set(False)  # the most likely token is always kept
         least = jnp.min(jnp.where(below, jnp.inf, ascending), axis=-1, keepdims=True)
         kept = jnp.where(kept < least, -jnp.inf, kept)
-    # at temperature 0 the logits are the model's own and nothing is drawn from the kept ones
+    # at temperature 0 the log-probabilities are those of the model's own logits, without filters
     kept = jnp.where(temperature > 0, kept, logits)
     drawn = jax.vmap(jax.random.categorical)(keys, kept)
     token = jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)

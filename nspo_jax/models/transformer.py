@@ -1,4 +1,4 @@
-"""The decoder in Flax NNX, and the functional surface the rest of the code uses.
+"""The decoder in Flax NNX, and its functional surface for the rest of the code.
 
 Outside this folder parameters are a plain nested dict of arrays, with layers stacked on the first
 axis and every linear kernel [in, out]:
@@ -40,19 +40,19 @@ from nspo_jax.models import layers as layers_lib
 Params = dict[str, Any]
 # (site name, inputs of that site [batch * time, in] float32) -> any pytree of arrays.
 Observe = Callable[[str, jax.Array], Any]
-# The logit of an id that is no token. Its probability is exactly 0 and, unlike with -inf, so are
-# its terms in a KL divergence.
+# The logit of an id that is no token. Its probability is exactly 0, and unlike with -inf so are its
+# terms in a KL divergence.
 _ABSENT = -1e30
 
 
 class Output(NamedTuple):
-    """What a forward pass returns.
+    """The result of a forward pass.
 
     Attributes:
       hidden: [batch, time, d] in the compute dtype, after the final norm; see `heads`.
-      cache: the cache with the new tokens in it, None when none was given.
-      observations: site name -> what `observe` returned for it, stacked over layers for the sites
-        under `layers/`; empty without `observe`.
+      cache: the cache with the new tokens in it; None without a cache.
+      observations: site name -> the results of `observe`, stacked over layers for the sites under
+        `layers/`; empty without `observe`.
     """
 
     hidden: jax.Array
@@ -115,7 +115,7 @@ class Transformer(nnx.Module):
         cache: cache_lib.Cache | None = None,
         observe: Observe | None = None,
     ) -> Output:
-        """See `forward`."""
+        """Runs the decoder; see `forward`."""
         model_config = self.model_config
         _check_shapes(model_config, tokens, mask, cache)
         batch, time = tokens.shape
@@ -149,7 +149,7 @@ class Transformer(nnx.Module):
         return Output(x.reshape(batch, time, -1), cache, observations)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """See `heads.logits`."""
+        """Returns next-token logits; see `heads.logits`."""
         tied = self.model_config.tie_embeddings
         kernel = self.embed.embedding[...].T if tied else self.head.kernel[...]  # [d, vocab]
         result = self._apply(kernel, hidden)
@@ -162,11 +162,11 @@ class Transformer(nnx.Module):
         return jnp.where(absent, _ABSENT, result)
 
     def values(self, hidden: jax.Array) -> jax.Array:
-        """See `heads.values`."""
+        """Applies the scalar head at every token; see `heads.values`."""
         return self._apply(self.score.kernel[...], hidden)[..., 0]
 
     def _apply(self, kernel, hidden):
-        """hidden @ kernel, float32 [..., out]."""
+        """Computes hidden @ kernel, float32 [..., out]."""
         x = hidden.reshape(-1, hidden.shape[-1]).astype(self.model_config.compute_dtype)
         x = sharding.shard_rows(x)
         result = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -181,17 +181,17 @@ class Transformer(nnx.Module):
 
 @functools.partial(jax.jit, static_argnames="model_config")
 def init_params(model_config: architecture.ModelConfig, key: jax.Array) -> Params:
-    """Float32 parameters: normal 0.02, `o` and `down` divided by sqrt(2 layers), norms neutral."""
+    """Draws float32 parameters: normal 0.02, `o` and `down` over sqrt(2 layers), neutral norms."""
     return nnx.to_pure_dict(nnx.state(Transformer(model_config, rngs=nnx.Rngs(params=key))))
 
 
 def abstract_params(model_config: architecture.ModelConfig) -> Params:
-    """The tree of `init_params` as `jax.ShapeDtypeStruct`, without allocating it."""
+    """Returns the tree of `init_params` as `jax.ShapeDtypeStruct`, without allocating it."""
     return jax.eval_shape(lambda: init_params(model_config, jax.random.key(0)))
 
 
 def bind(model_config: architecture.ModelConfig, params: Params) -> Transformer:
-    """The NNX module that holds these parameters (shared, not copied)."""
+    """Returns the NNX module that holds these parameters (shared, not copied)."""
     return nnx.merge(_graphdef(model_config), nnx.State(params))
 
 
@@ -205,18 +205,18 @@ def forward(
 ) -> Output:
     """Runs the decoder on a batch of tokens.
 
-    With a cache, the tokens are written to the slots after `cache.length`; the caller makes the
-    cache large enough for all tokens it will see, since `length` is not known under jit.
+    With a cache, the tokens are written to the slots after `cache.length`. The caller makes the
+    cache large enough for all tokens to come, since `length` is not known under jit.
 
     Args:
       model_config: the model.
-      params: nested dict as in the module docstring.
+      params: a nested dict as in the module docstring.
       tokens: [batch, time] int32. The value at padding does not matter.
       mask: [batch, time] bool, False at padding, which may be anywhere. A token's position is the
         number of real tokens before it, the cache's included. Hidden states at padding are finite
         and mean nothing.
       cache: None, or the cache of the tokens before these.
-      observe: None, or a function (site, x) -> pytree called on the float32 input
+      observe: None, or a function (site, x) -> pytree, which is called on the float32 input
         x [batch * time, in] of every site of `input_sites`, padding included. It runs inside the
         scan over layers, so that only its results are stacked: `lambda site, x: x` gives the raw
         inputs, [layers, batch * time, in] each.
@@ -225,17 +225,17 @@ def forward(
       An `Output`.
 
     Raises:
-      ValueError: shapes that do not agree, or more tokens than the model's `max_length`, or the
-        cache's slots.
+      ValueError: the shapes do not agree, or there are more tokens than the model's `max_length` or
+        the cache's slots.
     """
     return bind(model_config, params)(tokens, mask, cache, observe)
 
 
 def embed(model_config: architecture.ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    """What the first layer sees: [batch * time, d] in the compute dtype, of tokens [batch, time].
+    """Returns the first layer's input, [batch * time, d] in the compute dtype, of tokens.
 
-    `params` needs `embed` alone. With `run_layer` and `final_norm`, a forward pass that holds one
-    layer at a time.
+    The tokens are int32 [batch, time], and `params` needs `embed` alone. With `run_layer` and
+    `final_norm` it makes a forward pass that holds one layer at a time.
     """
     rows = params["embed"]["embedding"][tokens.reshape(-1)]
     return _to_residual(model_config, sharding.shard_rows(rows))
@@ -249,13 +249,13 @@ def run_layer(
     mask: jax.Array,
     observe: Observe | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """One layer of `forward`, without a cache.
+    """Runs one layer of `forward`, without a cache.
 
     Args:
       model_config: the model.
-      layer: its parameters: those under `layers`, without the leading axis.
+      layer: the layer's parameters under `layers`, without the leading axis.
       window: its window, 0 for none.
-      x: [batch * time, d], what the layer before it gave, or `embed`.
+      x: [batch * time, d], the output of the layer before it, or of `embed`.
       mask: bool [batch, time].
       observe: see `forward`.
 
@@ -271,7 +271,7 @@ def run_layer(
 
 
 def final_norm(model_config: architecture.ModelConfig, params: Params, x: jax.Array) -> jax.Array:
-    """What the head sees of the last layer's output; `params` needs `norm` alone."""
+    """Returns the head's input of the last layer's output; `params` needs `norm` alone."""
     norm = layers_lib.RMSNorm(
         model_config.hidden_size, model_config.rms_norm_eps, offset=model_config.norm_offset
     )
@@ -280,10 +280,10 @@ def final_norm(model_config: architecture.ModelConfig, params: Params, x: jax.Ar
 
 
 def input_sites(model_config: architecture.ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Input site -> paths of the kernels that read it.
+    """Returns input site -> paths of the kernels that read it.
 
-    A tied head is left out: it cannot be projected without touching the embedding. So is a scalar
-    head, which is no part of what a base model can do.
+    A tied head is left out, since projecting it would touch the embedding. A scalar head is left
+    out too, since it is no part of a base model's skills.
     """
     sites = {
         "layers/attention/in": tuple(f"layers/attention/{name}/kernel" for name in "qkv"),
@@ -302,7 +302,7 @@ def input_sites(model_config: architecture.ModelConfig) -> dict[str, tuple[str, 
 
 
 class _Recorder:
-    """Collects what `observe` returns at each site of one layer."""
+    """A collector of the results of `observe` at each site of one layer."""
 
     def __init__(self, observe: Observe | None):
         self.observe = observe
@@ -324,14 +324,14 @@ def _layer_graphdef(model_config):
 
 
 def _to_residual(model_config, embedded):
-    """Embedded tokens as the residual stream begins."""
+    """Begins the residual stream with embedded tokens, scaled for Gemma."""
     x = embedded.astype(model_config.compute_dtype)
     scale = math.sqrt(model_config.hidden_size)
     return x * jnp.asarray(scale, x.dtype) if model_config.scale_embedding else x
 
 
 def _rematerialised(run_layer, remat):
-    """`run_layer` under the policy for what gradients keep of it.
+    """Wraps `run_layer` in the policy that says which activations gradients keep.
 
     On CPU a small model's training step is a quarter faster with "layer" than with "none".
     """

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def _groups(made: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """(prefix of its fields' dotted names, class) of a group and of the groups in it, in order."""
+    """Yields (prefix of the fields' dotted names, class) of a group and of the groups in it."""
     yield prefix, made
     for field in dataclasses.fields(made):
         if not field.metadata:
@@ -53,22 +53,22 @@ _FIELDS = {
     for field in dataclasses.fields(made)
     if field.metadata
 }
-# dotted name -> what a group is about
+# dotted name -> a group's docstring
 NOTES = {prefix.rstrip("."): (made.__doc__ or "").strip() for prefix, made in _groups(Run)}
 FIELDS: dict[str, Range] = {name: field.metadata["range"] for name, field in _FIELDS.items()}
 WHAT: dict[str, str] = {name: field.metadata["what"] for name, field in _FIELDS.items()}
 
 
 def flatten(run: Run) -> dict[str, Any]:
-    """Dotted field names to values, in the order of their declaration."""
+    """Returns a run's values by dotted field name, in the order of their declaration."""
     return {name: get(run, name) for name in FIELDS}
 
 
 def from_flat(values: Mapping[str, Any]) -> Run:
-    """A run with these values of these dotted fields; the others have their defaults.
+    """Makes a run with these values of dotted fields; the others have their defaults.
 
     Raises:
-      ValueError: naming every field that there is not, and every value out of its range.
+      ValueError: naming every unknown field, or every value out of its range.
     """
     if unknown := [name for name in values if name not in FIELDS]:
         raise ValueError(
@@ -80,7 +80,7 @@ def from_flat(values: Mapping[str, Any]) -> Run:
 
 
 def from_config(config: ml_collections.ConfigDict) -> Run:
-    """The settings that a config says.
+    """Reads the settings of a config.
 
     Raises:
       ValueError: naming every field that is missing, unknown, or out of its range.
@@ -95,17 +95,17 @@ def from_config(config: ml_collections.ConfigDict) -> Run:
 
 
 def to_config(run: Run) -> ml_collections.ConfigDict:
-    """The same as a ConfigDict, for config files and flags."""
+    """Returns the settings as a ConfigDict, for config files and flags."""
     return ml_collections.ConfigDict(dataclasses.asdict(run))
 
 
 def replace(run: Run, changes: Mapping[str, Any]) -> Run:
-    """The run with other values of some dotted fields; errors as `from_flat`."""
+    """Returns the run with other values of some dotted fields; raises the errors of `from_flat`."""
     return from_flat(flatten(run) | dict(changes))
 
 
 def check_ranges(values: Mapping[str, Any], known: Mapping[str, Range]) -> None:
-    """Raises ValueError naming every one of the values that is not in its range."""
+    """Raises ValueError naming every value that is out of its range."""
     wrong = []
     for name, value in values.items():
         if name not in known:
@@ -120,7 +120,7 @@ def check_ranges(values: Mapping[str, Any], known: Mapping[str, Range]) -> None:
 
 
 def get(run: Run, name: str) -> Any:
-    """The value of a dotted field, such as rl.steps."""
+    """Returns the value of a dotted field, such as rl.steps."""
     value: Any = run
     for part in name.split("."):
         value = getattr(value, part)

@@ -1,4 +1,4 @@
-"""What a field may be: numbers between two ends, one of some values, or text."""
+"""The ranges of fields: numbers between two ends, one of some values, or text."""
 
 from collections.abc import Callable, Collection
 import dataclasses
@@ -15,11 +15,11 @@ class Number:
 
     Attributes:
       kind: int, or float, which takes an int as well.
-      least: the smallest of them, or with `above` what all are above.
-      most: the largest of them, or with `below` what all are below; None: that of int32 or float32.
-      above: whether `least` itself is left out.
-      below: whether `most` itself is left out.
-      off: a value beside them, which switches off what the field is about; None: there is none.
+      least: the lower end.
+      most: the upper end; None: the largest number of int32 or float32.
+      above: True leaves out `least` itself.
+      below: True leaves out `most` itself.
+      off: a value beside these numbers that switches the field off; None: there is none.
     """
 
     kind: type
@@ -30,19 +30,19 @@ class Number:
     off: float | None = None
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of them; NaN, an infinity and a bool never are."""
+        """Tells whether a value is in the range; NaN, an infinity and a bool never are."""
         if isinstance(value, bool) or not isinstance(value, self._kinds()):
             return False
         if self.off is not None and value == self.off:
             return True
         if self.kind is float:
-            value = _to_float32(value)  # 1e-50 is 0 where it is computed with
+            value = _to_float32(value)  # computations in float32 would take 1e-50 for 0
         low = value > self.least if self.above else value >= self.least
         most = self._most()
         return low and (value < most if self.below else value <= most)
 
     def text(self) -> str:
-        """In words: "a finite number above 0 in float32"."""
+        """Returns the range in words, such as "a finite number above 0 in float32"."""
         off = "" if self.off is None else f"{self.off:g} (off), or "
         if self.kind is int:
             return f"{off}a whole number (int) from {self.least} to {self._most()}"
@@ -66,7 +66,7 @@ def _to_float32(value: float) -> float:
     try:
         with np.errstate(over="ignore", under="ignore"):
             return float(np.float32(value))
-    except OverflowError:  # an int beyond every float
+    except OverflowError:  # the int is beyond every float
         return math.inf
 
 
@@ -77,11 +77,11 @@ class Choice:
     values: Collection[Any]
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of them, and of their type."""
+        """Tells whether a value is one of them, and of their type."""
         return any(type(value) is type(known) and value == known for known in self.values)
 
     def text(self) -> str:
-        """In words: "one of grpo, gspo"."""
+        """Returns the range in words, such as "one of grpo, gspo"."""
         names = [
             "'' (nothing)" if value == "" else value if isinstance(value, str) else repr(value)
             for value in self.values
@@ -94,9 +94,9 @@ class Text:
     """Free text.
 
     Attributes:
-      what: what it says, in words.
-      parse: reads it, and raises ValueError where it cannot; None: nothing is to be read.
-      empty: whether it may be "".
+      what: the text's meaning, in words.
+      parse: reads the text and raises ValueError if it cannot; None: any text will do.
+      empty: True allows "".
     """
 
     what: str
@@ -104,7 +104,7 @@ class Text:
     empty: bool = True
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is text; raises what `parse` raises."""
+        """Tells whether a value is text; raises what `parse` raises."""
         if not isinstance(value, str) or not (value or self.empty):
             return False
         if self.parse is not None:
@@ -112,7 +112,7 @@ class Text:
         return True
 
     def text(self) -> str:
-        """In words: "text: a path"."""
+        """Returns the range in words, such as "text: a path"."""
         return f"text{'' if self.empty else ' that is not empty'}: {self.what}"
 
 
@@ -130,7 +130,7 @@ def check_date(date: str, what: str = "data.date") -> None:
 
 
 def check_project(name: str) -> None:
-    """Raises ValueError unless Weights & Biases takes a project's name; "" is none."""
+    """Raises ValueError unless Weights & Biases takes a project's name; "" is no project."""
     if len(name) > 128 or set(name) & set("/\\#?%:"):
         raise ValueError(
             f"metrics.wandb_project is {name!r}; expected at most 128 characters and none of "
