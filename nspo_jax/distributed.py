@@ -66,18 +66,16 @@ def initialize(
 
 def _watch_others(coordinator: str | None) -> None:
     """Connects every process to process 0, which tells its address. Collective."""
-    where = np.zeros(512, np.uint8)
-    server = liveness.listen() if is_primary() else None
+    text, server = "", liveness.listen() if is_primary() else None
     if server is not None:
         name = socket.gethostname()
         hosts = [coordinator.rsplit(":", 1)[0]] if coordinator else [name, *_addresses(name)]
-        text = json.dumps([hosts, server.getsockname()[1]]).encode()[: where.size]
-        where[: len(text)] = np.frombuffer(text, np.uint8)
-    where = np.asarray(multihost_utils.broadcast_one_to_all(where)).tobytes().rstrip(b"\0")
+        text = json.dumps([hosts, server.getsockname()[1]])
+    text = broadcast_text(text)
     if server is not None:
         liveness.LivenessWatch(_end_with, {}, server)
         return
-    hosts, port = json.loads(where)
+    hosts, port = json.loads(text)
     link = liveness.connect(hosts, port, jax.process_index())
     if link is not None:
         liveness.LivenessWatch(_end_with, {0: link})
@@ -182,6 +180,24 @@ def gather_rows(tree: Any) -> Any:
         return np.ascontiguousarray(joined).view(array.dtype).reshape(-1, *array.shape[1:])
 
     return jax.tree.map(gather, tree)
+
+
+def broadcast_text(text: str) -> str:
+    """Returns process 0's text in every process. Collective.
+
+    Raises:
+      ValueError: for a text of more than 2048 bytes.
+    """
+    raw = text.encode()
+    line = np.zeros(2048, np.uint8)
+    if len(raw) > len(line):
+        raise ValueError(
+            f"A text for the other processes has {len(raw)} bytes; expected at most {len(line)}: "
+            f"{text[:200]}"
+        )
+    line[: len(raw)] = np.frombuffer(raw, np.uint8)
+    shared = np.asarray(multihost_utils.broadcast_one_to_all(line)).astype(np.uint8)
+    return shared.tobytes().rstrip(b"\0").decode()
 
 
 def gather_texts(text: str) -> list[str]:

@@ -103,9 +103,9 @@ class WandbRun:
             finish_timeout_raises=True,
         )  # fmt: skip
         try:
-            if self._wandb.setup().settings.mode != "online":
-                return self._wandb.init(settings=settings, **arguments)
-            if self._wandb.login(prompt=False, verify=False):
+            # login asks no server about the key: init does
+            online = self._wandb.setup().settings.mode == "online"
+            if not online or self._wandb.login(prompt=False, verify=False):
                 return self._wandb.init(settings=settings, **arguments)
             problem = "no API key: run `wandb login`, or set WANDB_API_KEY"
         except Exception as error:

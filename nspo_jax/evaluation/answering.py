@@ -13,6 +13,7 @@ import transformers
 from nspo_jax.evaluation import programs as programs_lib
 from nspo_jax.evaluation import scoring
 from nspo_jax.models import sampling
+from nspo_jax.rewards import batched
 
 CHUNK = 16  # tokens between two looks at the text
 
@@ -81,13 +82,10 @@ def answer(
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         length = scoring.bucket(len(cut[part[0]]), room)
-        tokens, mask = np.zeros((batch, length), np.int32), np.zeros((batch, length), bool)
-        drawn_by = np.zeros(batch, np.int32)
-        for place, index in enumerate(part):
-            tokens[place, length - len(cut[index]) :] = cut[index]
-            mask[place, length - len(cut[index]) :] = True
-            drawn_by[place] = seeds[index]
-        found = _answer_batch(programs, tokenizer, (tokens, mask), drawn_by, options, len(part))
+        missing = batch - len(part)
+        rows = batched.pad_rows([cut[index] for index in part] + [[]] * missing, length)
+        drawn_by = np.array([seeds[index] for index in part] + [0] * missing, np.int32)
+        found = _answer_batch(programs, tokenizer, rows, drawn_by, options, len(part))
         for index, text in zip(part, found, strict=True):
             texts[index] = text
         told(len(part))

@@ -19,7 +19,6 @@ from nspo_jax.models import cache as cache_lib
 
 _NAMES = ("score_rows", "score_shared", "begin", "advance")
 _END = "end"
-_HEADER_BYTES = 2048
 
 
 class Programs:
@@ -55,7 +54,7 @@ class Programs:
         """
         if distributed.several():
             forms = [(array.shape, str(array.dtype)) for array in arrays]
-            _broadcast_text(json.dumps([name, forms, options]))
+            distributed.broadcast_text(json.dumps([name, forms, options]))
             for array in arrays:
                 multihost_utils.broadcast_one_to_all(_bytes(array))
         return self._run(name, arrays, options)
@@ -63,7 +62,7 @@ class Programs:
     def follow(self) -> None:
         """Runs the programs that process 0 asks for, until `end`; every other process calls it."""
         while True:
-            name, forms, options = json.loads(_broadcast_text(""))
+            name, forms, options = json.loads(distributed.broadcast_text(""))
             if name == _END:
                 return
             arrays = []
@@ -76,7 +75,7 @@ class Programs:
     def end(self) -> None:
         """Ends `follow` in the other processes."""
         if distributed.several():
-            _broadcast_text(json.dumps([_END, [], {}]))
+            distributed.broadcast_text(json.dumps([_END, [], {}]))
 
     def _run(self, name: str, arrays: Any, options: dict[str, Any]) -> Any:
         if name not in _NAMES:
@@ -246,14 +245,3 @@ def _advance(
 
 def _bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _broadcast_text(text: str) -> str:
-    """Returns process 0's text in every process. Collective."""
-    raw = text.encode()
-    if len(raw) > _HEADER_BYTES:
-        raise ValueError(f"A request to other processes has {len(raw)} bytes: {text[:200]}")
-    line = np.zeros(_HEADER_BYTES, np.uint8)
-    line[: len(raw)] = np.frombuffer(raw, np.uint8)
-    shared = np.asarray(multihost_utils.broadcast_one_to_all(line)).astype(np.uint8)
-    return shared.tobytes().rstrip(b"\0").decode()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nspo_jax.evaluation import programs as programs_lib
+from nspo_jax.rewards import batched
 
 # The most endings of one context in one batch, and of one token each: these cost no second pass.
 _MOST_ENDINGS, _MOST_TOKENS = 8, 64
@@ -135,15 +136,11 @@ def _single_batches(pairs, rows: list[_Row], limit: int, batch: int):
         part = rows[start : start + batch]
         length = size(part[0])[0]
         count = max(size(row)[1] for row in part)
-        tokens = np.zeros((batch, length), np.int32)
-        mask = np.zeros((batch, length), bool)
-        targets = np.zeros((batch, count), np.int32)
-        for place, row in enumerate(part):
-            ending = pairs[row.pairs[0]].continuation
-            tokens[place, length - len(row.tokens) + 1 :] = row.tokens[:-1]
-            mask[place, length - len(row.tokens) + 1 :] = True
-            targets[place, count - len(ending) :] = ending
-        yield part, (tokens, mask, targets), "score_rows"
+        missing = [[]] * (batch - len(part))
+        read = batched.pad_rows([row.tokens[:-1] for row in part] + missing, length)
+        endings = [pairs[row.pairs[0]].continuation for row in part]
+        targets = batched.pad_rows(endings + missing, count).tokens
+        yield part, (*read, targets), "score_rows"
 
 
 def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int):
@@ -162,15 +159,12 @@ def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int
         part, rows = rows[:count], rows[count:]
         longest = max(size(row)[1] for row in part)
         endings = max(size(row)[2] for row in part)
-        tokens = np.zeros((count, length), np.int32)
-        mask = np.zeros((count, length), bool)
+        read = batched.pad_rows([row.tokens for row in part] + [[]] * (count - len(part)), length)
         ids = np.zeros((count, endings, longest), np.int32)
         ids_mask = np.zeros((count, endings, longest), bool)
         for place, row in enumerate(part):
-            tokens[place, length - len(row.tokens) :] = row.tokens
-            mask[place, length - len(row.tokens) :] = True
             for turn, index in enumerate(row.pairs):
                 ending = pairs[index].continuation
                 ids[place, turn, : len(ending)] = ending
                 ids_mask[place, turn, : len(ending)] = True
-        yield part, (tokens, mask, ids, ids_mask), "score_shared"
+        yield part, (*read, ids, ids_mask), "score_shared"

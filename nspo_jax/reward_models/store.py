@@ -123,10 +123,10 @@ def train_model(
 
 def check_dataset(name: str) -> None:
     """Raises ValueError unless a dataset of preference pairs is public, or a task's own."""
-    if name not in PUBLIC and (name not in tasks.KINDS or not tasks.KINDS[name].has_pairs):
-        own = [task for task, kind in tasks.KINDS.items() if kind.has_pairs]
+    known = [*(task for task, kind in tasks.KINDS.items() if kind.has_pairs), *PUBLIC]
+    if name not in known:
         raise ValueError(
-            f"reward_training.dataset is {name!r}; expected one of {', '.join([*own, *PUBLIC])}."
+            f"reward_training.dataset is {name!r}; expected one of {', '.join(known)}."
         )
 
 

@@ -261,11 +261,6 @@ def _check_judge(run: settings.Run) -> None:
         )
 
 
-def _fields(group: str) -> tuple[str, ...]:
-    """Returns the dotted names of a group's settings."""
-    return tuple(name for name in settings.FIELDS if name.startswith(f"{group}."))
-
-
 TERMS: dict[str, Term] = {
     "rules": Term(_open_rules, _check_rules),
     "over_refusal": Term(lambda run, base: rewards.OverRefusal(base.task.is_refusal)),
@@ -274,10 +269,10 @@ TERMS: dict[str, Term] = {
     "guard": Term(
         _open_guard,
         _check_guard,
-        fields=(*_fields("rewards.guard"), "rewards.batch_size"),
+        fields=(*settings.fields_of("rewards.guard"), "rewards.batch_size"),
         directory=lambda run: run.rewards.guard.path,
         head="logits",
         dtype=lambda run: run.rewards.guard.dtype,
     ),
-    "remote_judge": Term(_open_judge, _check_judge, fields=_fields("rewards.judge")),
+    "remote_judge": Term(_open_judge, _check_judge, fields=settings.fields_of("rewards.judge")),
 }

@@ -29,6 +29,7 @@ __all__ = [
     "Text",
     "check_date",
     "check_ranges",
+    "fields_of",
     "flatten",
     "from_config",
     "from_flat",
@@ -117,6 +118,11 @@ def check_ranges(values: Mapping[str, Any], known: Mapping[str, Range]) -> None:
             wrong.append(str(error) if name in str(error) else f"{name}: {error}")
     if wrong:
         raise ValueError(" ".join(wrong))
+
+
+def fields_of(group: str) -> tuple[str, ...]:
+    """Returns the dotted names of a group's fields, such as those of rewards.judge."""
+    return tuple(name for name in FIELDS if name.startswith(f"{group}."))
 
 
 def get(run: Run, name: str) -> Any:

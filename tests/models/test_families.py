@@ -61,10 +61,15 @@ FIRST = {"llama": "llama3.1", "qwen2": "qwen2.5", "qwen3": "qwen3", "gemma2": "g
 
 
 def make(case, architecture="AutoModelForCausalLM", **changes):
-    """A random model of transformers. Eager attention: the fast one knows no soft cap."""
+    """A random model of transformers, of this file's size."""
     model_type, fields = CASES[case]
+    return random_model(model_type, {**SMALL, **fields, **changes}, architecture)
+
+
+def random_model(model_type, fields, architecture="AutoModelForCausalLM"):
+    """Far from its initialisation. Eager attention: the fast one knows no soft cap."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **{**SMALL, **fields, **changes})
+    config = transformers.AutoConfig.for_model(model_type, **fields)
     model = getattr(transformers, architecture).from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

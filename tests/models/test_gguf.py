@@ -49,16 +49,9 @@ KINDS = [library.GGMLQuantizationType[name] for name in
 
 
 def make(case):
-    """A random model of transformers, far from its initialisation."""
+    """A random model of transformers."""
     model_type, fields = CASES[case]
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **{**SMALL, **fields})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval()
+    return test_families.random_model(model_type, {**SMALL, **fields})
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nspo_jax import base_model, metrics, models, settings
+from nspo_jax import base_model, metrics, models, settings, tasks
 from nspo_jax.data import iterator, preferences
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.reward_models import store
@@ -178,11 +178,11 @@ class DPO:
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        config = self._run
-        if config.reward_training.dataset == "chat_world" and config.task != "chat_world":
+        task, dataset = self._run.task, self._run.reward_training.dataset
+        if dataset in tasks.KINDS and dataset != task:
             raise ValueError(
-                f"rl.algorithm is 'dpo', task is {config.task!r} and reward_training.dataset is "
-                "'chat_world': its pairs are about other prompts. Set reward_training.dataset to "
+                f"rl.algorithm is 'dpo', task is {task!r} and reward_training.dataset is "
+                f"{dataset!r}: its pairs are about other prompts. Set reward_training.dataset to "
                 "pku_safe_rlhf for the task safety; stories have no pairs."
             )
 

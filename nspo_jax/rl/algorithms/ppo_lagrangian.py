@@ -28,7 +28,7 @@ from nspo_jax.reward_models import store, training
 from nspo_jax.rl import advantages, batches, losses, terms, train_step
 from nspo_jax.rl.algorithms import policy_gradient
 
-FIELDS = tuple(name for name in settings.FIELDS if name.startswith("lagrangian."))
+FIELDS = settings.fields_of("lagrangian")
 # The clip of the value loss in Safe RLHF. It acts only where a critic learns a row twice, which
 # never happens here: the old values are those of the critic that the step begins with.
 VALUE_CLIP = 5.0
