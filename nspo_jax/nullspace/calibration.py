@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nspo_jax import distributed, models, progress
+from nspo_jax import distributed, models, progress, trees
 from nspo_jax.nullspace import activations, projection, rank_rules, special_sites, splits
 from nspo_jax.nullspace import moments as moments_lib
 from nspo_jax.nullspace import projectors as projectors_lib
@@ -113,7 +113,7 @@ def calibrate(
             found[name].append(part)
     sites, spectra = {}, {}
     for name, kernels in inputs.items():
-        stack = (model_config.num_layers,) if name.startswith("layers/") else ()
+        stack = (model_config.num_layers,) if trees.is_stacked(name) else ()
         sites[name], spectra[name] = splits.join(kernels, found.pop(name), stack)
     if not model_config.tie_embeddings:
         tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
@@ -166,7 +166,7 @@ def preview(
             for rules, rank in zip(all_rules, ranks, strict=True):
                 row = projectors_lib.summary_row(
                     name,
-                    layer if name.startswith("layers/") else None,
+                    layer if trees.is_stacked(name) else None,
                     rank,
                     spectrum,
                     4 * spectrum.size * min(rank, spectrum.size - rank),

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import distributed, models
+from nspo_jax import distributed, models, trees
 from nspo_jax.nullspace import activations, eigen, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace.drift import drift
@@ -111,7 +111,7 @@ def certify(
         weights = {
             path: (before[path][at], change_of(path, at))
             for path in before
-            if path.startswith("layers/") == (layer is not None)
+            if trees.is_stacked(path) == (layer is not None)
         }
         for path, (_, moved) in weights.items():
             changed[path] += _energy(moved)
@@ -120,7 +120,7 @@ def certify(
                 site.kernels, site.basis[at], site.side, np.asarray(site.ranks)[at]
             )
             for name, site in projectors.sites.items()
-            if name.startswith("layers/") == (layer is not None)
+            if trees.is_stacked(name) == (layer is not None)
         }
         measured = _measure(model_config, run, sites, weights, layer)
         for name, site in sites.items():

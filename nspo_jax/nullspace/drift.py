@@ -28,7 +28,7 @@ class Reference:
         self, model_config: models.ModelConfig, base: Any, batches: Iterable[activations.Batch]
     ):
         self._model_config, self._batches = model_config, list(batches)
-        name = "embed" if model_config.tie_embeddings else "head"
+        name = model_config.head_part
         # a copy: the base's own may be donated to a training step; in the dtype of its products
         self._head = {
             name: jax.tree.map(lambda x: jnp.array(x, model_config.compute_dtype), base[name])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import distributed, models
+from nspo_jax import distributed, models, trees
 from nspo_jax.nullspace import activations, eigen, projection
 
 FIRST_TOKENS = ("keep", "drop", "separate")
@@ -191,7 +191,7 @@ def gradient_moments(
         moments = {
             site: Moment(high[layer], low[layer], count)
             for site, (high, low) in sums.items()
-            if site.startswith("layers/")
+            if trees.is_stacked(site)
         }
         for site, moment in moments.items():
             moment.check(f"{site} in layer {layer}")
@@ -217,7 +217,7 @@ def second_moments(
     for moments in layer_moments(models.ParamsSource(model_config, params), batches):
         for site, moment in moments.items():
             parts.setdefault(site, []).append(moment.float64())
-    return {s: np.stack(m) if s.startswith("layers/") else m[0] for s, m in parts.items()}
+    return {s: np.stack(m) if trees.is_stacked(s) else m[0] for s, m in parts.items()}
 
 
 # ------------------------------------------------------------------------------ on the device
