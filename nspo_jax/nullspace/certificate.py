@@ -215,7 +215,7 @@ def _measure_rows(name, site, weights, batches: list[activations.Batch]) -> dict
 
 @functools.partial(jax.jit, static_argnums=2)
 def _inside(change: jax.Array, basis: np.ndarray, side: str) -> jax.Array:
-    """Returns coordinates of a change inside the protected subspace, whose norm counts."""
+    """Returns a change's protected part, as a matrix or in coordinates of U, with the same norm."""
     if side == projection.PROTECTED:
         return projection.coordinates(change, basis)
     return change - projection.project(change, basis, side)
