@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def split(moment: moments_lib.Moment, rule: rank_rules.RankRule, guess: int = 0) -> Split:
-    """Splits a moment and keeps its thinner side; `guess` is the expected rank, 0: no idea."""
+    """Splits a moment and keeps its thinner side; `guess` is the expected rank, or 0."""
     pairs, (rank,), spectrum = _decompose(_set_apart(moment), [rule], guess)
     return _thinner(pairs, rank, spectrum)
 
