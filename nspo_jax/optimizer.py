@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nspo_jax import settings
+from nspo_jax import settings, trees
 from nspo_jax.nullspace import coordinates, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 
@@ -148,18 +148,10 @@ def combine(trained: Any, fixed: Any, dtype: Any = jnp.float32) -> Any:
         if trained is None or fixed is None:
             return fixed if trained is None else trained
         total = fixed.astype(jnp.float32) + trained
-        return total.astype(dtype) if total.ndim == 3 and _is_layer(path) else total
+        stacked_matrix = total.ndim == 3 and trees.is_stacked(path_string(path))
+        return total.astype(dtype) if stacked_matrix else total
 
     return jax.tree.map_with_path(join, trained, fixed, is_leaf=lambda leaf: leaf is None)
-
-
-def _is_layer(path: tuple[Any, ...]) -> bool:
-    """Tells whether a leaf is stacked over layers by its first axis."""
-    return path_string(path).startswith("layers/")
-
-
-def _is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    return leaf.ndim - 1 >= 2 if _is_layer(path) else leaf.ndim >= 2
 
 
 def select_projectors(
@@ -197,7 +189,7 @@ def freeze(frozen: Any, dtype: str) -> Any:
     """
 
     def held(path, leaf):
-        if not _is_matrix(path, leaf) or dtype == leaf.dtype:
+        if not trees.is_matrix(path_string(path), leaf) or dtype == leaf.dtype:
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype)

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from nspo_jax import distributed
+from nspo_jax import distributed, trees
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # rows of batches and activations are sharded over these
@@ -148,7 +148,7 @@ def gather(params: Any, dtype: Any) -> Any:
 
     def whole(path, leaf):
         name = _path(path)
-        if _is_matrix(name, leaf):
+        if trees.is_matrix(name, leaf):
             # a matrix product would convert it too; before the gather, fewer bytes travel
             leaf = leaf.astype(dtype)
         if mesh.empty:
@@ -157,11 +157,6 @@ def gather(params: Any, dtype: Any) -> Any:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map_with_path(whole, params)
-
-
-def _is_matrix(name: str, leaf: Any) -> bool:
-    """Tells whether a leaf is a matrix, or matrices stacked over layers."""
-    return leaf.ndim >= (3 if name.startswith("layers/") else 2)
 
 
 def _spec(mesh, name: str, shape: tuple[int, ...], kept: tuple[str, ...]) -> PartitionSpec:

@@ -27,7 +27,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from nspo_jax import models, nullspace
+from nspo_jax import models, nullspace, trees
 from nspo_jax.nullspace import eigen, rank_rules, splits
 from nspo_jax.nullspace import moments as moments_lib
 from scripts import launch
@@ -119,7 +119,7 @@ def main() -> None:
     projectors = nullspace.calibrate(config, source, batches, rank_rule=rule)
     ended = time.perf_counter()
     each = np.diff([*STARTS, ended])
-    sites = {n: s for n, s in projectors.sites.items() if n.startswith("layers/")}
+    sites = {n: s for n, s in projectors.sites.items() if trees.is_stacked(n)}
     gib = sum(site.basis.nbytes for site in sites.values()) / 2**30
     share = depth / config.num_layers
     stats = jax.devices()[0].memory_stats() or {}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import models
+from nspo_jax import models, trees
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.nullspace import projection
 from nspo_jax.rl import train_step
@@ -40,7 +40,7 @@ def lower(depth: int) -> jax.stages.Lowered:
     sites = {}
     for name, kernels in models.input_sites(model_config).items():
         size = leaves[kernels[0]].shape[-2]
-        stack = (depth,) if name.startswith("layers/") else ()
+        stack = (depth,) if trees.is_stacked(name) else ()
         basis = np.broadcast_to(
             np.eye(size, size // 2, dtype=np.float32), (*stack, size, size // 2)
         )

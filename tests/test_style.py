@@ -13,6 +13,7 @@ FOLDERS = (
     "nspo_jax/dry_run",
     "nspo_jax/evaluation",
     "nspo_jax/models",
+    "nspo_jax/nullspace",
     "nspo_jax/reports",
     "nspo_jax/reward_models",
     "nspo_jax/rewards",

@@ -323,7 +323,7 @@ class ChatFormat:
     def _pad_left(
         self, ids: list[list[int]], prompts: Sequence[str], length: int | None
     ) -> Encoded:
-        """Pads prompts to `length` columns; None: as many as the longest needs."""
+        """Pads prompts to `length` columns, or to as many as the longest needs."""
         if length is None:
             length = max(map(len, ids))
         _check_lengths(ids, length, prompts, "prompt")

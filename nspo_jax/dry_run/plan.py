@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import chips, models, settings, sharding
+from nspo_jax import chips, models, settings, sharding, trees
 from nspo_jax import optimizer as optimizer_lib
 from nspo_jax.dry_run import hlo
 from nspo_jax.models import generation
@@ -132,7 +132,7 @@ def make_plan(
     }
     if state.critics is not None:
         resident["critics, their moments"] = _bytes(state.critics)
-    head = whole["embed" if model_config.tie_embeddings else "head"]
+    head = whole[model_config.head_part]
     width = jnp.dtype(model_config.compute_dtype).itemsize
     resident["base's head, to compare with"] = _bytes(head) * width // 4
     if reference is not None and changes:
@@ -266,7 +266,7 @@ def _calibration_bytes(run, model_config, mesh, params, program) -> int:
     squares = sum(
         4 * leaves[paths[0]].shape[-2] ** 2
         for site, paths in models.input_sites(model_config).items()
-        if site.startswith("layers/")
+        if trees.is_stacked(site)
     )
     stats = program.memory_analysis()
     step = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
@@ -296,7 +296,7 @@ def _sites(run, model_config, rank_share) -> tuple[dict[str, projection.Site], t
         guessed |= {str(rule)} if known is None else set()
         side = projection.PROTECTED if rank <= size - rank else projection.NULL
         side = projection.NULL if coordinates else side
-        stack = (model_config.num_layers,) if name.startswith("layers/") else ()
+        stack = (model_config.num_layers,) if trees.is_stacked(name) else ()
         columns = rank if side == projection.PROTECTED else size - rank
         basis = jax.eval_shape(functools.partial(jnp.zeros, (*stack, size, columns), jnp.float32))
         sites[name] = projection.Site(kernels, basis, side, np.full(stack, columns, np.int32))

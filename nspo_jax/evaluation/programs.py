@@ -153,7 +153,7 @@ def _candidates(
     ids: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log p of candidates [rows, time, k] behind states [rows, time, d], and the best."""
-    name = "embed" if model_config.tie_embeddings else "head"
+    name = model_config.head_part
     head = params | sharding.gather({name: params[name]}, model_config.compute_dtype)
 
     def score(hidden: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -177,3 +177,8 @@ class ModelConfig:
                     f"{name} is {getattr(self, name)!r}: give one of {', '.join(values)} (as a "
                     "string)."
                 )
+
+    @property
+    def head_part(self) -> str:
+        """The top-level name of the parameters that make logits: a tied embedding's, or "head"."""
+        return "embed" if self.tie_embeddings else "head"

@@ -11,8 +11,8 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
-from nspo_jax import distributed, files, model_files, progress
-from nspo_jax.models import architecture, hf, hf_export, transformer, trees
+from nspo_jax import distributed, files, model_files, progress, trees
+from nspo_jax.models import architecture, hf, hf_export, transformer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The floating-point operations of a forward pass, by formula."""
 
-from nspo_jax.models import architecture, transformer, trees
+from nspo_jax import trees
+from nspo_jax.models import architecture, transformer
 
 
 def flops_per_token(model_config: architecture.ModelConfig, attended: float) -> float:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from nspo_jax import distributed, model_files
+from nspo_jax import distributed, model_files, trees
 from nspo_jax import progress as progress_lib
-from nspo_jax.models import architecture, families, hf_config, transformer, trees
+from nspo_jax.models import architecture, families, hf_config, transformer
 
 CONFIG, GENERATION = model_files.CONFIG, "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -208,7 +208,7 @@ class Tensors:
 def tensor_layers(model_config: architecture.ModelConfig, path: str) -> list[str]:
     """Names the tensors of one parameter, one a layer if it has layers."""
     name = families.FAMILIES[model_config.family].tensor(path)
-    if not path.startswith("layers/"):
+    if not trees.is_stacked(path):
         return [name]
     return [name.format(layer) for layer in range(model_config.num_layers)]
 
@@ -226,7 +226,7 @@ def expected_tensors(
     abstract = trees.flatten(transformer.abstract_params(model_config))
     for place, path in enumerate(sorted(abstract, key=order.index)):
         leaf, names = abstract[path], tensor_layers(model_config, path)
-        stacked = path.startswith("layers/")
+        stacked = trees.is_stacked(path)
         shape = leaf.shape[1:] if stacked else leaf.shape
         shape = shape[::-1] if is_transposed(path) else shape
         block = 0 if path.startswith("embed/") else 1 if stacked else 2
@@ -289,7 +289,7 @@ def load_parameter(
     def read_layers(index: Index) -> np.ndarray:
         return np.stack([read(name, index[1:]) for name in names[index[0]]])
 
-    if not path.startswith("layers/"):
+    if not trees.is_stacked(path):
         return _make_array(shape, sharding, lambda index: read(names[0], index))
     layer_sharding = sharding
     if isinstance(sharding, jax.sharding.NamedSharding):

@@ -255,7 +255,7 @@ def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:
             f"rope_parameters is {new!r}: supported is "
             + (f"a mapping for each of {_FULL} and {_WINDOWED}." if local else "a single mapping.")
         )
-    if local is not None:  # of two kinds of layers, rope_scaling belongs to full attention
+    if local is not None:  # rope_scaling belongs to the layers with full attention
         windowed = new.get(_WINDOWED) or {}
         local = windowed.get("rope_theta", fields.get(_LOCAL_THETA) or local)
         if scaling := _scaling("rope_parameters", windowed, fields):

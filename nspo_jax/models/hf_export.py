@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from nspo_jax import distributed, files, model_files
+from nspo_jax import distributed, files, model_files, trees
 from nspo_jax import progress as progress_lib
-from nspo_jax.models import architecture, hf, hf_config, transformer, trees
+from nspo_jax.models import architecture, hf, hf_config, transformer
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 SHARD_BYTES = 5 * 10**9  # transformers cuts shards at this size

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax.models import architecture, hf, transformer, trees
+from nspo_jax import trees
+from nspo_jax.models import architecture, hf, transformer
 
 
 class LayerSource(Protocol):
@@ -95,7 +96,7 @@ class FileSource:
 
     def layer(self, index: int) -> transformer.Params:
         """Implements `LayerSource`."""
-        paths = [path for path in self._abstract if path.startswith("layers/")]
+        paths = [path for path in self._abstract if trees.is_stacked(path)]
         return self._read(paths, index)["layers"]
 
     def fingerprint(self) -> str:

@@ -82,7 +82,7 @@ def _following_logprobs(
 ) -> jax.Array:
     """Returns log p, float32, of tokens [batch, time] from states [batch, time, d] before them."""
     # the head alone is gathered, once and not for every chunk
-    name = "embed" if model_config.tie_embeddings else "head"
+    name = model_config.head_part
     head = params | sharding.gather({name: params[name]}, model_config.compute_dtype)
 
     def logprobs(hidden: jax.Array, tokens: jax.Array) -> jax.Array:

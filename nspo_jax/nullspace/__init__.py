@@ -1,4 +1,4 @@
-"""The contribution: projectors, the optax transforms that apply them, the certificate."""
+"""The contribution: projectors, the optax transforms that apply them, and the certificate."""
 
 from nspo_jax.nullspace.calibration import (
     calibrate,

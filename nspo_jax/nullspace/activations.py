@@ -1,7 +1,7 @@
 """The base model's activations on a text, a layer at a time.
 
-Held are the hidden states between two layers, for all batches, and one layer's weights: peak memory
-does not grow with depth, and the weights may stay on disk (`models.FileSource`).
+Memory holds the hidden states between two layers, for all batches, and one layer's weights. Its
+peak does not grow with depth, and the weights may stay on disk (`models.FileSource`).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,9 +17,9 @@ from nspo_jax import models, sharding
 
 Batch = dict[str, np.ndarray]  # "tokens" int32, "mask" bool, "answer_mask" bool: [batch, time]
 # (site, inputs float32 [batch * time, in], batch, extra) -> any pytree of arrays, reduced over
-# tokens; compiled with the layer, once for each such function.
+# tokens. It is compiled with the layer, once for each such function.
 ObserveBatch = Callable[[str, jax.Array, dict[str, jax.Array], Any], Any]
-# (what was folded so far, None at first; site -> what `observe` gave for one batch) -> the same
+# (result so far, None at first; site -> the result of `observe` for one batch) -> new result
 Fold = Callable[[Any, dict[str, Any]], Any]
 
 
@@ -28,8 +28,9 @@ class Activations:
 
     Args:
       source: the model's weights.
-      batches: arrays [batch, time]: "tokens", "mask", and what else `observe` looks at.
-      mesh: spreads the rows of every batch over its data and fsdp axes; None: one device.
+      batches: arrays [batch, time]: "tokens", "mask", and any others that `observe` reads.
+      mesh: the device mesh, whose data and fsdp axes share the rows of every batch; None: one
+        device.
     """
 
     def __init__(
@@ -51,12 +52,12 @@ class Activations:
         """Runs the next layer on every batch.
 
         Args:
-          observe: is called at each of the layer's sites, under jit; None: at none.
-          fold: gathers what it gives, on the host.
-          extra: a pytree that `observe` gets, such as a layer of other weights.
+          observe: a function that is called at each of the layer's sites, under jit; None: no call.
+          fold: a function that gathers its results, on the host.
+          extra: a pytree for `observe`, such as a layer of other weights.
 
         Returns:
-          What `fold` gave last.
+          The last result of `fold`.
         """
         model_config, index, total = self._source.model_config, self._next, None
         window = model_config.windows[index] if model_config.windows else 0
@@ -73,7 +74,7 @@ class Activations:
         return total
 
     def run_head(self, observe: ObserveBatch, fold: Fold, extra: Any = None) -> Any:
-        """The same for the head's input, after the last layer."""
+        """Does the same for the head's input, after the last layer."""
         norm, total = self._source.part("norm"), None
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
             with self._context():
@@ -90,7 +91,7 @@ class Activations:
         if self._mesh is None:
             return jax.device_put(batch)
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        missing = -len(batch["tokens"]) % shards  # rows without a real token count for nothing
+        missing = -len(batch["tokens"]) % shards  # rows without real tokens do not count
         padded = {
             name: np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
             for name, array in batch.items()
@@ -101,7 +102,7 @@ class Activations:
 def lower_layer(
     model_config: models.ModelConfig, mesh, observe: ObserveBatch, layer, hidden, batch
 ):
-    """The program of one layer on one batch, for abstract arrays: `jax.stages.Lowered`."""
+    """Lowers the program of one layer on one batch, for abstract arrays: `jax.stages.Lowered`."""
     window = model_config.windows[0] if model_config.windows else 0
     return _run_layer(mesh).lower(model_config, observe, layer, window, hidden, batch, None)
 
@@ -134,7 +135,7 @@ def _run_layer(mesh):
         run,
         static_argnums=(0, 1),
         donate_argnums=4,
-        out_shardings=(_rows(mesh), _everywhere(mesh)),  # the sum over all devices' tokens
+        out_shardings=(_rows(mesh), _everywhere(mesh)),  # the result sums over all devices' tokens
     )
 
 

@@ -1,8 +1,8 @@
 """Calibration: general text through the base model -> second moments -> eigenvectors -> projectors.
 
-A layer at a time: run it, gather its sites' moments, decompose them, keep the thinner side, go on.
-In memory are one layer's weights and moments, the activations between two layers, and the bases so
-far; with a scratch directory an interrupted calibration continues after its last whole layer.
+It runs a layer, gathers its sites' moments, decomposes them, keeps the thinner side, and goes on.
+Memory holds one layer's weights and moments, the activations between two layers, and the bases so
+far. With a scratch directory an interrupted calibration continues after its last whole layer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,15 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from nspo_jax import distributed, models, progress
+from nspo_jax import distributed, models, progress, trees
 from nspo_jax.nullspace import activations, projection, rank_rules, special_sites, splits
 from nspo_jax.nullspace import moments as moments_lib
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
 STATISTICS = ("inputs", "gradients")
-# A rule that protects no more than this of a site's directions, where one of them holds more than
-# this of the energy, has been decided by that one.
+# One direction alone decides a rule if it holds more than _MASSIVE of a site's energy and the rule
+# protects no more than _NEARLY_NOTHING of the site's directions.
 _NEARLY_NOTHING = 0.02
 _MASSIVE = 0.5
 _log = logging.getLogger(__name__)
@@ -42,27 +42,27 @@ def calibrate(
 ) -> projectors_lib.Projectors:
     """Calibrates projectors for every linear site of a base model, a layer at a time.
 
-    Every site is stored from its thinner side. One without a free direction is recorded as such,
-    and refused by the transforms when it is used. Where the embedding is not the head too, it gets
-    a site as well: the rows of the text's tokens.
+    Every site is stored from its thinner side. A site without a free direction is recorded as such,
+    and the transforms refuse it. An embedding that is not also the head gets a site of its own, the
+    rows of the text's tokens.
 
     Args:
-      model_config: the model's configuration: which kernels read which site.
+      model_config: the model's configuration, from which the kernels of a site follow.
       params: the base model's parameters, or a `models.LayerSource` such as `models.FileSource`.
       batches: general conversations; see `moments.layer_moments`.
       rank_rule: for example "energy(0.05)" or RankRule("energy", 0.05); see
         `rank_rules.RankRules`.
-      statistics: "inputs": of what the layers see (NSPO); "gradients": of the loss's gradients,
-        which needs `params` in memory; see `moments.gradient_moments`.
+      statistics: "inputs" takes moments of what the layers see (NSPO). "gradients" takes those of
+        the loss's gradients and needs `params` in memory; see `moments.gradient_moments`.
       first_token: keep, drop or separate; see `moments.layer_moments`.
       data: a name or digest of the calibration text, recorded in the provenance.
-      mesh: spreads the batches' rows; None: one device.
-      scratch: a directory for finished layers, removed at the end. What is there continues if it
-        is of the same model, text and rule.
+      mesh: the device mesh, which shares the batches' rows; None: one device.
+      scratch: a directory for finished layers, removed at the end. Layers there are taken over if
+        they belong to the same model, text and rule.
 
     Raises:
-      ValueError: for an unknown rule or choice, or a rule for a site that is none; and as
-        `moments.layer_moments`.
+      ValueError: for an unknown rule or choice, for a rule that names no site, and for the reasons
+        of `moments.layer_moments`.
 
     Examples:
       >>> import jax, numpy as np
@@ -105,7 +105,7 @@ def calibrate(
             parts = store.read(layer)
         else:
             parts = {
-                name: splits.split(moment, rules.of(name), _expected(found[name]))
+                name: splits.split(moment, rules.of(name), _expected_rank(found[name]))
                 for name, moment in moments.items()
             }
             store.write(layer, parts)
@@ -113,7 +113,7 @@ def calibrate(
             found[name].append(part)
     sites, spectra = {}, {}
     for name, kernels in inputs.items():
-        stack = (model_config.num_layers,) if name.startswith("layers/") else ()
+        stack = (model_config.num_layers,) if trees.is_stacked(name) else ()
         sites[name], spectra[name] = splits.join(kernels, found.pop(name), stack)
     if not model_config.tie_embeddings:
         tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
@@ -140,12 +140,12 @@ def preview(
     first_token: str = "keep",
     mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each of several rank rules would protect; keeps no basis.
+    """Tabulates what each of several rank rules would protect; keeps no basis.
 
     Arguments and errors are those of `calibrate`; `candidates` are the rules.
 
     Returns:
-      Rule -> rows as those of `Projectors.summary`, "bytes" being those of the thinner side.
+      Rule -> the rows of `Projectors.summary`, with the thinner side's "bytes".
     """
     all_rules = [rank_rules.as_rules(rule) for rule in candidates]
     inputs = models.input_sites(model_config)
@@ -166,7 +166,7 @@ def preview(
             for rules, rank in zip(all_rules, ranks, strict=True):
                 row = projectors_lib.summary_row(
                     name,
-                    layer if name.startswith("layers/") else None,
+                    layer if trees.is_stacked(name) else None,
                     rank,
                     spectrum,
                     4 * spectrum.size * min(rank, spectrum.size - rank),
@@ -180,13 +180,13 @@ def site_from_moment(
     moment: np.ndarray | moments_lib.Moment,
     rank_rule: str | rank_rules.RankRule,
 ) -> projection.Site:
-    """A site from a second moment that you collected yourself, for a model that is not ours.
+    """Makes a site of a second moment that you collected yourself, for a model of any library.
 
     Args:
       kernels: parameter paths, joined by "/", of the kernels that read this input.
       moment: [*stack, in, in], `x^T x` over the base model's inputs `x [tokens, in]`, summed in
-        float64; as a mean over tokens where the rule is absolute(VALUE). Or a `Moment`, which sums
-        and counts for you.
+        float64; the rule absolute(VALUE) needs the mean over tokens. A `Moment` sums and counts for
+        you.
       rank_rule: for example "energy(0.05)" or RankRule("energy", 0.05).
 
     Raises:
@@ -216,7 +216,7 @@ def site_from_moment(
 
 
 def check_choices(statistics: str, first_token: str) -> None:
-    """Raises ValueError for values of calibration.statistics and first_token that are none."""
+    """Raises ValueError for unknown values of calibration.statistics and first_token."""
     for name, value, known in (
         ("statistics", statistics, STATISTICS),
         ("first_token", first_token, moments_lib.FIRST_TOKENS),
@@ -245,7 +245,7 @@ def _progress(
     mesh: jax.sharding.Mesh | None,
     done: frozenset[int],
 ) -> Iterator[tuple[int, dict[str, moments_lib.Moment]]]:
-    """(layer, its moments), the head's last, behind a bar that says how long it will take."""
+    """Yields (layer, its moments), the head's last, behind a bar that shows the time to come."""
     if statistics == "gradients":
         if not isinstance(source, models.ParamsSource):
             raise ValueError(
@@ -266,15 +266,15 @@ def _progress(
         yield layer, {} if layer in done else moments
 
 
-def _expected(before: list[splits.Split]) -> int:
-    """The rank to be expected of a site: the last layer's."""
+def _expected_rank(before: list[splits.Split]) -> int:
+    """Guesses the rank of a site, as that of the layer before."""
     return before[-1].rank if before else 0
 
 
 def _embedding(
     model_config: models.ModelConfig, tokens: np.ndarray
 ) -> tuple[projection.Site, spectrum_lib.Spectrum]:
-    """The embedding's site. Its inputs are one-hot: their moment has the tokens' frequencies."""
+    """Makes the embedding's site; the moment of its one-hot inputs is the tokens' frequencies."""
     site = special_sites.embedding_site("embed/embedding", model_config.vocab_size, tokens)
     counts = np.sort(np.bincount(tokens, minlength=model_config.vocab_size))[::-1]
     return site, spectrum_lib.single(counts / len(tokens), 1.0, model_config.vocab_size)
@@ -283,7 +283,7 @@ def _embedding(
 def _warn_of_massive_directions(
     projectors: projectors_lib.Projectors, rules: rank_rules.RankRules
 ) -> None:
-    """Logs where one direction's energy leaves a rule that goes by shares nearly nothing else."""
+    """Logs the sites where one direction's energy leaves a rule of shares nearly nothing else."""
     found = {}
     for name, site in projectors.sites.items():
         if site.side == projection.ROWS or rules.of(name).known_rank is not None:
@@ -292,7 +292,7 @@ def _warn_of_massive_directions(
         for layer, (rank, spectrum) in enumerate(
             zip(ranks, projectors.spectra[name].layers(), strict=True)
         ):
-            first = int(spectrum.first)  # those of first tokens are apart
+            first = int(spectrum.first)  # the first tokens' directions are set apart
             rest = spectrum.trace - float(np.sum(spectrum.values[:first], dtype=np.float64))
             massive = first < len(spectrum.values) and spectrum.values[first] > _MASSIVE * rest
             if massive and rank - first <= _NEARLY_NOTHING * site.size:

@@ -1,20 +1,22 @@
-"""The certificate: what a run preserved, measured on the policy that came out of it.
+"""The certificate of a run: measurements, on its policy, of how much it preserved.
 
 For every linear site, with inputs `x` that the *base* model's layer sees on calibration text,
 kernel `W` and weight change `dW`:
 
-- `output_change`: |x dW| / |x W| (Frobenius norms over tokens): what the site's output moved by;
-- `output_bound`: the most that it can be, from the spectrum alone. With the second moment
+- `output_change` is |x dW| / |x W| (Frobenius norms over tokens), the site's relative change of
+  output;
+- `output_bound` is the largest that it can be, from the spectrum alone. With the second moment
   `C = sum(x^T x) / tokens`, |x dW|^2 = tokens * tr(dW^T C dW). C is diagonal in its eigenvectors,
   so the protected part of dW costs at most lambda_1 each, the free part at most lambda_{rank+1},
   and nothing mixes: |x dW|^2 <= tokens * (lambda_1 |U^T dW|^2 + lambda_{rank+1} |N^T dW|^2);
-- `bound_kind`: where lambda_{rank+1} of that is from, and so how near the bound is; always a bound
-  from above, to float32's rounding (`spectrum.BOUNDS`). Of a spectrum that is known in part the
-  vectors are no eigenvectors, and the two parts may mix: the sum is then of norms, not of squares;
-- `protected_share`: |U^T dW| / |dW|: the part of the weight change inside the protected subspace.
+- `bound_kind` is the origin of that lambda_{rank+1}, on which the bound's tightness depends. It is
+  always a bound from above, to float32's rounding (`spectrum.BOUNDS`). The vectors of a spectrum
+  that is known in part are no eigenvectors, and the two parts may mix: the sum is then of norms,
+  not of squares;
+- `protected_share` is |U^T dW| / |dW|, the part of the weight change inside the protected subspace.
   Float32 leaves about 1e-7 to 1e-6 of a projected run, and a random change sqrt(rank / in).
 
-For the whole network: the drift of the output distribution on calibration and on held-out text.
+The whole network has the drift of its output distribution on calibration and on held-out text.
 """
 
 from collections.abc import Iterable
@@ -25,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import distributed, models
+from nspo_jax import distributed, models, trees
 from nspo_jax.nullspace import activations, eigen, projection
 from nspo_jax.nullspace import projectors as projectors_lib
 from nspo_jax.nullspace.drift import drift
@@ -42,28 +44,27 @@ def certify(
     *,
     change: Any = None,
 ) -> dict[str, Any]:
-    """Measures what the policy kept of the base model, a layer at a time.
+    """Measures how much the policy kept of the base model, a layer at a time.
 
     Args:
       model_config: the model's configuration.
-      base: the base model's parameters, the ones that the projectors were calibrated on.
+      base: the base model's parameters, on which the projectors were calibrated.
       policy: the trained parameters.
       projectors: every site to report on, whether or not the run projected it.
       calibration: batches of the text that the projectors were calibrated on.
       held_out: batches of general text that they never saw.
-      mesh: spreads the calibration text's rows; None: one device.
-      change: what was trained, float32, laid out as the parameters, None at leaves that stayed;
-        None: the difference of policy and base, which rounding of the policy's weights is a part
-        of.
+      mesh: the device mesh, which shares the calibration text's rows; None: one device.
+      change: the trained change, float32, laid out as the parameters, None at leaves that stayed;
+        None takes the difference of policy and base, which contains the rounding of the policy's
+        weights.
 
     Returns:
       A JSON-able dict: `sites` (a row per kernel and layer), `protected_share` of the whole run,
-      the largest `output_change` and `output_bound`, `bound_kind` (the kinds of bound that rows
-      have, joined by "+"; None without a bound), `measured` ("change" or "difference"),
-      `unprotected` (changed parameters without a
-      projector, by relative norm), `calibration` and `held_out` (see `drift.drift`), `provenance`
-      (that of the projectors, and the `policy`'s fingerprint). A bound holds on the text that its
-      spectrum is of: it is None where `calibration` measures otherwise.
+      the largest `output_change` and `output_bound`, `bound_kind` (the kinds of the rows' bounds,
+      joined by "+"; None without a bound), `measured` ("change" or "difference"), `unprotected`
+      (changed parameters without a projector, by relative norm), `calibration` and `held_out` (see
+      `drift.drift`), `provenance` (that of the projectors, and the `policy`'s fingerprint). A bound
+      holds on the text of its spectrum, and is None if `calibration` measures another one.
 
     Raises:
       ValueError: if the projectors belong to another base model.
@@ -85,7 +86,7 @@ def certify(
       >>> change = jax.tree.map(lambda a, b: 0.1 * (a - b), other, base)
       >>> projection = nspo_jax.null_space_projection(projectors)
       >>> kept, _ = projection.update(change, projection.init(base))
-      >>> for each in (kept, change):  # what was projected, and what was not
+      >>> for each in (kept, change):  # the first was projected, the second was not
       ...     policy = optax.apply_updates(base, each)
       ...     report = nspo_jax.certify(config, base, policy, projectors, text, text)
       ...     print(report["protected_share"] < 1e-5)
@@ -111,7 +112,7 @@ def certify(
         weights = {
             path: (before[path][at], change_of(path, at))
             for path in before
-            if path.startswith("layers/") == (layer is not None)
+            if trees.is_stacked(path) == (layer is not None)
         }
         for path, (_, moved) in weights.items():
             changed[path] += _energy(moved)
@@ -120,7 +121,7 @@ def certify(
                 site.kernels, site.basis[at], site.side, np.asarray(site.ranks)[at]
             )
             for name, site in projectors.sites.items()
-            if name.startswith("layers/") == (layer is not None)
+            if trees.is_stacked(name) == (layer is not None)
         }
         measured = _measure(model_config, run, sites, weights, layer)
         for name, site in sites.items():
@@ -158,9 +159,9 @@ def _kernels(projectors: projectors_lib.Projectors) -> list[str]:
 
 
 def _observe(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: Any):
-    """Sums over a site's real tokens.
+    """Sums energies over a site's real tokens.
 
-    `extra` is (site -> path -> (W, dW), site -> U), of the sites to look at.
+    `extra` is (site -> path -> (W, dW), site -> U), for the sites to look at.
 
     Returns:
       path -> float32 [2]: |x dW|^2 and |x W|^2; "inputs" -> float32 [2]: |x U|^2 and |x|^2.
@@ -187,7 +188,7 @@ def _fold(total, observed):
 
 
 def _measure(config, run, sites, weights, layer) -> dict[str, Any]:
-    """Runs a layer, or the head: site -> what `_observe` gives, over all batches, in float64."""
+    """Runs a layer or the head: site -> the sums of `_observe` over all batches, in float64."""
     dense = {name: site for name, site in sites.items() if site.side != projection.ROWS}
     extra = (
         {name: {path: weights[path] for path in site.kernels} for name, site in dense.items()},
@@ -199,7 +200,7 @@ def _measure(config, run, sites, weights, layer) -> dict[str, Any]:
 
 
 def _measure_rows(name, site, weights, batches: list[activations.Batch]) -> dict[str, Any]:
-    """The same of an embedding's rows, whose inputs are one-hot."""
+    """Measures the same of an embedding's rows, whose inputs are one-hot."""
     tokens = np.concatenate([batch["tokens"][batch["mask"]] for batch in batches])
     counts = np.bincount(tokens, minlength=site.size).astype(np.float64)
     protected = np.asarray(site.basis)[:, 0] == 0
@@ -214,20 +215,20 @@ def _measure_rows(name, site, weights, batches: list[activations.Batch]) -> dict
 
 @functools.partial(jax.jit, static_argnums=2)
 def _inside(change: jax.Array, basis: np.ndarray, side: str) -> jax.Array:
-    """What of a change is inside the protected subspace; its norm counts."""
+    """Returns a change's protected part, as a matrix or in coordinates of U, with the same norm."""
     if side == projection.PROTECTED:
         return projection.coordinates(change, basis)
     return change - projection.project(change, basis, side)
 
 
 def _row(site, spectrum, weights, measured, path, tokens) -> dict[str, Any]:
-    """What is said of one kernel in one layer; "inside" is |U^T dW|^2."""
+    """Makes the row of one kernel in one layer; "inside" is |U^T dW|^2."""
     kernel, change = weights
     inside = _energy(_inside(change, np.asarray(site.basis), site.side))
     rank, moved = int(site.protected_ranks), _energy(change)
     outputs, inputs = measured[path], measured["inputs"]
     bound, kind, same = None, None, spectrum.is_of(rank, *(inputs / tokens))
-    if "spectrum" in measured:  # any text has one token a token: energies alone tell nothing
+    if "spectrum" in measured:  # one-hot inputs have the same energy on every text
         same &= np.allclose(measured["spectrum"], spectrum.values, atol=1e-6)
     if same:
         most = tokens * spectrum.largest_output(rank, inside, max(moved - inside, 0.0))
@@ -243,7 +244,7 @@ def _row(site, spectrum, weights, measured, path, tokens) -> dict[str, Any]:
 
 
 def format_certificate(report: dict[str, Any]) -> str:
-    """The certificate as a table for people."""
+    """Formats the certificate as a table for people."""
     lines = [
         f"{'kernel':32} {'layer':>5} {'|dW|/|W|':>9} {'protected':>10} {'output':>10} {'bound':>10}"
     ]
@@ -280,5 +281,5 @@ def _energy(array) -> float:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """The ratio of two norms given their squares; 0 where nothing changed."""
+    """Returns the ratio of two norms given their squares; 0 if nothing changed."""
     return float(np.sqrt(part / whole)) if whole > 0 else 0.0

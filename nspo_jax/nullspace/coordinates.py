@@ -1,8 +1,8 @@
 """Any optax optimizer in null-space coordinates. Like projection.py: jax, numpy and optax alone.
 
-Adam is not invariant to rotations, so what it learns depends on which basis of the null space its
-coordinates are of. `nearest_basis` is that basis: a function of the null space alone, whichever
-side of a site is stored, and however its columns are turned.
+Adam is not invariant to rotations, so its result depends on the basis of the null space that its
+coordinates refer to. `nearest_basis` makes that basis, a function of the null space alone,
+whichever side of a site is stored, and however its columns are turned.
 """
 
 import functools
@@ -14,12 +14,15 @@ import optax
 
 from nspo_jax.nullspace import projection
 
+_GOLDEN_SECTION = 0.6180339887498949  # its multiples, modulo 1, are all different
+_WEIGHTS_SPREAD = 0.1  # the weights of rows are within 10 % of each other
+
 
 class NullCoordinatesState(NamedTuple):
     """State of `in_null_space`.
 
     bases: site name -> float32 [*stack, in, free], the null basis N that `nearest_basis` makes, or
-      the mask of a "rows" site. A checkpoint holds it: a run goes on in the basis that it began in.
+      the mask of a "rows" site. A checkpoint holds it, so a run goes on in its first basis.
     inner: the wrapped optimizer's state; at projected kernels its arrays are [*stack, free, out].
     """
 
@@ -34,9 +37,9 @@ def in_null_space(
 
     The update satisfies the same constraint as `null_space_projection`, but Adam's moments live in
     the null space, where its per-coordinate scaling cannot push the update out and be cut off.
-    Weight decay acts on the weights' null-space part alone. Kernels without a projector are handed
-    to `optimizer` as they are; so are the rows of a "rows" site, those of seen tokens as zeros.
-    The coordinates are those of `nearest_basis`, as near to the kernel's own rows as can be.
+    Weight decay acts on the weights' null-space part alone. `optimizer` gets kernels without a
+    projector as they are, and the rows of a "rows" site with zeros for seen tokens. The coordinates
+    are those of `nearest_basis`, as near to the kernel's own rows as can be.
 
     Memory, for a site with `in` inputs, kernels of `out` outputs together and a free share f, in
     float32 numbers: Adam's moments shrink from 2 in out to 2 f in out, and the state holds N,
@@ -49,7 +52,7 @@ def in_null_space(
       projectors: `Projectors`, or a mapping from site name to `Site`.
 
     Raises:
-      ValueError: at `init`, as for `null_space_projection`.
+      ValueError: at `init`, for the reasons of `null_space_projection`.
 
     Examples:
       Two of three inputs are protected, and Adam's moments have one row:
@@ -102,18 +105,18 @@ def in_null_space(
 
 
 def nearest_basis(site: projection.Site) -> np.ndarray | jax.Array:
-    """The orthonormal basis of a site's null space that is nearest to input axes.
+    """Makes the orthonormal basis of a site's null space that is nearest to input axes.
 
-    Of the `in` input axes as many are chosen as there are free directions; N is the basis whose
+    As many of the `in` input axes are chosen as there are free directions. N is the basis whose
     columns are together nearest to them (the polar factor of their projections: N at those rows is
-    symmetric and positive semi-definite). The axes that are left out, or the chosen ones where
-    those are fewer, are picked by the rows of the thinner side's projector, the largest residual
-    first, as a QR decomposition with column pivoting does, a block at a time. Fixed weights within
-    10 % of each other decide between equal rows.
+    symmetric and positive semi-definite). The rows of the thinner side's projector pick the axes
+    that are left out, or the chosen ones if those are fewer. They go by the largest residual, as a
+    QR decomposition with column pivoting does, a block at a time. Fixed weights within 10 % of each
+    other decide between equal rows.
 
-    It depends on the projector N N^T alone: not on the stored side, nor on how a basis is turned.
-    Rounding of the stored basis moves N by as much, except where it changes the choice of an axis,
-    which moves the coordinates that this axis is in. It is made in float64 on the host, by about
+    N depends on the projector N N^T alone, not on the stored side, nor on how a basis is turned.
+    Rounding of the stored basis moves N by as much, unless it changes the choice of an axis, which
+    moves that axis' coordinates. It is made in float64 on the host, by about
     4 in k^2 + 22 k^3 + 2 in^2 k operations a layer, with k the columns of the thinner side.
 
     Returns:
@@ -146,7 +149,7 @@ def nearest_basis(site: projection.Site) -> np.ndarray | jax.Array:
 
 
 def _nearest(basis: np.ndarray, protected: bool) -> np.ndarray:
-    """`nearest_basis` of one layer, from either side's basis [in, k]: float64 [in, free]."""
+    """Makes `nearest_basis` of one layer, from either side's basis [in, k]: float64 [in, free]."""
     size, columns = basis.shape
     if 2 * columns < size or (2 * columns == size and protected):
         thin = np.linalg.qr(basis)[0]
@@ -154,7 +157,7 @@ def _nearest(basis: np.ndarray, protected: bool) -> np.ndarray:
         thin, protected = np.linalg.qr(basis, mode="complete")[0][:, columns:], not protected
     rows = _independent_rows(thin)
     left, values, right = np.linalg.svd(thin[rows])
-    turned = thin @ (left @ right).T  # at `rows` it is symmetric, positive semi-definite
+    turned = thin @ (left @ right).T  # its block at `rows` is symmetric, positive semi-definite
     if not protected:
         return turned
     others = np.setdiff1d(np.arange(size), rows)
@@ -168,14 +171,14 @@ def _nearest(basis: np.ndarray, protected: bool) -> np.ndarray:
 
 
 def _independent_rows(basis: np.ndarray, block: int = 64) -> np.ndarray:
-    """As many rows of a basis [in, k] as it has columns, far from dependent: ascending indices.
+    """Picks as many rows of a basis [in, k] as it has columns, far from dependent.
 
-    Each block takes of the rows with the largest residuals those that keep half of it beside the
-    ones before them.
+    Each block takes those of the rows with the largest residuals that keep half of it beside the
+    ones before them. The indices are ascending.
     """
     size, columns = basis.shape
-    # the golden section's multiples: no two rows have the same weight
-    rest = basis * (1 + 0.1 * np.modf(np.arange(1, size + 1) * 0.6180339887498949)[0])[:, None]
+    weights = 1 + _WEIGHTS_SPREAD * np.modf(np.arange(1, size + 1) * _GOLDEN_SECTION)[0]
+    rest = basis * weights[:, None]
     chosen = np.zeros(0, np.int64)
     while len(chosen) < columns:
         sizes = np.sum(rest**2, axis=1)

@@ -1,4 +1,4 @@
-"""How far a policy's next-token distributions are from the base model's."""
+"""The distance of a policy's next-token distributions from the base model's."""
 
 from collections.abc import Iterable
 import functools
@@ -16,10 +16,10 @@ _MEANS = ("kl", "loss", "top1_agreement")
 class Reference:
     """The base model on a text: its last hidden states, on the host, and its head.
 
-    With these a policy is compared again and again, and the base itself need not stay.
+    Policies can be compared with these again and again, and the base itself need not stay.
 
     Args:
-      config: the model's configuration.
+      model_config: the model's configuration.
       base: the base model's parameters.
       batches: the text.
     """
@@ -28,8 +28,8 @@ class Reference:
         self, model_config: models.ModelConfig, base: Any, batches: Iterable[activations.Batch]
     ):
         self._model_config, self._batches = model_config, list(batches)
-        name = "embed" if model_config.tie_embeddings else "head"
-        # a copy: the base's own may be donated to a training step; in the dtype of its products
+        name = model_config.head_part
+        # a training step may donate the base's own head, so this is a copy, in its products' dtype
         self._head = {
             name: jax.tree.map(lambda x: jnp.array(x, model_config.compute_dtype), base[name])
         }
@@ -39,7 +39,7 @@ class Reference:
         ]
 
     def drift(self, policy: Any) -> dict[str, float]:
-        """See `drift`."""
+        """Compares a policy with the base; see `drift`."""
         total = dict.fromkeys(("positions", *_MEANS, "max_logit_change"), 0.0)
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
             sums = distributed.fetch(_sums(self._model_config, self._head, hidden, policy, batch))
@@ -58,7 +58,7 @@ class Reference:
 def drift(
     model_config: models.ModelConfig, base: Any, policy: Any, batches: Iterable[activations.Batch]
 ) -> dict[str, float]:
-    """How far the policy's next-token distributions are from the base model's.
+    """Measures the distance of the policy's next-token distributions from the base model's.
 
     Returns:
       kl: KL(base || policy) in nats, mean over the positions that predict answer tokens;
@@ -85,7 +85,7 @@ def _sums(
     policy: Any,
     batch: dict[str, jax.Array],
 ):
-    def compare(before, after, following):  # at a chunk of positions; see map_positions
+    def compare(before, after, following):  # map_positions calls it for chunks of positions
         before, after = (
             models.logits(model_config, policy | head, before),
             models.logits(model_config, policy, after),
@@ -98,7 +98,7 @@ def _sums(
             jnp.max(jnp.abs(after - before), axis=-1),
         )
 
-    # position t predicts token t + 1: score the positions whose next token is in the answer
+    # position t predicts token t + 1, so positions whose next token is in the answer are scored
     scored = jnp.pad(batch["answer_mask"][:, 1:], ((0, 0), (0, 1)))
     following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
     after = models.forward(model_config, policy, batch["tokens"], batch["mask"]).hidden

@@ -1,16 +1,16 @@
 """The leading eigenvectors of a second moment, without decomposing all of it.
 
-Blocked subspace iteration (Halko, Martinsson and Tropp, SIAM Review 53, 2011, algorithm 4.4): a
-random block is multiplied by the matrix and orthonormalised, again and again, until the energy that
-it leaves outside stops falling; then a Rayleigh-Ritz step in the block. For rank d/8 that is a few
-matrix products of [d, d] with [d, d/8], on the device, where a full decomposition would take
-minutes at d = 18944. Where the rank follows from the eigenvalues, `decompose` takes more of them
-until it is known.
+Blocked subspace iteration (Halko, Martinsson and Tropp, SIAM Review 53, 2011, algorithm 4.4)
+multiplies a random block by the matrix and orthonormalises it, again and again, until the energy
+outside of it stops falling. A Rayleigh-Ritz step in the block follows. For rank d/8 that is a few
+matrix products of [d, d] with [d, d/8], on the device; a full decomposition would take minutes at
+d = 18944. If the rank follows from the eigenvalues, `decompose` takes more of them until it is
+known.
 
-Ritz values are eigenvalues from below, and so is a power iteration's idea of the largest
-eigenvalue that the vectors leave free. A bound must be from above: `_bound_outside` tries levels a
-little above that idea until level - C, with the vectors deflated, has a Cholesky factor. By
-Sylvester's law of inertia no eigenvalue is then above the level.
+Ritz values estimate eigenvalues from below, as a power iteration does the largest eigenvalue that
+the vectors leave free. A bound must be from above, so `_bound_outside` tries levels a little above
+that estimate until level - C, with the vectors deflated, has a Cholesky factor. By Sylvester's law
+of inertia no eigenvalue is then above the level.
 """
 
 from collections.abc import Callable
@@ -22,23 +22,24 @@ import jax.numpy as jnp
 import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# Above this share of all directions a full decomposition is the cheaper one; up to this size it is
-# cheap enough, and shows the whole spectrum. An accelerator's products are faster than its host.
+# Above this share of all directions a full decomposition is the cheaper one. Up to these sizes it
+# is cheap enough, and shows the whole spectrum; an accelerator's products are faster than its host.
 FULL_SHARE = 0.5
 FULL_SIZE = 4096
 FULL_SIZE_BESIDE_ACCELERATOR = 1024
-_OVERSAMPLING = 1.15  # columns of the block beyond the rank that is asked for
-_MARGIN = 8  # and this many more
-_TOLERANCE = 1e-2  # relative fall of the energy outside at which the iteration ends
+_OVERSAMPLING = 1.15  # the block has so many times the rank's columns
+_MARGIN = 8  # the block has so many more columns
+_TOLERANCE = 1e-2  # the iteration ends at this relative fall of the energy outside
 _MOST_PASSES = 12
-# Levels that are tried for the bound, over the idea of the eigenvalue from below.
+# The levels that are tried for the bound, as multiples of the estimate from below.
 _SLACKS = (1.01, 1.03, 1.1, 1.3, 2.0, 4.0, 16.0, 256.0)
-# What float32 products and a factorisation round: of the largest eigenvalue, and of the level.
+# The rounding of float32 products, relative to the largest eigenvalue, and of a factorisation,
+# relative to the level.
 _PRODUCT_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 _FACTOR_ROUNDING = 1e-5
 
 
-# (leading eigenvalues, descending; the number of all; their sum) -> rank, None: more are needed.
+# (leading eigenvalues, descending; the number of all; their sum) -> ranks, or None to get more.
 RanksOf = Callable[[np.ndarray, int, float], list[int] | None]
 
 
@@ -46,9 +47,9 @@ class Eigenpairs(NamedTuple):
     """Leading eigenpairs of a symmetric matrix.
 
     values: float64 [rank], descending; vectors: float32 [d, rank], orthonormal columns;
-    trace: of the whole matrix; passes: multiplications by it, 0 for a full decomposition;
-    bound: of a decomposition in part, at least the largest eigenvalue of what the vectors of the
-    rank leave free; NaN: none was asked for, or all eigenvalues are there.
+    trace: the whole matrix's; passes: multiplications by it, 0 for a full decomposition;
+    bound: for a partial decomposition, at least the largest eigenvalue that the vectors of the rank
+    leave free; NaN if none was asked for, or all eigenvalues are there.
     """
 
     values: np.ndarray
@@ -59,7 +60,7 @@ class Eigenpairs(NamedTuple):
 
     @property
     def outside(self) -> float:
-        """The energy that the vectors leave outside: the trace's part that they do not hold."""
+        """The energy outside of the vectors, the rest of the trace."""
         return self.trace - float(np.sum(self.values))
 
 
@@ -68,23 +69,23 @@ def decompose(
 ) -> tuple[Eigenpairs, list[int]]:
     """Computes as many leading eigenpairs of a positive semi-definite matrix as its ranks need.
 
-    Decomposes fully (LAPACK, float64, on the host) up to `full_size` and where more than half of
-    the directions are asked for; else iterates on the device.
+    It decomposes fully (LAPACK, float64, on the host) up to `full_size`, or if more than half of
+    the directions are asked for, and iterates on the device otherwise.
 
     Args:
       matrix: float32 or float64 [d, d], symmetric.
-      ranks_of: (eigenvalues found so far, size, trace) to the ranks that they mean, by several
-        rules; None where one of them hangs on eigenvalues that are not found.
-      guess: the rank to be expected; 0: no idea.
+      ranks_of: makes the ranks by several rules of (eigenvalues found so far, size, trace), or None
+        if one of them depends on eigenvalues that are not found.
+      guess: the expected rank; 0: no idea.
 
     Returns:
-      The pairs, more than the largest rank unless they are all; and the ranks. Of pairs that are
-      not all, the value after the largest rank is the largest eigenvalue of what the first vectors
-      leave free, from below (a few power iterations), `bound` is the same from above, and the
-      vectors after it mean nothing.
+      The pairs, more than the largest rank unless they are all, and the ranks. If they are not all,
+      the value after the largest rank is the largest eigenvalue that the first vectors leave free,
+      from below (a few power iterations), `bound` is the same from above, and the vectors after the
+      rank mean nothing.
 
     Raises:
-      ValueError: as `leading`.
+      ValueError: for the reasons of `leading`.
     """
     size = matrix.shape[-1]
     count = size if size <= full_size() else max(guess + guess // 16, size // 32) + _MARGIN
@@ -94,7 +95,7 @@ def decompose(
             count = size
         pairs = leading(matrix, count, start=start)
         ranks = ranks_of(pairs.values, size, pairs.trace)
-        if ranks is None:  # not where all eigenvalues are known
+        if ranks is None:  # this cannot happen once all eigenvalues are known
             start, count = pairs.vectors, 2 * count
             continue
         if len(pairs.values) == size:
@@ -107,7 +108,7 @@ def decompose(
 
 
 def full_size() -> int:
-    """Up to how many inputs a matrix is decomposed fully."""
+    """Returns the largest number of inputs of a matrix that is decomposed fully."""
     if jax.default_backend() == "cpu":
         return FULL_SIZE
     return min(FULL_SIZE, FULL_SIZE_BESIDE_ACCELERATOR)
@@ -116,16 +117,16 @@ def full_size() -> int:
 def leading(
     moment: jax.Array | np.ndarray, rank: int, seed: int = 0, start: np.ndarray | None = None
 ) -> Eigenpairs:
-    """The `rank` leading eigenpairs of a positive semi-definite matrix.
+    """Computes the `rank` leading eigenpairs of a positive semi-definite matrix.
 
-    Iterates on the device, or decomposes fully (LAPACK, float64, on the host) where the rank is
+    It iterates on the device, or decomposes fully (LAPACK, float64, on the host) if the rank is
     more than half of the size.
 
     Args:
       moment: float32 or float64 [d, d], symmetric.
       rank: at least 1; more than d is taken as d.
-      seed: of the random block.
-      start: float32 [d, any], columns that are near to what is sought.
+      seed: the seed of the random block.
+      start: float32 [d, any], columns that are near to the eigenvectors.
 
     Raises:
       ValueError: the matrix is not square, or has a number that is not finite.
@@ -154,7 +155,7 @@ def leading(
         image, held = _multiply(matrix, basis)
         passes += 1
         before, outside = outside, trace - float(held)
-        # the block itself is better than what its last image shows: one more orthonormalisation
+        # the image is a better block than the measured one, and needs one orthonormalisation
         basis = _orthonormal(image)
         if passes > 1 and before - outside <= _TOLERANCE * max(outside, 1e-7 * trace):
             break
@@ -165,7 +166,7 @@ def leading(
 
 
 def _block(rank: int, size: int) -> int:
-    """Columns to iterate on for a rank."""
+    """Returns the number of columns to iterate on for a rank."""
     return min(size, int(np.ceil(rank * _OVERSAMPLING)) + _MARGIN)
 
 
@@ -176,7 +177,7 @@ def _trace(matrix):
 
 @jax.jit
 def _multiply(matrix, basis):
-    """matrix @ basis, and the energy that the basis holds: tr(basis^T matrix basis)."""
+    """Computes matrix @ basis, and the basis' energy tr(basis^T matrix basis)."""
     image = jnp.matmul(matrix, basis, precision=HIGHEST)
     return image, jnp.sum(basis * image)
 
@@ -188,7 +189,7 @@ def _orthonormal(columns):
 
 @jax.jit
 def _rayleigh_ritz(matrix, basis):
-    """Eigenpairs of the matrix restricted to the basis, ascending."""
+    """Computes the ascending eigenpairs of the matrix restricted to the basis."""
     small = jnp.matmul(basis.T, jnp.matmul(matrix, basis, precision=HIGHEST), precision=HIGHEST)
     values, rotation = jnp.linalg.eigh((small + small.T) / 2)
     return values, jnp.matmul(basis, rotation, precision=HIGHEST)
@@ -196,16 +197,16 @@ def _rayleigh_ritz(matrix, basis):
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _polish(vectors):
-    """A Newton-Schulz step: the columns are orthonormal to 1e-6 already, and to rounding after."""
+    """Takes a Newton-Schulz step, which makes columns orthonormal to rounding instead of 1e-6."""
     gram = jnp.matmul(vectors.T, vectors, precision=HIGHEST)
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jnp.matmul(vectors, 1.5 * eye - 0.5 * gram, precision=HIGHEST)
 
 
 def _bound_outside(matrix: jax.Array, pairs: Eigenpairs, rank: int) -> tuple[float, float]:
-    """The largest eigenvalue that the first `rank` vectors leave free: from below, and from above.
+    """Returns bounds, from below and above, of the largest eigenvalue off the first `rank` vectors.
 
-    From above it is never more than what is left of the trace.
+    The bound from above is never more than the rest of the trace.
     """
     inside, largest = pairs.vectors[:, :rank], float(pairs.values[0])
     least = max(float(_largest_outside(matrix, inside, pairs.vectors[:, rank:])), 0.0)
@@ -225,9 +226,9 @@ def _bound_outside(matrix: jax.Array, pairs: Eigenpairs, rank: int) -> tuple[flo
 
 @jax.jit
 def _largest_outside(matrix, inside, start):
-    """The largest eigenvalue of the matrix restricted to the complement of `inside`, from below.
+    """Estimates the largest eigenvalue of the matrix off the span of `inside`, from below.
 
-    A few steps of block power iteration from the columns that came next, and random ones.
+    It takes a few steps of block power iteration from the next columns and random ones.
     """
     drawn = jax.random.normal(jax.random.key(1), (matrix.shape[0], _MARGIN), jnp.float32)
     block = jnp.concatenate([start[:, : 2 * _MARGIN], drawn], axis=1)
@@ -237,8 +238,8 @@ def _largest_outside(matrix, inside, start):
         return block - jnp.matmul(inside, held, precision=HIGHEST)
 
     def orthonormal(block):
-        # again behind the first: of a block that deflation leaves (nearly) without a column, QR
-        # makes columns of its own, which may be inside
+        # a second time, since QR makes columns of its own, which may be inside, of a block that
+        # deflation leaves (nearly) without a column
         return jnp.linalg.qr(deflated(jnp.linalg.qr(deflated(block))[0]))[0]
 
     def step(_, block):
@@ -251,7 +252,7 @@ def _largest_outside(matrix, inside, start):
 
 @jax.jit
 def _deflated(matrix, inside):
-    """The matrix restricted to the complement of `inside`, [d, d]."""
+    """Restricts the matrix to the complement of `inside`, [d, d]."""
 
     def off(matrix):
         held = jnp.matmul(inside.T, matrix, precision=HIGHEST)
@@ -263,6 +264,6 @@ def _deflated(matrix, inside):
 
 @jax.jit
 def _is_below(matrix, level):
-    """Whether every eigenvalue is below a level: level - matrix has a Cholesky factor."""
+    """Tells whether every eigenvalue is below a level: level - matrix has a Cholesky factor."""
     shifted = level * jnp.eye(matrix.shape[0], dtype=matrix.dtype) - matrix
     return jnp.all(jnp.isfinite(jax.lax.linalg.cholesky(shifted, symmetrize_input=False)))

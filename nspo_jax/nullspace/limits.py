@@ -1,4 +1,4 @@
-"""Limits on a certificate: how much of the base model a policy may change before it is refused."""
+"""Limits on a certificate, above which a policy has changed too much of the base model."""
 
 import math
 import re
@@ -12,7 +12,7 @@ QUANTITIES = (
 
 
 def parse_limits(text: str) -> dict[str, float]:
-    """Reads "protected_share=1e-5+held_out.kl=1e-3"; "" is no limit.
+    """Reads limits such as "protected_share=1e-5+held_out.kl=1e-3"; "" is no limit.
 
     Raises:
       ValueError: for an unknown quantity, one named twice, or a limit that is no number >= 0.
@@ -42,10 +42,10 @@ def parse_limits(text: str) -> dict[str, float]:
 
 
 def quantity(report: dict[str, Any], name: str) -> float:
-    """One of QUANTITIES from what `certify` returned.
+    """Returns one of QUANTITIES from the report of `certify`.
 
-    `unprotected` is the largest relative change of a parameter without a projector;
-    `top1_disagreement` the share of positions whose most likely token is another one.
+    `unprotected` is the largest relative change of a parameter without a projector, and
+    `top1_disagreement` the share of positions with another most likely token.
 
     Raises:
       ValueError: for a bound that the certificate could not state.
@@ -68,7 +68,7 @@ def quantity(report: dict[str, Any], name: str) -> float:
 
 
 def exceeded(report: dict[str, Any], limits: dict[str, float]) -> list[str]:
-    """What is above its limit, in words; NaN is above every limit."""
+    """Lists the quantities above their limits, in words; NaN is above every limit."""
     measured = {name: quantity(report, name) for name in limits}
     return [
         f"{name} is {measured[name]:.3g}, the limit {limit:g}"

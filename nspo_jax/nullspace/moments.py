@@ -1,9 +1,9 @@
-"""Second moments: what the base model's layers see of general text, or their gradients on it.
+"""Second moments of the base model's inputs of layers on general text, or of gradients on it.
 
 For a site with inputs `x [tokens, in]` the second moment is `C = sum(x^T x) / tokens`, taken over
-the real tokens alone (NSPO, arXiv 2512.11391). Products are float32 at highest precision (bfloat16
-statistics put rounding noise above the paper's threshold); sums across batches are compensated, two
-float32 numbers an entry, and so exact to about 48 bits, on the device.
+the real tokens alone (NSPO, arXiv 2512.11391). Products are float32 at highest precision, since
+bfloat16 statistics put rounding noise above the paper's threshold. Sums across batches are
+compensated, two float32 numbers an entry, and so exact to about 48 bits, on the device.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import distributed, models
+from nspo_jax import distributed, models, trees
 from nspo_jax.nullspace import activations, eigen, projection
 
 FIRST_TOKENS = ("keep", "drop", "separate")
@@ -25,15 +25,15 @@ FIRST_TOKENS = ("keep", "drop", "separate")
 class Moment:
     """The second moment of one site's inputs in one layer, and the number of tokens in it.
 
-    `layer_moments` gives those of a model of ours. For another, begin with `empty` and `add`, in
-    float32 with compensated sums, on the device.
+    `layer_moments` gives those of a model of this package. For another, begin with `empty` and
+    `add`, in float32 with compensated sums, on the device.
 
     Attributes:
       high, low: float32 [in, in], whose sum is the sum of x^T x.
-      count: what that is divided by: tokens.
-      first: float32 [distinct, in] or None: the inputs that first tokens have, left out of the sum
-        and kept apart; a row a distinct token.
-      first_counts: int [distinct], how often each occurs.
+      count: the divisor of that sum, the number of tokens.
+      first: float32 [distinct, in], the inputs of first tokens, left out of the sum and kept apart,
+        a row a distinct token; or None.
+      first_counts: int [distinct], the number of times that each occurs.
 
     Examples:
       >>> import numpy as np
@@ -54,14 +54,14 @@ class Moment:
 
     @classmethod
     def empty(cls, size: int) -> "Moment":
-        """The moment of no tokens yet, for inputs of a size."""
+        """Returns the moment of no tokens yet, for inputs of a size."""
         return cls(jnp.zeros((size, size)), jnp.zeros((size, size)), 0)
 
     def add(self, inputs: jax.Array | np.ndarray, mask: Any = None) -> "Moment":
-        """A moment of these inputs too.
+        """Returns the moment of these inputs too.
 
         Args:
-          inputs: [..., in], any float dtype: what a linear layer of the base model sees.
+          inputs: [..., in], any float dtype, the inputs of a linear layer of the base model.
           mask: bool [...], the real tokens; None: all are.
 
         Raises:
@@ -78,12 +78,12 @@ class Moment:
         return dataclasses.replace(self, high=high, low=low, count=self.count + int(mask.sum()))
 
     def float64(self) -> np.ndarray:
-        """The mean of x^T x over the tokens, [in, in], on the host; the sum is `count` times it."""
+        """Returns the mean of x^T x over the tokens, [in, in], on the host."""
         high, low = distributed.fetch((self.high, self.low))
         return (np.asarray(high, np.float64) + np.asarray(low, np.float64)) / self.count
 
     def matrix(self) -> np.ndarray | jax.Array:
-        """[in, in] to be decomposed: float64 where that is done on the host, else float32."""
+        """Returns [in, in] to decompose, in float64 if that happens on the host, else float32."""
         if self.high.shape[-1] <= eigen.full_size():
             return self.float64()
         return _mean(self.high, self.low, self.count)
@@ -107,20 +107,20 @@ def layer_moments(
     done: frozenset[int] = frozenset(),
     mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[dict[str, Moment]]:
-    """Runs the base model a layer at a time, and gives each layer's moments.
+    """Runs the base model a layer at a time, and yields each layer's moments.
 
     Args:
       source: the base model.
       batches: general conversations, prompt and answer, chat template applied.
-      first_token: what becomes of every row's first real token, which attends to itself alone and
-        draws massive activations: "keep" counts it like any other; "drop" leaves it out, and
-        unprotected; "separate" keeps it out of the sum and gives its inputs in `Moment.first`.
-      done: layers whose moments are not wanted: they are run and give {}.
+      first_token: the treatment of every row's first real token, which attends to itself alone and
+        draws massive activations. "keep" counts it like any other, "drop" leaves it out and
+        unprotected, "separate" keeps it out of the sum and gives its inputs in `Moment.first`.
+      done: layers whose moments are not wanted; they are run and yield {}.
       mesh: see `Activations`.
 
     Yields:
-      Site name -> moment: of the sites of layer 0, 1, ..., and, unless the head is no site, of
-      "head/in".
+      Site name -> moment, for the sites of layer 0, 1, ..., and for "head/in" if the head is a
+      site.
 
     Raises:
       ValueError: if there are no tokens, or a moment is not finite.
@@ -157,21 +157,21 @@ def layer_moments(
 def gradient_moments(
     model_config: models.ModelConfig, params: Any, batches: Iterable[activations.Batch]
 ) -> Iterator[dict[str, Moment]]:
-    """The moments of general-task gradients: `C = sum(G G^T) / batches` of each site.
+    """Yields the moments of general-task gradients, `C = sum(G G^T) / batches` for each site.
 
     G [in, out] is the gradient of a batch's loss, its answers' mean negative log-likelihood, with
     respect to a kernel; a site sums over its kernels. An update outside the span of the gradients'
-    columns leaves these losses where they are, to first order (orthogonal gradient descent,
-    Farajtabar and others, arXiv 1910.07104, on the input side). A batch is one gradient: smaller
-    batches protect more. All layers' moments are held at once.
+    columns leaves these losses unchanged to first order (orthogonal gradient descent, Farajtabar
+    and others, arXiv 1910.07104, on the input side). A batch gives one gradient, so smaller batches
+    protect more. All layers' moments are held at once.
 
     Args:
       model_config: the model.
       params: its parameters.
-      batches: with "answer_mask" bool [batch, time] beside "tokens" and "mask".
+      batches: batches with "answer_mask" bool [batch, time] beside "tokens" and "mask".
 
     Yields:
-      As `layer_moments`; the count is that of the batches.
+      The same as `layer_moments`, with the number of batches as the count.
 
     Raises:
       ValueError: if there is no batch with an answer, or a moment is not finite.
@@ -191,7 +191,7 @@ def gradient_moments(
         moments = {
             site: Moment(high[layer], low[layer], count)
             for site, (high, low) in sums.items()
-            if site.startswith("layers/")
+            if trees.is_stacked(site)
         }
         for site, moment in moments.items():
             moment.check(f"{site} in layer {layer}")
@@ -205,26 +205,26 @@ def gradient_moments(
 def second_moments(
     model_config: models.ModelConfig, params: Any, batches: Iterable[activations.Batch]
 ) -> dict[str, np.ndarray]:
-    """The second moments of every input site at once, for a model that is small enough.
+    """Computes the second moments of every input site at once, for a model that is small enough.
 
     Returns:
-      Site name -> float64 [*stack, in, in]: means over the real tokens.
+      Site name -> float64 [*stack, in, in], means over the real tokens.
 
     Raises:
-      ValueError: as `layer_moments`.
+      ValueError: for the reasons of `layer_moments`.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for moments in layer_moments(models.ParamsSource(model_config, params), batches):
         for site, moment in moments.items():
             parts.setdefault(site, []).append(moment.float64())
-    return {s: np.stack(m) if s.startswith("layers/") else m[0] for s, m in parts.items()}
+    return {s: np.stack(m) if trees.is_stacked(s) else m[0] for s, m in parts.items()}
 
 
 # ------------------------------------------------------------------------------ on the device
 
 
 def _square(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """The sum of x^T x over a mask's tokens, float32 [in, in], of x [batch * time, in]."""
+    """Sums x^T x over a mask's tokens: float32 [in, in] of x [batch * time, in]."""
     x = jnp.where(mask.reshape(-1, 1), x, 0.0)
     return jnp.einsum("ti,tj->ij", x, x, precision=eigen.HIGHEST)
 
@@ -252,7 +252,7 @@ OBSERVE: dict[str, activations.ObserveBatch] = dict(
 
 
 def _two_sum(high: jax.Array, low: jax.Array, term: jax.Array):
-    """Knuth's two-sum: high + low + term, with what the rounding of high lost kept in low."""
+    """Computes high + low + term by Knuth's two-sum, which keeps the rounding of high in low."""
     total = high + term
     part = total - high
     return total, low + ((high - (total - part)) + (term - part))
@@ -284,7 +284,7 @@ def _finite(array: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient_squares(model_config: models.ModelConfig, params: Any, batch: dict[str, jax.Array]):
-    """Site -> float32 [*stack, in, in], the sum over its kernels of G G^T."""
+    """Returns site -> float32 [*stack, in, in], the sum over its kernels of G G^T."""
     scored = batch["answer_mask"][:, 1:]
     following = batch["tokens"][:, 1:]
 
@@ -314,7 +314,7 @@ def _gradient_squares(model_config: models.ModelConfig, params: Any, batch: dict
 
 
 def _fold(total: dict | None, observed: dict[str, dict[str, jax.Array]]) -> dict:
-    """Site -> {"square": (high, low), "first": [one a batch]}."""
+    """Returns site -> {"square": (high, low), "first": [one a batch]}."""
     total = {} if total is None else total
     for site, parts in observed.items():
         into = total.setdefault(site, {"square": None, "first": []})
@@ -325,7 +325,7 @@ def _fold(total: dict | None, observed: dict[str, dict[str, jax.Array]]) -> dict
 
 
 class _Firsts(NamedTuple):
-    """Where each distinct first token is found: (batch, row), and how many rows begin with it."""
+    """The places of distinct first tokens, (batch, row), and the number of rows that begin so."""
 
     places: list[tuple[int, int]]
     counts: np.ndarray

@@ -1,26 +1,26 @@
 """The null-space projection as an optax transform. This file imports jax, numpy and optax alone.
 
-A linear site has a kernel `W [in, out]` and sees inputs `x [tokens, in]`. Its *protected* subspace
-`U [in, rank]` is spanned by what the base model's inputs occupy on general text; the orthogonal
+A linear site has a kernel `W [in, out]` and sees inputs `x [tokens, in]`. The directions of the
+base model's inputs on general text span its *protected* subspace `U [in, rank]`; the orthogonal
 complement `N [in, in - rank]` is the null space (NSPO, arXiv 2512.11391). An update inside the null
 space, `dW = N N^T dW = dW - U U^T dW`, leaves `x @ W` unchanged for every protected `x`.
 
-Two ways to keep an optimizer there:
+There are two ways to keep an optimizer there:
 
-- `null_space_projection(projectors)`: a transform that projects whatever reaches it. Put it *last*
-  in the chain: Adam's division by its second moment, weight decay and whatever else mixes input
-  directions would carry the update out again.
-- `in_null_space(optimizer, projectors)`, in coordinates.py: run any optimizer in the coordinates
-  `N^T g`, and map its update back with `N`.
+- `null_space_projection(projectors)` is a transform that projects whatever reaches it. Put it
+  *last* in the chain: Adam's division by its second moment, weight decay and everything else that
+  mixes input directions would carry the update out again.
+- `in_null_space(optimizer, projectors)`, in coordinates.py, runs any optimizer in the coordinates
+  `N^T g`, and maps its update back with `N`.
 
 Both keep their bases in the optimizer state, so that jit does not bake them in as constants and
 checkpoints and shardings see them.
 
-Not every parameter has a kernel's null space. An embedding sees one-hot inputs, so that its null
-space is the rows of unseen tokens: `embedding_site` masks them. A bias or a norm's scale sees a
-constant, so that its null space is {0}: freeze it where the guarantee is to hold. Of LoRA's
-`x W + (x A) B`, project `A` alone and start it inside the null space: `init_lora_a`. Both are in
-special_sites.py.
+Not every parameter has a kernel's null space. An embedding sees one-hot inputs, so its null space
+is the rows of unseen tokens, which `embedding_site` masks. A bias or a norm's scale sees a
+constant, so its null space is {0}: freeze it if the guarantee is to hold. In LoRA's
+`x W + (x A) B`, project `A` alone and start it inside the null space with `init_lora_a`. Both
+functions are in special_sites.py.
 """
 
 import collections
@@ -42,16 +42,16 @@ ROWS = "rows"
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One input of the network: the kernels that read it share its basis.
+    """One input of the network, whose basis is shared by the kernels that read it.
 
     Attributes:
       kernels: parameter paths, joined by "/", such as "layers/mlp/gate/kernel".
       basis: float32 [*stack, in, k], orthonormal columns; `stack` are leading axes that the kernels
-        have too (scanned layers). Where the rank differs along the stack, zero columns pad it.
-        With side "rows" a mask, float32 [*stack, in, 1]: 1 where the kernel's row may move.
-      side: "protected" when the columns span U, "null" when they span N: whichever is thinner;
-        "rows" for one-hot inputs, where N is a set of rows and a dense basis would be [in, free].
-      ranks: int [*stack], the number of columns that are not padding; of free rows with "rows".
+        have too (scanned layers). If the rank differs along the stack, zero columns pad it. With
+        side "rows" it is a mask, float32 [*stack, in, 1], 1 where the kernel's row may move.
+      side: "protected" if the columns span U, "null" if they span N, whichever is thinner; "rows"
+        for one-hot inputs, where N is a set of rows and a dense basis would be [in, free].
+      ranks: int [*stack], the number of columns without padding, or of free rows with "rows".
 
     Examples:
       The first of three inputs is protected:
@@ -92,11 +92,11 @@ class Site:
 
     @property
     def protected_ranks(self) -> np.ndarray | np.integer:
-        """int [*stack]: dimensions of the protected subspace."""
+        """The dimensions of the protected subspace, int [*stack]."""
         return self.ranks if self.side == PROTECTED else self.size - self.ranks
 
     def complement(self) -> "Site":
-        """The same split stored from its other side (host, float64 QR: exact to float32).
+        """Returns the same split from its other side (host, float64 QR, exact to float32).
 
         Raises:
           ValueError: for a mask of rows, which has one side.
@@ -104,7 +104,7 @@ class Site:
         if self.side == ROWS:
             raise ValueError(f"{self.kernels} has a mask of rows, which is not a dense basis.")
         ranks = np.asarray(self.ranks).reshape(-1)
-        # by number, not -1: a side without columns has no size to infer it from
+        # the sizes are given, since -1 cannot be inferred for a side without columns
         shape = (len(ranks), self.size, self.basis.shape[-1])
         bases = np.asarray(self.basis, np.float64).reshape(shape)
         others = [
@@ -119,13 +119,13 @@ class Site:
         )
 
     def project(self, update: jax.Array | np.ndarray) -> jax.Array:
-        """The part of an array inside the null space: of a kernel's update, gradient or change.
+        """Projects a kernel's update, gradient or change onto the null space.
 
         Args:
           update: [*stack, *in_axes, *out_axes], the shape of a kernel of the site, any float dtype.
 
         Returns:
-          The same shape and dtype; see `project`.
+          The projected array, same shape and dtype; see the function `project`.
 
         Raises:
           ValueError: if the shape is not that of a kernel of the site.
@@ -140,23 +140,23 @@ class Site:
         return project(update, jnp.asarray(self.basis), self.side)
 
     def dense_projector(self) -> np.ndarray:
-        """`N N^T` as a whole: float32 [*stack, in, in], to be looked at or for other code.
+        """Returns the whole `N N^T`, float32 [*stack, in, in], for people or other code.
 
-        It has in^2 numbers a layer, where the basis has `in` times its columns; `project` is the
-        same product without it.
+        It has in^2 numbers a layer, and the basis only `in` times its columns; `project` computes
+        the same product without it.
         """
         eye = jnp.broadcast_to(jnp.eye(self.size), (*self.basis.shape[:-2], self.size, self.size))
         return np.asarray(self.project(eye))
 
     def null_basis(self) -> np.ndarray | jax.Array:
-        """float32 [*stack, in, max free dimensions], zero columns as padding; a "rows" mask.
+        """Returns N, zero-padded float32 [*stack, in, max free dimensions], or a "rows" mask.
 
-        Any basis of the null space; `coordinates.nearest_basis` is one that it alone decides.
+        Its columns depend on the stored side; those of `coordinates.nearest_basis` do not.
         """
         return self.basis if self.side in (NULL, ROWS) else self.complement().basis
 
     def protected_basis(self) -> np.ndarray | jax.Array:
-        """float32 [*stack, in, max protected dimensions], zero columns as padding."""
+        """Returns U, zero-padded float32 [*stack, in, max protected dimensions]."""
         return self.basis if self.side == PROTECTED else self.complement().basis
 
 
@@ -169,7 +169,7 @@ def stack_bases(bases: list[np.ndarray]) -> np.ndarray:
 
 
 def path_string(path: tuple[Any, ...]) -> str:
-    """The "/"-joined path of a leaf; the same for a dict, an `nnx.State` and a linen tree."""
+    """Joins a leaf's path by "/", alike for a dict, an `nnx.State` and a linen tree."""
     names = [
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
     ]
@@ -184,30 +184,30 @@ def _einsum(subscripts: str, *operands: np.ndarray | jax.Array) -> jax.Array:
 
 
 def _as_matrix(kernel: jax.Array, basis: np.ndarray | jax.Array) -> jax.Array:
-    """[*stack, *in_axes, *out_axes] -> float32 [*stack, in, out]."""
+    """Reshapes [*stack, *in_axes, *out_axes] to float32 [*stack, in, out]."""
     return kernel.reshape(*basis.shape[:-1], -1).astype(jnp.float32)
 
 
 def coordinates(kernel: jax.Array, basis: np.ndarray | jax.Array) -> jax.Array:
-    """`basis^T kernel`: float32 [*stack, k, out] for a kernel [*stack, *in_axes, *out_axes]."""
+    """Computes `basis^T kernel`, float32 [*stack, k, out], of [*stack, *in_axes, *out_axes]."""
     return _einsum("...ik,...io->...ko", basis, _as_matrix(kernel, basis))
 
 
 def from_coordinates(
     values: jax.Array, basis: np.ndarray | jax.Array, like: jax.Array
 ) -> jax.Array:
-    """`basis values`, in the shape and dtype of `like`: the transpose of `coordinates`."""
+    """Computes `basis values` in the shape and dtype of `like`, the transpose of `coordinates`."""
     return _einsum("...ik,...ko->...io", basis, values).reshape(like.shape).astype(like.dtype)
 
 
 def project(update: jax.Array, basis: np.ndarray | jax.Array, side: str) -> jax.Array:
-    """The part of an update inside the null space: `N N^T dW`, or `dW - U U^T dW`.
+    """Projects an update onto the null space: `N N^T dW`, or `dW - U U^T dW`.
 
     Args:
       update: [*stack, *in_axes, *out_axes], any float dtype; attention kernels may keep their
         [d, heads, head_dim] or [heads, head_dim, d] shape.
-      basis: float32 [*stack, in, k] with orthonormal columns, `in` the product of the input axes;
-        or the mask of a "rows" site.
+      basis: float32 [*stack, in, k] with orthonormal columns, where `in` is the product of the
+        input axes; or the mask of a "rows" site.
       side: "null" if the columns span N, "protected" if they span U, "rows" for a mask.
 
     Returns:
@@ -223,12 +223,12 @@ def project(update: jax.Array, basis: np.ndarray | jax.Array, side: str) -> jax.
 
 
 class ProjectionState(NamedTuple):
-    """State of `null_space_projection`.
+    """The state of `null_space_projection`.
 
     bases: site name -> float32 [*stack, in, k].
-    count: int32 scalar, updates seen. None when the period is 1.
-    pending: kernel path -> float32, the weight change since the last projection; None when the
-      period is 1.
+    count: int32 scalar, updates seen; None if the period is 1.
+    pending: kernel path -> float32, the weight change since the last projection; None if the period
+      is 1.
     """
 
     bases: dict[str, jax.Array]
@@ -237,15 +237,15 @@ class ProjectionState(NamedTuple):
 
 
 def null_space_projection(projectors: Any, *, period: int = 1) -> optax.GradientTransformation:
-    """Projects updates onto the null space. Must be the last transform of the chain.
+    """Projects updates onto the null space. It must be the last transform of the chain.
 
-    Kernels that no projector names pass through unchanged: freeze them if the guarantee is to hold
-    for the network as a whole (an unprojected layer changes what the projected ones see).
+    Kernels that no projector names pass through unchanged. Freeze them if the guarantee is to hold
+    for the network as a whole, since an unprojected layer changes the inputs of projected ones.
 
     Args:
       projectors: `Projectors`, or a mapping from site name to `Site`.
       period: 1 projects every update, which is the method. k > 1 lets k updates through and then
-        projects their sum, which is what the authors' released code schedules; kept for ablation.
+        projects their sum, as the authors' released code does; it is kept for ablation.
 
     Raises:
       ValueError: at `init`, if a projector matches no parameter or its size differs.
@@ -266,7 +266,7 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
     if period < 1:
         raise ValueError(f"period is {period}; expected 1 (every update) or more.")
 
-    def init(params: optax.Params) -> Any:  # an OptState of optax holds no None
+    def init(params: optax.Params) -> Any:  # optax's type OptState allows no None
         leaves = match_kernels(sites, params)
         bases = copy_bases({name: site.basis for name, site in sites.items()})
         if period == 1:
@@ -298,19 +298,19 @@ def null_space_projection(projectors: Any, *, period: int = 1) -> optax.Gradient
 
 
 def copy_bases(bases: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Copies bases to the device: a step may donate its state, and the caller's arrays stay his."""
+    """Copies bases to the device, since a step may donate its state but not the caller's arrays."""
     return {name: jnp.array(basis, copy=True) for name, basis in bases.items()}
 
 
 def sites_of(projectors: Any) -> dict[str, Site]:
-    """The name -> Site mapping of `Projectors` or of a plain mapping."""
+    """Returns the name -> Site mapping of `Projectors` or of a plain mapping."""
     sites = getattr(projectors, "sites", projectors)
     if not isinstance(sites, Mapping) or not sites:
         raise ValueError(
             f"projectors is {projectors!r}; expected a non-empty Projectors or a mapping from site "
             "name to Site. Did the targets select nothing?"
         )
-    empty = [  # an embedding of which every row is protected is merely frozen
+    empty = [  # an embedding with every row protected is not listed: it is merely frozen
         name
         for name, site in sites.items()
         if site.side != ROWS and np.all(site.protected_ranks == site.size)
@@ -371,12 +371,12 @@ def match_kernels(sites: Mapping[str, Site], params: optax.Params) -> dict[str, 
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    """Once a process and reason: `init` runs again for every shape evaluation and restore."""
+    """Warns once a process and reason, since `init` runs for every shape evaluation and restore."""
     warnings.warn(message, stacklevel=4)
 
 
 def _fits(kernel: tuple[int, ...], basis: tuple[int, ...]) -> bool:
-    """Whether [*stack, *in_axes, *out_axes] splits into [*stack, in, out] for this basis."""
+    """Tells whether [*stack, *in_axes, *out_axes] splits into [*stack, in, out] for this basis."""
     stack = len(basis) - 2
     if kernel[:stack] != basis[:-2]:
         return False
@@ -385,7 +385,7 @@ def _fits(kernel: tuple[int, ...], basis: tuple[int, ...]) -> bool:
 
 
 def leaves_by_path(tree: optax.Params) -> dict[str, jax.Array]:
-    """Path string -> leaf, in the tree's order."""
+    """Returns path string -> leaf, in the tree's order."""
     return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

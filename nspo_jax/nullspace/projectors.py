@@ -1,7 +1,7 @@
-"""Projectors: one basis per input site of a model, with the spectrum and provenance it came from.
+"""Projectors: one basis per input site of a model, with its spectrum and its provenance.
 
-On disk: a directory with `projectors.safetensors` (bases, ranks, spectra) and `projectors.json`
-(kernels, sides, provenance). Both are readable without JAX.
+They are stored as a directory with `projectors.safetensors` (bases, ranks, spectra) and
+`projectors.json` (kernels, sides, provenance). Both are readable without JAX.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from nspo_jax.nullspace import spectrum as spectrum_lib
 # From the tree {"bases": {site: array}} to a tree of shardings.
 FORMAT = 2
 TARGETS = ("attention", "mlp", "head", "embed")
-# What of a model's config says how its kernels are laid out: another number of heads may have the
-# same shapes.
+# The fields of a model's config that decide the layout of its kernels. Shapes alone do not, since
+# another number of heads may have the same ones.
 LAYOUT = (
     "family", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads",
     "head_dim", "vocab_size", "tie_embeddings",
@@ -36,10 +36,10 @@ class Projectors:
     Attributes:
       sites: site name ("layers/mlp/in") -> `projection.Site`.
       spectra: site name -> the second moment's `Spectrum`.
-      provenance: what made them; see `provenance`.
+      provenance: the record of their making; see `provenance`.
 
     Examples:
-      `nspo_jax.calibrate` makes them for a model of this package. These are of a foreign layer:
+      `nspo_jax.calibrate` makes them for a model of this package. These belong to a foreign layer:
 
       >>> import numpy as np
       >>> import nspo_jax
@@ -84,7 +84,7 @@ class Projectors:
         )
 
     def randomized(self, seed: int) -> "Projectors":
-        """The control arm: a random subspace of the same rank at every site (host, float64)."""
+        """Draws a random subspace of the same rank at every site, as a control (host, float64)."""
         rng = np.random.default_rng(seed)
 
         def draw(site: projection.Site) -> projection.Site:
@@ -103,14 +103,14 @@ class Projectors:
         return dataclasses.replace(self, sites=sites, provenance=provenance)
 
     def place(self, shardings: models.Shardings) -> "Projectors":
-        """Copies the bases to the devices, each the part that it needs; see `load_projectors`."""
+        """Copies to each device the part of the bases that it needs; see `load_projectors`."""
         bases = {name: site.basis for name, site in self.sites.items()}
         bases = distributed.put(bases, shardings({"bases": bases})["bases"])
         sites = {n: dataclasses.replace(s, basis=bases[n]) for n, s in self.sites.items()}
         return dataclasses.replace(self, sites=sites)
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row a site and layer; see `summary_row`. Bytes are of the basis, padding included."""
+        """Makes a row per site and layer; see `summary_row`. Bytes include the basis' padding."""
         rows = []
         for name, site in self.sites.items():
             ranks = site.protected_ranks.reshape(-1)
@@ -126,8 +126,8 @@ class Projectors:
         """Raises ValueError unless these were calibrated on this very model.
 
         Args:
-          model_config: the model's.
-          fingerprint: `models.fingerprint` of its parameters.
+          model_config: the model's config.
+          fingerprint: the `models.fingerprint` of its parameters.
         """
         layout = self.provenance["layout"]
         differences = [
@@ -148,7 +148,7 @@ class Projectors:
             )
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Writes the directory, whole or not at all: a kill leaves the old one or the new.
+        """Writes the directory, whole or not at all; a kill leaves the old one or the new.
 
         Raises:
           FileExistsError: if it is there and holds anything but projectors.
@@ -186,12 +186,12 @@ _FILES = ("projectors.safetensors", "projectors.json")
 def load_projectors(
     directory: str | pathlib.Path, shardings: models.Shardings | None = None
 ) -> Projectors:
-    """Reads what `Projectors.save` wrote.
+    """Reads the projectors that `Projectors.save` wrote.
 
     Args:
-      directory: where that is.
-      shardings: for example `functools.partial(sharding.shardings, mesh)`: bases are then arrays on
-        the devices, each of which reads its own part. None: numpy arrays.
+      directory: their directory.
+      shardings: makes bases arrays on the devices, each of which reads its own part, for example
+        `functools.partial(sharding.shardings, mesh)`. None: numpy arrays.
 
     Raises:
       FileNotFoundError: if the directory or one of its two files is absent.
@@ -231,7 +231,7 @@ def load_projectors(
             for name, entry in document["sites"].items():
                 kernels, side = tuple(entry["kernels"]), entry["side"]
                 ranks = file.get_tensor(f"{name}.ranks")
-                bound = f"{name}.bound"  # older files have none
+                bound = f"{name}.bound"  # older files have no bounds
                 sites[name] = projection.Site(kernels, bases[name], side, ranks)
                 spectra[name] = spectrum_lib.Spectrum(
                     values=file.get_tensor(f"{name}.spectrum"),
@@ -274,11 +274,11 @@ def provenance(
     statistics: str,
     first_token: str,
 ) -> dict[str, Any]:
-    """What projectors record of how they were made, JSON-able.
+    """Makes the record of how projectors were made, JSON-able.
 
-    `model` is the base model's fingerprint, `data` names the text and `tokens` counts it; rule,
-    statistics and first_token are the choices of `calibrate`; added are the model's layout, the
-    dtypes, and the versions.
+    `model` is the base model's fingerprint, `data` names the text, and `tokens` counts it. rule,
+    statistics and first_token are the choices of `calibrate`. The record adds the model's layout,
+    the dtypes, and the versions.
     """
     return {
         "model": model,
@@ -298,7 +298,7 @@ def provenance(
 
 
 def format_provenance(provenance: dict[str, Any]) -> str:
-    """A provenance in a line: what is not nested."""
+    """Formats a provenance in a line, without its nested values."""
     plain = {name: value for name, value in provenance.items() if not isinstance(value, dict)}
     return ", ".join(f"{name} {value}" for name, value in plain.items())
 
@@ -306,7 +306,7 @@ def format_provenance(provenance: dict[str, Any]) -> str:
 def summary_row(
     site: str, layer: int | None, rank: int, spectrum: spectrum_lib.Spectrum, size: int
 ) -> dict[str, Any]:
-    """A table's row: site, layer, in, rank, free share, protected energy, gap at the cut, bytes."""
+    """Makes a row: site, layer, in, rank, free share, protected energy, gap at the cut, bytes."""
     return {
         "site": site,
         "layer": layer,
@@ -320,13 +320,13 @@ def summary_row(
 
 
 def target_of(name: str) -> str:
-    """The target that a site or parameter path belongs to: "layers/mlp/in" -> "mlp", else ""."""
+    """Returns the target of a site or parameter path, such as "mlp" for "layers/mlp/in", or ""."""
     parts = name.split("/")
     return next((target for target in TARGETS if target in parts), "")
 
 
 def parse_targets(targets: str) -> tuple[str, ...]:
-    """Splits "mlp+attention"; raises ValueError for an unknown or absent target."""
+    """Splits targets such as "mlp+attention"; raises ValueError for an unknown or absent one."""
     names = tuple(name for name in targets.split("+") if name)
     unknown = [name for name in names if name not in TARGETS]
     if unknown or not names:

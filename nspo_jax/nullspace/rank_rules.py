@@ -1,7 +1,7 @@
-"""Rank rules: how many directions of a site's input spectrum are protected.
+"""Rank rules, which decide how many directions of a site's input spectrum are protected.
 
 A rule is written as in a config: `relative_max(5e-4)`, `energy(0.05)`, `absolute(1e-3)` or
-`fixed(32)`; with other rules for some sites as `energy(0.05)+mlp/out=fixed(64)`.
+`fixed(32)`. `energy(0.05)+mlp/out=fixed(64)` has another rule for some sites.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 class Known(NamedTuple):
-    """What is known of one spectrum.
+    """The known part of one spectrum.
 
-    values: [known] eigenvalues, descending and not negative: all of them, or the leading ones;
+    values: [known] eigenvalues, descending and not negative, all of them or the leading ones;
     size: the number of all; trace: the sum of all, or None.
     """
 
@@ -35,11 +35,11 @@ class Rule:
 
     Attributes:
       argument: the name of its number, such as EPS.
-      holds: tells whether a number is one that it takes.
+      holds: tells whether it takes a number.
       expected: the numbers that it takes, in words.
-      rank: number and spectrum to the rank; any rank that is not below the number of known
+      rank: computes the rank of number and spectrum. A rank that is not below the number of known
         eigenvalues means that more of them are needed.
-      is_known: its number is the rank, before anything is decomposed.
+      is_known: True if its number is the rank, before anything is decomposed.
     """
 
     argument: str
@@ -51,17 +51,17 @@ class Rule:
 
 def _above(least: float, known: Known) -> int:
     rank = int(np.sum(known.values >= least))
-    return known.size if rank == len(known.values) else rank  # the next may be large enough too
+    return known.size if rank == len(known.values) else rank  # unknown ones may be large enough too
 
 
 def _energy(share: float, known: Known) -> int:
     values, size, trace = known
     if len(values) == size:
-        tail = np.cumsum(values[::-1])  # the energy of the 1, 2, ... smallest directions
+        tail = np.cumsum(values[::-1])  # it holds the energy of the 1, 2, ... smallest directions
         return size - int(np.sum(tail <= share * values.sum()))
     if trace is None:
         raise TypeError("The rule energy needs the trace where eigenvalues are not known.")
-    left = trace - np.cumsum(values)  # outside of the 1, 2, ... largest
+    left = trace - np.cumsum(values)  # it holds the energy outside of the 1, 2, ... largest
     enough = left <= share * trace
     return int(np.argmax(enough)) + 1 if enough.any() else size
 
@@ -92,11 +92,11 @@ RULES: dict[str, Rule] = {
 class RankRule:
     """A named rule and its number.
 
-    - `relative_max(alpha)`: protect eigenvalues >= alpha * the largest. NSPO's paper (arXiv
+    - `relative_max(alpha)` protects eigenvalues >= alpha * the largest. NSPO's paper (arXiv
       2512.11391) has alpha 5e-4, its code 5e-5. One huge direction makes everything else "null".
-    - `energy(eps)`: leave free the smallest directions that together hold at most eps of the trace.
-    - `absolute(value)`: protect eigenvalues >= value, in squared units of the site's inputs.
-    - `fixed(k)`: protect the k largest directions.
+    - `energy(eps)` leaves free the smallest directions that together hold at most eps of the trace.
+    - `absolute(value)` protects eigenvalues >= value, in squared units of the site's inputs.
+    - `fixed(k)` protects the k largest directions.
 
     Raises:
       ValueError: for an unknown rule or a value out of its range.
@@ -123,7 +123,7 @@ class RankRule:
 
     @classmethod
     def parse(cls, text: str) -> "RankRule":
-        """Reads "energy(0.05)".
+        """Reads a rule such as "energy(0.05)".
 
         Raises:
           ValueError: for an unknown rule or a value out of its range.
@@ -139,21 +139,21 @@ class RankRule:
 
     @property
     def known_rank(self) -> int | None:
-        """The rank where the rule says it before anything is decomposed; None: it does not."""
+        """The rank of a rule that knows it before anything is decomposed; else None."""
         return int(self.value) if RULES[self.name].is_known else None
 
     def rank(
         self, eigenvalues: np.ndarray, *, size: int | None = None, trace: float | None = None
     ) -> int | None:
-        """The number of protected directions of one spectrum.
+        """Counts the protected directions of one spectrum.
 
         Args:
-          eigenvalues: [known], descending: all of them, or the leading ones.
+          eigenvalues: [known], descending, all of them or the leading ones.
           size: the number of all.
           trace: the sum of all.
 
         Returns:
-          The rank, or None where it hangs on eigenvalues that are not known.
+          The rank, or None if it depends on eigenvalues that are not known.
         """
         values = np.maximum(eigenvalues, 0.0)  # rounding makes half of the noise floor negative
         size = len(values) if size is None else size
@@ -166,7 +166,7 @@ class RankRules:
     """A rule, and other rules for some sites.
 
     Attributes:
-      default: of every site that no pattern finds.
+      default: the rule for every site without a pattern.
       overrides: (regular expression, rule) pairs; the first that is found in a site's name counts.
 
     Examples:
@@ -181,12 +181,12 @@ class RankRules:
 
     @classmethod
     def parse(cls, text: str) -> "RankRules":
-        """Reads "energy(0.05)+mlp/out=fixed(64)+attention=energy(0.1)".
+        """Reads rules such as "energy(0.05)+mlp/out=fixed(64)+attention=energy(0.1)".
 
         Raises:
-          ValueError: for an unknown rule, a value out of range, or a pattern that is none.
+          ValueError: for an unknown rule, a value out of range, or a bad regular expression.
         """
-        default, *rest = re.split(r"\+(?![^()]*\))", text)  # not the plus of 5e+4
+        default, *rest = re.split(r"\+(?![^()]*\))", text)  # the plus of 5e+4 splits nothing
         overrides = []
         for part in rest:
             pattern, found, rule = part.rpartition("=")
@@ -209,7 +209,7 @@ class RankRules:
         return "+".join([str(self.default), *parts])
 
     def of(self, site: str) -> RankRule:
-        """The rule for a site, such as "layers/mlp/out"."""
+        """Returns the rule for a site, such as "layers/mlp/out"."""
         found = (rule for pattern, rule in self.overrides if re.search(pattern, site))
         return next(found, self.default)
 
@@ -224,12 +224,12 @@ class RankRules:
 
 
 def as_rule(rule: str | RankRule) -> RankRule:
-    """A rule that is given as an object, or as its text; raises ValueError as `RankRule.parse`."""
+    """Returns a rule that is given as an object or as text; raises errors of `RankRule.parse`."""
     return RankRule.parse(rule) if isinstance(rule, str) else rule
 
 
 def as_rules(rules: str | RankRule | RankRules) -> RankRules:
-    """Rules that are given as an object, or as their text; errors are those of the parsers."""
+    """Returns rules that are given as an object or as text; raises the errors of the parsers."""
     if isinstance(rules, str):
         return RankRules.parse(rules)
     return RankRules(rules) if isinstance(rules, RankRule) else rules

@@ -1,4 +1,4 @@
-"""Sites whose null space is not that of a kernel's dense inputs: an embedding's rows, LoRA's A."""
+"""Sites with other null spaces than that of a kernel's dense inputs: an embedding's, LoRA's A."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,15 @@ from nspo_jax.nullspace import projection
 
 
 def embedding_site(kernel: str, vocab_size: int, tokens: np.ndarray) -> projection.Site:
-    """The site of an embedding [vocab, d]: the rows of protected tokens stay, the others may move.
+    """Makes the site of an embedding [vocab, d], where only rows of unprotected tokens may move.
 
-    Do not use it for an embedding that is also the head: a logit of an unseen token changes with
-    its row, whatever the input was.
+    Do not use it for an embedding that is also the head, since a logit of an unseen token changes
+    with its row on every input.
 
     Args:
       kernel: the embedding's parameter path, such as "embed/embedding".
       vocab_size: rows of the embedding.
-      tokens: int, any shape: the protected text's real tokens, without padding.
+      tokens: int, any shape, the protected text's real tokens, without padding.
 
     Raises:
       ValueError: if a token is outside the vocabulary.
@@ -42,7 +42,7 @@ def embedding_site(kernel: str, vocab_size: int, tokens: np.ndarray) -> projecti
 
 
 def init_lora_a(key: jax.Array, site: projection.Site, rank: int) -> jax.Array:
-    """Initial `A` of a LoRA pair `y = x W + (x A) B`: random, inside the null space of the site.
+    """Draws `A` of a LoRA pair `y = x W + (x A) B`, random inside the null space of the site.
 
     Then `x A` is 0 for every protected `x` whatever `B` is, and stays 0 while A's updates are
     projected, so that `B` trains freely:

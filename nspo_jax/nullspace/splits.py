@@ -1,4 +1,4 @@
-"""One moment split by a rank rule into a protected and a free side; the splits of a site joined.
+"""The splits of moments by a rank rule into a protected and a free side, and their joins.
 
 `Store` keeps finished layers' splits on disk, so that an interrupted calibration continues.
 """
@@ -23,7 +23,8 @@ from nspo_jax.nullspace import eigen, projection, rank_rules
 from nspo_jax.nullspace import moments as moments_lib
 from nspo_jax.nullspace import spectrum as spectrum_lib
 
-# First tokens' inputs that differ by less than this, of the largest, are float32's rounding of one.
+# First tokens' inputs that differ by less than this part of the largest are float32 roundings of
+# one.
 _SAME_DIRECTION = 1e-6
 _log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ _log = logging.getLogger(__name__)
 class Split(NamedTuple):
     """One moment, split by a rule.
 
-    basis: float32 [in, k], orthonormal columns of the thinner side; side: which; rank: protected
-    directions; spectrum: as far as it was needed.
+    basis: float32 [in, k], orthonormal columns of the thinner side; side: the name of that side;
+    rank: protected directions; spectrum: the part of it that was needed.
     """
 
     basis: np.ndarray
@@ -42,13 +43,13 @@ class Split(NamedTuple):
 
 
 def split(moment: moments_lib.Moment, rule: rank_rules.RankRule, guess: int = 0) -> Split:
-    """The thinner side of a moment; `guess` is the rank to be expected, 0: no idea."""
+    """Splits a moment and keeps its thinner side; `guess` is the expected rank, or 0."""
     pairs, (rank,), spectrum = _decompose(_set_apart(moment), [rule], guess)
     return _thinner(pairs, rank, spectrum)
 
 
 def split_matrix(matrix: np.ndarray, rule: rank_rules.RankRule) -> Split:
-    """The same of a moment in float64 [in, in]."""
+    """Splits a moment in float64 [in, in]."""
     apart = _Apart(matrix, np.zeros((len(matrix), 0)), 0.0, np.zeros(0), None)
     pairs, (rank,), spectrum = _decompose(apart, [rule], 0)
     return _thinner(pairs, rank, spectrum)
@@ -57,7 +58,7 @@ def split_matrix(matrix: np.ndarray, rule: rank_rules.RankRule) -> Split:
 def ranks(
     moment: moments_lib.Moment, rules: Sequence[rank_rules.RankRule], guess: int = 0
 ) -> tuple[list[int], spectrum_lib.Spectrum]:
-    """The rank by each rule, and as much of the spectrum as all of them need."""
+    """Returns the rank by each rule, and as much of the spectrum as all of them need."""
     _, found, spectrum = _decompose(_set_apart(moment), rules, guess)
     return found, spectrum
 
@@ -65,7 +66,7 @@ def ranks(
 def join(
     kernels: Sequence[str], splits: Sequence[Split], stack: tuple[int, ...]
 ) -> tuple[projection.Site, spectrum_lib.Spectrum]:
-    """The site of a stack of splits, all from the thinner side of the thickest of them."""
+    """Joins a stack of splits to a site, all from the thinner side of the thickest of them."""
     size = splits[0].spectrum.size
     protected = np.array([split.rank for split in splits])
     side = projection.PROTECTED if protected.max() <= (size - protected).max() else projection.NULL
@@ -81,13 +82,13 @@ def join(
 
 
 class Store:
-    """Splits of finished layers in a directory: a file a layer, each whole or not there.
+    """A directory of finished layers' splits, one file a layer, each whole or absent.
 
-    Of several processes the first writes; all read.
+    The first of several processes writes, and all read.
 
     Args:
-      directory: made if it is absent; None: nothing is stored.
-      identity: what the splits are of, JSON-able. Those of something else are deleted.
+      directory: the directory, made if it is absent; None: nothing is stored.
+      identity: the model, text and rule of the splits, JSON-able. Those of others are deleted.
     """
 
     def __init__(self, directory: str | os.PathLike | None, identity: dict[str, Any]):
@@ -111,7 +112,7 @@ class Store:
         return self._directory if self._directory and distributed.is_primary() else None
 
     def done(self) -> frozenset[int]:
-        """The layers that are there."""
+        """Returns the layers that are there."""
         if self._directory is None:
             return frozenset()
         return frozenset(int(path.stem) for path in self._directory.glob("*.safetensors"))
@@ -135,7 +136,7 @@ class Store:
         temporary.replace(path)
 
     def read(self, layer: int) -> dict[str, Split]:
-        """A stored layer's splits.
+        """Reads a stored layer's splits.
 
         Raises:
           ValueError: if the file is damaged.
@@ -159,16 +160,16 @@ class Store:
         return found
 
     def remove(self) -> None:
-        """Deletes all of it."""
+        """Deletes the directory."""
         if directory := self._written():
             shutil.rmtree(directory)
 
 
 class _Apart(NamedTuple):
-    """A moment made ready to be decomposed.
+    """A moment that is ready to be decomposed.
 
-    matrix: [in, in]; first: float64 [in, f], the first tokens' directions; spike: the eigenvalue
-    that the matrix has for them; energies: the inputs' there, descending; trace: of the moment.
+    matrix: [in, in]; first: float64 [in, f], the first tokens' directions; spike: the matrix'
+    eigenvalue for them; energies: the inputs' energies there, descending; trace: the moment's.
     """
 
     matrix: Any
@@ -179,10 +180,10 @@ class _Apart(NamedTuple):
 
 
 def _set_apart(moment: moments_lib.Moment) -> _Apart:
-    """Sets the first tokens' directions apart, where the moment has them.
+    """Sets the first tokens' directions apart, if the moment has them.
 
-    The rest is projected off those directions, which then get an eigenvalue above all others: they
-    come first, and the others are what they would be without them.
+    The rest is projected off those directions, which then get an eigenvalue above all others. So
+    they come first, and the others are as if these were absent.
     """
     matrix = moment.matrix()
     if moment.first is None or moment.first_counts is None:
@@ -210,8 +211,8 @@ def _spiked(matrix, first, matmul):
     core = matmul(held, first)
     crossed = matmul(first, held)
     rest = matrix - crossed - crossed.T + matmul(matmul(first, core), first.T)
-    # no eigenvalue is above the Frobenius norm: that of the whole, since float32's rounding of it
-    # would turn directions that are set apart by less
+    # no eigenvalue is above the Frobenius norm; it is that of the whole matrix, since float32's
+    # rounding of the whole would turn directions that are set apart by less
     spike = (matrix**2).sum() ** 0.5
     return rest + spike * matmul(first, first.T), spike, core, matrix.trace()
 
@@ -225,7 +226,7 @@ def _spiked_on_device(matrix, first):
 def _decompose(
     apart: _Apart, rules: Sequence[rank_rules.RankRule], guess: int
 ) -> tuple[eigen.Eigenpairs, list[int], spectrum_lib.Spectrum]:
-    """Eigenpairs, the rank by each rule, and the spectrum."""
+    """Computes eigenpairs, the rank by each rule, and the spectrum."""
     first = apart.first.shape[1]
     known = [rule.known_rank for rule in rules if rule.known_rank is not None]
     guess = max(guess, *(first + rank for rank in known), 0)

@@ -1,4 +1,4 @@
-"""Projectors on disk: made once by calibration, and checked whenever they are opened."""
+"""Projectors on disk, made once by calibration and checked whenever they are opened."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -21,9 +21,9 @@ class Text:
     """The general text that projectors are calibrated on.
 
     Attributes:
-      batches: of encoded conversations; see `calibration.calibrate`.
-      digest: identifies them.
-      fields: the settings that made them what they are, name -> value, for messages.
+      batches: batches of encoded conversations; see `calibration.calibrate`.
+      digest: their digest, which identifies them.
+      fields: the settings that they depend on, name -> value, for messages.
     """
 
     batches: Iterable[dict[str, np.ndarray]]
@@ -45,10 +45,10 @@ def open_projectors(
     """Loads the projectors in a directory, or calibrates them into it. Collective.
 
     Args:
-      directory: where they are, or will be.
-      model_config: of the base model.
-      source: gives its layers.
-      text: what it reads.
+      directory: their directory.
+      model_config: the base model's config.
+      source: the source of its layers.
+      text: the text that it reads.
       rank_rule: see `rank_rules`.
       statistics: see `calibration.calibrate`.
       first_token: see `calibration.calibrate`.
@@ -89,7 +89,7 @@ def open_projectors(
 
 
 def _check_text(provenance: Mapping[str, Any], text: Text) -> None:
-    """Raises ValueError if the projectors' text is not this one."""
+    """Raises ValueError if the projectors were calibrated on another text."""
     if provenance["data"] == text.digest:
         return
     found = provenance.get("text")

@@ -1,7 +1,7 @@
 """The settings of a run, typed: frozen dataclasses inside the package, a ConfigDict outside of it.
 
-config = default.get_config()             # what flags and config files change
-run = settings.from_config(config)        # what everything in the package takes
+config = default.get_config()             # flags and config files change it
+run = settings.from_config(config)        # the package takes it, or groups of it
 run.rl.steps                              # --config.rl.steps
 settings.replace(run, {"rl.steps": 3})
 """

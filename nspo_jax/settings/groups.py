@@ -11,7 +11,7 @@ from typing import Any
 from nspo_jax.settings.ranges import Choice, Number, Range, Text, check_date
 
 LARGEST_SEED = 2**32 - 1  # jax's keys take 32 bits of a seed, and drop the others silently
-FOLLOW = -1  # with it, pretraining.seed and rl.seed take the run's seed
+FOLLOW = -1  # pretraining.seed and rl.seed then take the run's seed
 
 SWITCH = Choice((True, False))
 COUNT = Number(int, 1)
