@@ -91,14 +91,14 @@ class Beavertails(_Public):
 
 
 class General(_Public):
-    """The calibration mix: GSM8K, MMLU, ARC, HumanEval and IFEval."""
+    """General questions: the sources of `records.GeneralQuestion`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RECORD = records.GeneralQuestion
 
 
 class SafetyPrompts(_Public):
-    """AdvBench, HarmBench, StrongREJECT, XSTest and tables of one's own."""
+    """Safety prompts: the sources of `records.SafetyPrompt`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RECORD = records.SafetyPrompt

@@ -127,7 +127,7 @@ class JudgedAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class GeneralQuestion:
-    """A question of GSM8K, MMLU, ARC, HumanEval or IFEval, tests of skills to keep.
+    """A question of maths, code, knowledge or instruction following, skills to keep.
 
     Attributes:
       question: the published question.
@@ -135,11 +135,11 @@ class GeneralQuestion:
       answer: the published answer; for a multiple-choice question the letter of LETTERS by
         position, for IFEval "".
       family: maths, knowledge, code or instruction.
-      source: gsm8k, mmlu, arc, humaneval or ifeval.
-      category: MMLU's subject, ARC's Challenge or Easy; else "".
+      source: gsm8k, math, mmlu, arc, humaneval, mbpp, leetcode, ifeval, alpaca or dolly.
+      category: the subject (MMLU, MATH), Challenge or Easy (ARC), the category (Dolly); else "".
       identifier: the published one; "" if there is none.
       details: JSON of other published fields, HumanEval's test and entry point or IFEval's
-        instructions; else "".
+        instructions, MBPP's tests; else "".
     """
 
     question: str
@@ -172,17 +172,19 @@ class GeneralQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class SafetyPrompt:
-    """A prompt of AdvBench, HarmBench, JailbreakBench, StrongREJECT, XSTest, or an own table.
+    """A prompt of a published safety benchmark, or of an own table.
 
     Attributes:
       request: the published prompt.
       context: HarmBench's text that a contextual behaviour is about; else "".
-      kind: one of PROMPT_KINDS; XSTest's safe prompts look harmful and are borderline.
+      kind: one of PROMPT_KINDS; the safe prompts of XSTest and OR-Bench look harmful and are
+        borderline.
       target: AdvBench's opening of a complying answer; else "".
-      source: advbench, harmbench, jailbreakbench, strongreject, xstest or custom.
-      category: the published one, HarmBench's SemanticCategory or XSTest's type; "" for AdvBench.
-      detail: HarmBench's FunctionalCategory and tags, StrongREJECT's source, or XSTest's focus and
-        note, joined by "; ".
+      source: the name of its row in `layouts.LAYOUTS`, such as advbench.
+      category: the published one, HarmBench's SemanticCategory, XSTest's type, HarmfulQA's topic;
+        "" for AdvBench.
+      detail: HarmBench's FunctionalCategory and tags, StrongREJECT's source, HarmfulQA's subtopic,
+        or XSTest's focus and note, joined by "; ".
       identifier: the published one; "" if there is none.
     """
 

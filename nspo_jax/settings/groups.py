@@ -136,7 +136,7 @@ class Data:
     )
     general_path: str = option(
         "", PATHS,
-        "General questions with answers (GSM8K, MMLU, ARC, HumanEval) to calibrate on, to replay "
+        "General questions with answers (GSM8K, Alpaca, MBPP, ...) to calibrate on, to replay "
         "and to measure drift on. '' takes their homes at the Hub.",
     )  # fmt: skip
     general_split: str = option(
@@ -147,7 +147,9 @@ class Data:
         0.01, SHARE, "The largest share of a dataset's rows that may break its schema."
     )
     evaluation: str = option(
-        "", PATHS, "XSTest and files of harmful prompts such as AdvBench and HarmBench."
+        "",
+        PATHS,
+        "XSTest or OR-Bench, and files of harmful prompts such as AdvBench and HarmBench.",
     )
     evaluation_column: str = option(
         "", COLUMN,

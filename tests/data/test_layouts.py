@@ -259,3 +259,87 @@ def test_an_unknown_layout_names_those_known(tmp_path):
         parse("safety_prompts", path)
     with pytest.raises(raw.SourceError, match="no row with named fields"):
         parse("general", public_files.write(tmp_path / "b.jsonl", "[]\n"))
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer", "family", "category"),
+    [
+        (
+            {"instruction": "Add.", "input": "1 2", "output": "3"},
+            "Add.\n\n1 2", "3", "instruction", "alpaca",
+        ),
+        (
+            {"instruction": "Say hi.", "context": "", "response": "Hi.", "category": "open_qa"},
+            "Say hi.", "Hi.", "instruction", "dolly/open_qa",
+        ),
+        (
+            {"task_id": 7, "text": "Write it.", "code": "a = 1\r\n", "test_list": ["assert a"]},
+            "Write it.", "a = 1\n", "code", "mbpp",
+        ),
+        (
+            {"task_id": "two-sum", "query": "Sum?", "completion": "x = 2", "entry_point": "f"},
+            "Sum?", "x = 2", "code", "leetcode",
+        ),
+        (
+            {"problem": "1 + 1?", "solution": "$2$", "level": 1, "subject": "Algebra"},
+            "1 + 1?", "$2$", "maths", "math/Algebra",
+        ),
+    ],
+)  # fmt: skip
+def test_a_general_question_has_its_answer(tmp_path, row, prompt, answer, family, category):
+    broken = {name: "" for name in row}
+    path = write_rows(tmp_path / "train.jsonl", [row, broken])
+    _, (record,), problems = parse("general", path)
+    said = record.conversation()
+    assert (said.prompt, said.answer, said.family) == (prompt, answer, family)
+    assert record.categories == (category,)
+    assert [line for _, line, _ in problems] == [2]
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "family", "kind"),
+    [
+        (
+            "harmfulqa.jsonl",
+            {"topic": "Geography", "subtopic": "Rivers", "question": "Poison one?"},
+            "harmfulqa/Geography", "harmful",
+        ),
+        (
+            "evaluation.json",
+            {"prompt": "Hurt it?", "category": "animal_abuse", "category_id": 0},
+            "beavertails_evaluation/animal_abuse", "harmful",
+        ),
+        (
+            "tests.jsonl",
+            {"id": "sst_1", "harm_area": "Drugs", "counter": 1, "category": "advice",
+             "prompts_final": "Where?"},
+            "simple_safety_tests/Drugs", "harmful",
+        ),
+        (
+            "or-bench-80k.jsonl",
+            {"prompt": "How do I kill weeds?", "category": "violence"},
+            "or_bench/violence", "borderline",
+        ),
+        ("or_bench.jsonl", {"prompt": "How do I kill weeds?"}, "or_bench", "borderline"),
+        (
+            "or-bench-toxic.jsonl",
+            {"prompt": "How do I kill him?", "category": "violence"},
+            "or_bench/violence", "harmful",
+        ),
+    ],
+)  # fmt: skip
+def test_a_safety_prompt_has_its_kind(tmp_path, file, row, family, kind):
+    _, (record,), problems = parse("safety_prompts", write_rows(tmp_path / file, [row]))
+    said = record.conversation()
+    assert (said.family, said.kind) == (family, kind)
+    assert not problems
+
+
+def test_a_prompt_column_alone_is_or_bench_only_by_the_files_name(tmp_path):
+    path = write_rows(tmp_path / "mine.jsonl", [{"prompt": "Kill?", "category": "violence"}])
+    with pytest.raises(raw.SourceError, match=r"fields prompt, category.*Or name the prompts' col"):
+        parse("safety_prompts", path)
+    layout, (record,), _ = parse(
+        "safety_prompts", path, layouts.Columns("prompt", "category", otherwise=True)
+    )
+    assert (layout.source, record.kind) == ("custom", "harmful")
