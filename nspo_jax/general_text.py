@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import hashlib
+import logging
 from typing import Any
 
 import jax
@@ -14,18 +15,34 @@ from nspo_jax.models import generation
 from nspo_jax.nullspace import activations
 
 Batch = activations.Batch
+_log = logging.getLogger(__name__)
 
 
 def encode_conversations(
-    run: settings.Run, chat_format: chat.ChatFormat, rows: Sequence[Conversation]
+    run: settings.Run,
+    chat_format: chat.ChatFormat,
+    rows: Sequence[Conversation],
+    *,
+    cut: bool = False,
 ) -> Batch:
-    """Encodes conversations as `tokens`, `mask` and `answer_mask`: see `data.chat`."""
+    """Encodes conversations as `tokens`, `mask` and `answer_mask`: see `data.chat`.
+
+    With `cut`, answers that are longer than their block end there, and the log counts them.
+    """
     tokens, mask, answer_mask = chat_format.encode_conversations(
         [row.prompt for row in rows],
         [row.answer for row in rows],
         run.data.prompt_length,
         run.data.completion_length,
+        cut=cut,
     )
+    if cut and chat_format.chat:  # other texts have no end
+        answers = chat_format.answer_lengths([row.answer for row in rows])
+        if longer := int(np.sum(answers > run.data.completion_length)):
+            _log.warning(
+                "%d of %d general answers are cut at data.completion_length=%d tokens",
+                longer, len(rows), run.data.completion_length,
+            )  # fmt: skip
     return {"tokens": tokens, "mask": mask, "answer_mask": answer_mask}
 
 

@@ -260,6 +260,7 @@ def _run(
         **scores,
         "counts": base.task.counts,
         "columns": base.task.columns,
+        "left_out": dict(base.task.left_out),
         "protected_share": report["protected_share"],
         "kl_calibration": report["calibration"]["kl"],
         "step": step,

@@ -2,8 +2,8 @@
 
 Training prompts are unique, and none equals an evaluation prompt or shares a passage with one. A
 hash of the prompt divides the general questions that have an answer: calibration and replay in the
-RL batch use one side, drift is measured on the other. Texts that are longer than the run's blocks
-are left out; the log counts them and gives the reason.
+RL batch use one side, drift is measured on the other. Prompts that are longer than the run's block
+are left out, and general answers that are longer are cut; log and summary count both.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,15 +42,6 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
-    """The blocks that texts must fit, in tokens of a chat format."""
-
-    chat_format: chat.ChatFormat
-    prompt: int
-    answer: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Prompts:
     """All prompts of a run.
 
@@ -60,7 +51,8 @@ class Prompts:
       replay: general conversations of the same side, for RL batches.
       held_out: general conversations disjoint from calibration and replay.
       suites: evaluation sets by name: harmful ones by their source (advbench, harmbench, ...), and
-        xstest_safe, whose prompts only look harmful.
+        those whose prompts only look harmful, such as xstest_safe.
+      left_out: set -> the number of its prompts that were too long.
     """
 
     train: list[Conversation]
@@ -68,11 +60,13 @@ class Prompts:
     replay: list[Conversation]
     held_out: list[Conversation]
     suites: dict[str, list[Conversation]]
+    left_out: dict[str, int]
 
 
 def load(
     data_dir: str | pathlib.Path,
-    lengths: Lengths,
+    chat_format: chat.ChatFormat,
+    prompt_length: int,
     *,
     train: Source,
     general: Source,
@@ -86,7 +80,8 @@ def load(
 
     Args:
       data_dir: the directory in which TFDS keeps prepared datasets.
-      lengths: the blocks that texts must fit.
+      chat_format: turns prompts into tokens.
+      prompt_length: the most tokens of a prompt.
       train: a part of one of TRAINING.
       general: a part of the dataset general.
       evaluation: files of safety_prompts: XSTest and files of harmful prompts.
@@ -102,26 +97,31 @@ def load(
       FileNotFoundError: for the reasons of `public.load`.
     """
     read = functools.partial(_read, data_dir, max_broken)
+    left_out: dict[str, int] = {}
+
+    def fitting(rows: list[Conversation], name: str) -> list[Conversation]:
+        kept = _fitting(chat_format, prompt_length, rows, name)
+        left_out[name] = len(rows) - len(kept)
+        return kept
+
     found = _suites(read(evaluation))
     evaluated = {name: [row.prompt for row in rows] for name, rows in found.items()}
-    suites = {
-        name: _draw(_fitting(lengths, rows, name), suite_rows, seed) for name, rows in found.items()
-    }
+    suites = {name: _draw(fitting(rows, name), suite_rows, seed) for name, rows in found.items()}
     rows = filtering.deduplicate(read(train))
     _log.info("train: %d different prompts of %s", len(rows), train.name)
     rows, matches = filtering.decontaminate(rows, evaluated)
     _log.info("train: %d prompts left out that evaluation sets have too", len(matches))
-    rows = _fitting(lengths, rows, "train")
+    rows = fitting(rows, "train")
 
     answered = [row for row in read(general) if row.answer]
-    answered = _fitting(lengths, filtering.deduplicate(answered), "general", answers=True)
+    answered = fitting(filtering.deduplicate(answered), "general")
     held_out = [row for row in answered if _is_held_out(row)]
     protected = [row for row in answered if not _is_held_out(row)]
     if len(protected) < calibration_rows:
         raise ValueError(
             f"calibration.rows is {calibration_rows}, and of the general questions {len(protected)}"
-            " have an answer, fit, and are not held out. Lower it, raise data.prompt_length and "
-            "data.completion_length, or give more files in data.general_path."
+            " have an answer, fit, and are not held out. Lower it, raise data.prompt_length, or "
+            "give more files in data.general_path."
         )
     protected = _draw(protected, len(protected), seed)
     return Prompts(
@@ -131,6 +131,7 @@ def load(
         replay=protected[calibration_rows:] or protected,
         held_out=_require_rows(_draw(held_out, suite_rows, seed), "held-out general"),
         suites={name: _require_rows(rows, name) for name, rows in suites.items()},
+        left_out=left_out,
     )
 
 
@@ -159,20 +160,16 @@ def _suites(rows: Sequence[Conversation]) -> dict[str, list[Conversation]]:
 
 
 def _fitting(
-    lengths: Lengths, rows: list[Conversation], name: str, *, answers: bool = False
+    chat_format: chat.ChatFormat, length: int, rows: list[Conversation], name: str
 ) -> list[Conversation]:
-    """Returns the rows whose prompt fits; with `answers`, in a chat, their answer must fit too."""
-    chat_format = lengths.chat_format
+    """Returns the rows whose prompt fits."""
     if not rows:
         return rows
-    fits = chat_format.prompt_lengths([row.prompt for row in rows]) <= lengths.prompt
-    if answers and chat_format.chat:
-        fits &= chat_format.answer_lengths([row.answer for row in rows]) <= lengths.answer
+    fits = chat_format.prompt_lengths([row.prompt for row in rows]) <= length
     if not fits.all():
         _log.warning(
-            "%s: %d of %d left out, longer than data.prompt_length=%d%s", name, (~fits).sum(),
-            len(rows), lengths.prompt,
-            f" or data.completion_length={lengths.answer} tokens" if answers else " tokens",
+            "%s: %d of %d left out, longer than data.prompt_length=%d tokens",
+            name, (~fits).sum(), len(rows), length,
         )  # fmt: skip
     return [row for row, fit in zip(rows, fits, strict=True) if fit]
 
@@ -237,7 +234,8 @@ class PublicSafety(task.Given):
         column = data.train_column
         prompts = load(
             run.data_directory,
-            Lengths(chat_format, data.prompt_length, data.completion_length),
+            chat_format,
+            data.prompt_length,
             train=Source(
                 data.train, data.train_split, sources.split_paths(data.train_path), data.subset,
                 layouts.Columns(column) if column else None, "data.train_split",
@@ -268,6 +266,7 @@ class PublicSafety(task.Given):
             reward=None,
             # general is the share of held-out tokens with the base's most likely token
             drift={"general": "top1_agreement", "kl_heldout": "kl", "loss_heldout": "loss"},
+            left_out=prompts.left_out,
         )
 
 

@@ -55,6 +55,7 @@ class Task:
       reward: judges completions; None: the task has no judge of its own, and a run brings one.
       drift: score -> its name in `nullspace.drift` on held-out text.
       is_refusal: tells whether a completion refuses.
+      left_out: set -> the number of its prompts that were too long, for the summary.
 
     Raises:
       ValueError: for two scores of one name, or without one of NEEDED.
@@ -67,6 +68,7 @@ class Task:
     reward: rewards.Reward | None
     drift: Mapping[str, str]
     is_refusal: Callable[[str], bool] = rewards.is_refusal
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         names = [*self.drift, *(rate.name for rate in self._rates())]

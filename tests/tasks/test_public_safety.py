@@ -40,7 +40,8 @@ def load(tmp_path):
         options = {"calibration_rows": 10, "suite_rows": 6, "seed": 0} | options
         return public_safety.load(
             tmp_path / "data",
-            public_safety.Lengths(form, prompt_length, 20),
+            form,
+            prompt_length,
             train=public_safety.Source("pku_safe_rlhf", paths=train),
             general=public_safety.Source("general", paths=general),
             evaluation=public_safety.Source(
@@ -62,7 +63,8 @@ def test_prompts_are_filtered_and_what_is_left_out_is_counted(load, caplog):
     assert "train: 4 different prompts of pku_safe_rlhf" in caplog.text
     assert "train: 1 prompts left out that evaluation sets have too" in caplog.text
     assert "train: 1 of 3 left out, longer than data.prompt_length=30 tokens" in caplog.text
-    assert "general: 2 of 42 left out, longer than data.prompt_length=30 or" in caplog.text
+    assert "general: 1 of 42 left out, longer than data.prompt_length=30 tokens" in caplog.text
+    assert found.left_out == {"xstest_safe": 0, "advbench": 0, "train": 1, "general": 1}
 
 
 def test_general_questions_are_divided(load):
