@@ -13,7 +13,7 @@ from nspo_jax.rewards.mixture import (
     Total,
     parse_terms,
 )
-from nspo_jax.rewards.refusals import OverRefusal, is_refusal
+from nspo_jax.rewards.refusals import OverRefusal, Refusal, is_refusal
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
 from nspo_jax.rewards.scored import ModelReward
@@ -29,6 +29,7 @@ __all__ = [
     "ModelReward",
     "NoVerdictError",
     "OverRefusal",
+    "Refusal",
     "Pending",
     "RemoteJudge",
     "Reward",

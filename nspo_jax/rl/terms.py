@@ -263,6 +263,7 @@ def _check_judge(run: settings.Run) -> None:
 
 TERMS: dict[str, Term] = {
     "rules": Term(_open_rules, _check_rules),
+    "refusal": Term(lambda run, base: rewards.Refusal(base.task.is_refusal)),
     "over_refusal": Term(lambda run, base: rewards.OverRefusal(base.task.is_refusal)),
     "cost_model": _model_term("cost"),
     "reward_model": _model_term("reward"),

@@ -184,10 +184,11 @@ class Rewards:
 
     terms: str = option(
         "rules", Text("terms"),
-        "The terms, TERM[@KINDS][=WEIGHT] joined by +. TERM is rules (the task's own), "
-        "over_refusal (-1 for a refusal of what is not harmful), cost_model, reward_model or guard "
-        "(in process), remote_judge, or MODULE:CLASS of your own. KINDS of prompts are all, "
-        "harmful or benign. WEIGHT is a number, or STEP:WEIGHT,STEP:WEIGHT and linear between.",
+        "The terms, TERM[@KINDS][=WEIGHT] joined by +. TERM is rules (the task's own), refusal (1 "
+        "for a refusal of what is harmful), over_refusal (-1 for a refusal of what is not), "
+        "cost_model, reward_model or guard (in process), remote_judge, or MODULE:CLASS of your "
+        "own. KINDS of prompts are all, harmful or benign. WEIGHT is a number, or "
+        "STEP:WEIGHT,STEP:WEIGHT and linear between.",
     )  # fmt: skip
     normalise: str = option(
         "none", NAME,
