@@ -33,7 +33,7 @@ class Transformer(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         positions = nn.Embed(len(GENERAL), self.width, name="position")
         x = nn.Embed(len(LETTERS), self.width, name="letter")(tokens)
-        x = x + positions(jnp.arange(tokens.shape[1]))
+        x = x + positions(jnp.arange(tokens.shape[1]))[None]
         mask = nn.make_causal_mask(tokens)
         for layer in range(self.layers):
             attention = nn.MultiHeadDotProductAttention(num_heads=4, name=f"attention_{layer}")

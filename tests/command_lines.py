@@ -90,7 +90,11 @@ def _code(name: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    from tests import without_torch
+
+    without_torch.hide_torch()
     import nspo_jax.dry_run.plan  # noqa: F401 what the scripts have in common, and no flags
+    import nspo_jax.rl.trainer  # noqa: F401
     import scripts.launch  # noqa: F401
 
     for line in sys.stdin:

@@ -3,7 +3,15 @@
 import os
 import pathlib
 
+import jax
 import pytest
+
+from tests import shapes
+
+# here, and in the processes that tests start
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+jax.config.update("jax_numpy_rank_promotion", "raise")
+shapes.install()
 
 
 @pytest.fixture(scope="session")
@@ -17,26 +25,39 @@ def shared_data():
     return folder
 
 
-# whole runs, child processes, comparisons with torch: what `./scripts/test.sh --fast` leaves out
-SLOW = {
-    "evaluation/test_harness.py",
-    "models/test_families.py", "models/test_gguf.py", "models/test_gguf_tokenizer.py",
-    "models/test_hf_export.py", "models/test_transformer.py",
-    "nullspace/test_calibration.py", "nullspace/test_certificate.py", "nullspace/test_theory.py",
-    "rewards/test_guard.py", "rewards/test_remote_serving.py", "rl/test_arms.py",
-    "rl/test_dpo.py", "rl/test_interruptions.py", "rl/test_judging.py", "rl/test_lagrangian.py",
-    "rl/test_learning.py", "rl/test_model_families.py", "dry_run/test_plan.py",
-    "rl/test_remote_judge.py", "rl/test_trainer.py", "tasks/test_dataset.py",
-    "tasks/test_safety_run.py", "tasks/test_stories.py", "test_certify.py", "test_checkpoint.py",
-    "test_distributed.py", "test_generate.py", "test_launch.py", "test_rendering.py",
-    "reward_models/test_training.py", "test_sharding.py", "test_sweep.py",
-}  # fmt: skip
+# whole runs, child processes, comparisons with torch: what `./scripts/test.sh --fast` leaves out.
+# Files, or single tests of a file; the longest first.
+SLOW = [
+    "test_distributed.py", "rl/test_model_families.py", "models/test_families.py",
+    "dry_run/test_plan.py", "evaluation/test_harness.py", "rl/test_arms.py", "rl/test_trainer.py",
+    "tasks/test_safety_run.py", "rl/test_judging.py", "test_sharding.py", "test_certify.py",
+    "rl/test_lagrangian.py", "test_generate.py", "reward_models/test_training.py",
+    "nullspace/test_certificate.py", "rl/test_dpo.py", "tasks/test_stories.py",
+    "models/test_hf_export.py", "nullspace/test_calibration.py", "rl/test_remote_judge.py",
+    "test_launch.py", "test_rendering.py", "nullspace/test_theory.py", "tasks/test_dataset.py",
+    "rewards/test_remote_serving.py", "test_checkpoint.py", "models/test_transformer.py",
+    "test_examples.py", "rl/test_interruptions.py", "rewards/test_guard.py", "test_sweep.py",
+    "test_ownership.py", "rl/test_learning.py", "models/test_gguf.py",
+    "models/test_gguf_tokenizer.py",
+    "models/test_generation.py::test_a_row_gets_what_it_gets_alone",
+    "models/test_heads.py::test_chunks_change_nothing",
+    "models/test_heads.py::test_what_gradients_keep_changes_no_gradient",
+    "nullspace/test_wrappers.py::test_a_linen_model_with_attention_kernels",
+    "rewards/test_batched.py::"
+    "test_scores_are_those_of_each_row_alone_and_one_program_is_compiled",
+    "rl/test_numerics.py::test_padding_on_either_side_moves_neither_logprobs_nor_gradients",
+    "tasks/test_world.py::test_a_seed_decides_everything",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Marks the slow files; the slowest first: else one of two workers has it left at the end."""
+    """Marks the slow tests, and sorts files: the longest first, so that two workers end alike."""
     here = pathlib.Path(__file__).parent
+    places = {}
     for item in items:
-        if item.path.relative_to(here).as_posix() in SLOW:
-            item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.name != "test_distributed.py")
+        file = item.path.relative_to(here).as_posix()
+        for name in (file, f"{file}::{item.originalname}"):
+            if name in SLOW:
+                item.add_marker(pytest.mark.slow)
+        places[item] = SLOW.index(file) if file in SLOW else len(SLOW)
+    items.sort(key=places.__getitem__)

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from nspo_jax import distributed, liveness, metrics
 from nspo_jax.tasks.chat_world import judge as world_judge
+from tests import without_torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MICRO = {
@@ -44,10 +45,6 @@ def child(workdir: str) -> None:
 
     Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
     """
-    sys.modules["torch"] = None  # which tensorboardX imports if it is there: two seconds a process
-    import tensorboardX  # noqa: F401
-
-    del sys.modules["torch"]
     from nspo_jax.rl import batches
     from scripts import launch, train
 
@@ -118,7 +115,8 @@ class Pods:
     def start(self, name: str, processes: int, *flags: str, pause: float = 0.0, devices: int = 1):
         workdir, port = self.folder / name, free_port()
         command = [
-            sys.executable, __file__, f"--config={ROOT / 'configs' / 'default.py'}",
+            sys.executable, without_torch.__file__, __file__,
+            f"--config={ROOT / 'configs' / 'default.py'}",
             f"--config.workspace={self.folder / 'workspace'}", f"--workdir={workdir}",
             *(f"--config.{field}={value}" for field, value in MICRO.items()), *flags,
         ]  # fmt: skip

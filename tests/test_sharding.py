@@ -22,6 +22,7 @@ from nspo_jax.models import hf
 from nspo_jax.nullspace import moments, projection
 from nspo_jax.rl import train_step
 from nspo_jax.rl.algorithms import policy_gradient
+from tests import without_torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = models.ModelConfig(
@@ -265,8 +266,9 @@ def eight_devices():
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, without_torch.__file__, __file__],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -76,7 +76,7 @@ def make_context(
             _frequencies(model_config.local_rope_theta, model_config.head_dim), positions
         )
     return Context(
-        mask=mask[:, None, :] & jnp.tril(jnp.ones((time, time), bool)),
+        mask=mask[:, None, :] & jnp.tril(jnp.ones((1, time, time), bool)),
         distance=positions[:, :, None] - positions[:, None, :],
         rotation=_rotation(
             _scale(
@@ -188,7 +188,7 @@ def _scale(frequencies, scaling):
 
 def _rotation(frequencies, positions):
     """Returns cos and sin of the rotary angles, float32 [batch, time, 1, head_dim / 2]."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

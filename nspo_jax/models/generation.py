@@ -90,7 +90,8 @@ def decode(
         top_p=top_p,
     )
     live = ~state.done
-    done = state.done | jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32), axis=-1)
+    stops = token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None, :]  # [rows, stop ids]
+    done = state.done | jnp.any(stops, axis=-1)
     out = transformer.forward(model_config, params, token[:, None], live[:, None], state.cache)
     assert out.cache is not None  # `forward` got a cache
     after = Decoding(out.hidden[:, 0], out.cache, done, state.step + 1)

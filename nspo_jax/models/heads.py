@@ -118,6 +118,6 @@ def scores(
       ValueError: the model has no scalar head.
     """
     hidden = transformer.forward(model_config, params, tokens, mask).hidden
-    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)  # [batch]
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1])[None, :], 0), axis=1)  # [batch]
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)  # [batch, 1, d]
     return values(model_config, params, at_last)[:, 0]

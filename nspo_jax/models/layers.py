@@ -32,7 +32,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # [tokens, in] -> [tokens, out]
         y = sharding.shard_rows(sharding.shard_rows(x) @ self.kernel[...].astype(x.dtype))
-        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        return y + self.bias[...].astype(x.dtype)[None, :] if hasattr(self, "bias") else y
 
 
 class RMSNorm(nnx.Module):
@@ -48,7 +48,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].astype(jnp.float32)
+        scale = jnp.expand_dims(self.scale[...].astype(jnp.float32), range(x.ndim - 1))
         return (x32 * inverse * (1.0 + scale if self.offset else scale)).astype(x.dtype)
 
 

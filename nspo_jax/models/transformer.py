@@ -159,7 +159,7 @@ class Transformer(nnx.Module):
         absent = np.zeros(self.model_config.vocab_size, bool)
         for first, end in self.model_config.absent_ids:
             absent[first:end] = True
-        return jnp.where(absent, _ABSENT, result)
+        return jnp.where(jnp.broadcast_to(absent, result.shape), _ABSENT, result)
 
     def values(self, hidden: jax.Array) -> jax.Array:
         """Applies the scalar head at every token; see `heads.values`."""

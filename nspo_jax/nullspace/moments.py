@@ -237,7 +237,8 @@ def _observe_all(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: An
 def _observe_rest(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: Any):
     del site, extra
     time = batch["mask"].shape[1]
-    return {"square": _square(x, batch["mask"] & (jnp.arange(time) != batch["first"][:, None]))}
+    later = jnp.arange(time)[None, :] != batch["first"][:, None]  # [batch, time]
+    return {"square": _square(x, batch["mask"] & later)}
 
 
 def _observe_apart(site: str, x: jax.Array, batch: dict[str, jax.Array], extra: Any):

@@ -1,9 +1,10 @@
 """Confidence intervals of a share of a sample and of the median over seeds."""
 
 from collections.abc import Sequence
+import math
+import statistics
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -26,9 +27,9 @@ def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float,
     if count < 2:
         raise ValueError(f"{count} values have no interval of the median; expected two or more.")
     rank = 1
-    while 2 * stats.binom.cdf(rank, count, 0.5) <= 1 - CONFIDENCE:
+    while 2 * _at_most(rank, count) <= 1 - CONFIDENCE:
         rank += 1
-    coverage = 1 - 2 * stats.binom.cdf(rank - 1, count, 0.5)
+    coverage = 1 - 2 * _at_most(rank - 1, count)
     return float(ordered[rank - 1]), float(ordered[count - rank]), float(coverage)
 
 
@@ -43,7 +44,12 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     """
     if not 0 <= share <= 1 or count < 1:
         raise ValueError(f"The share is {share} of {count} cases; expected 0 to 1 of at least one.")
-    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     spread = np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) * z / (1 + z**2 / count)
     return float(max(0.0, centre - spread)), float(min(1.0, centre + spread))
+
+
+def _at_most(heads: int, throws: int) -> float:
+    """P(Binomial(throws, 1/2) <= heads)."""
+    return sum(math.comb(throws, k) for k in range(heads + 1)) / 2**throws

@@ -23,7 +23,7 @@ from nspo_jax.nullspace import projection
 from nspo_jax.rl import batches, train_step, trainer
 from nspo_jax.rl.algorithms import policy_gradient
 from nspo_jax.tasks.chat_world import judge as world_judge
-from tests import command_lines, runs
+from tests import command_lines, runs, without_torch
 from tests.rl import micro_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def test_a_plan_s_memory_is_a_real_run_s(tmp_path):
         "--xla_backend_optimization_level=0",  # which code is made, not what is held or sent
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
+        [sys.executable, without_torch.__file__, __file__, str(tmp_path)],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

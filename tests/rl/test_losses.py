@@ -128,7 +128,7 @@ def test_a_bounded_exponential_is_exact_below_its_bound():
 
 def test_how_tokens_are_weighed():
     """A long and a short answer: the same per sequence, the same per token, or by neither."""
-    mask, ones = jnp.arange(4) < jnp.array([4, 1])[:, None], jnp.ones((2, 4))
+    mask, ones = jnp.arange(4)[None] < jnp.array([4, 1])[:, None], jnp.ones((2, 4))
     expected = {
         "sequence_mean": [[1 / 8] * 4, [1 / 2, 0, 0, 0]],
         "token_mean": [[1 / 5] * 4, [1 / 5, 0, 0, 0]],

@@ -21,7 +21,8 @@ def softmax(logits):
 
 def expected_estimate(logits, reference, estimator):
     """The mean estimate over all tokens that a policy may draw, which the gradient does not see."""
-    logprobs = jax.nn.log_softmax(logits)
+    logprobs = jax.nn.log_softmax(logits)[None]  # [1, tokens]
+    reference = reference[None]
     estimate = losses.kl_estimate(logprobs, reference, jnp.ones(logprobs.shape, bool), estimator)
     return jnp.sum(jax.lax.stop_gradient(jnp.exp(logprobs)) * estimate)
 

@@ -17,6 +17,7 @@ import pytest
 from nspo_jax import evaluation, metrics, models
 from nspo_jax.rl import batches, trainer
 from nspo_jax.tasks.chat_world import judge as world_judge
+from tests import without_torch
 from tests.rl.micro_run import assert_same_run, judge, micro, refuse, stop_at
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -103,7 +104,8 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, compile_cache):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     child = subprocess.Popen(
-        [sys.executable, __file__, str(workspace), str(tmp_path / "run")], env=environment,
+        [sys.executable, without_torch.__file__, __file__, str(workspace), str(tmp_path / "run")],
+        env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_killed_build_starts_again(tmp_path):
         [sys.executable, "-c", READ, str(tmp_path)], stdout=subprocess.DEVNULL
     )
     while process.poll() is None and not list(tmp_path.glob("*/*/incomplete.*/*")):
-        pass
+        time.sleep(0.002)
     process.kill()
     process.wait()
     assert not (tmp_path / "chat_world" / "seed_0" / "1.0.0").exists()  # killed in time
