@@ -51,6 +51,9 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(directory) if row["step"] <= step] if step else []
+        self._wandb = None
+        if wandb_project:  # before a file is open, since it may raise
+            self._wandb = wandb_run.WandbRun(directory, wandb_project, config or {}, step=step)
         if kept:
             files.write_text(self._path, "\n".join(json.dumps(row) for row in kept))
         else:
@@ -61,9 +64,6 @@ class MetricsWriter:
         self._events = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=step + 1 if step else None
         )
-        self._wandb = None
-        if wandb_project:
-            self._wandb = wandb_run.WandbRun(directory, wandb_project, config or {}, step=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line.

@@ -132,14 +132,14 @@ class Pods:
             }  # fmt: skip
             joins = [f"--coordinator=localhost:{port}", f"--process={process}"]
             outputs.append(self.folder / f"{name}.{process}.txt")
-            children.append(
-                subprocess.Popen(
-                    [*command, f"--processes={processes}", *(joins if processes > 1 else [])],
-                    env=environment,
-                    stdout=outputs[-1].open("a"),
-                    stderr=subprocess.STDOUT,
+            own = [f"--processes={processes}", *(joins if processes > 1 else [])]
+            with outputs[-1].open("a") as output:
+                children.append(
+                    subprocess.Popen(
+                        [*command, *own],
+                        env=environment, stdout=output, stderr=subprocess.STDOUT,
+                    )
                 )  # fmt: skip
-            )
         notes = [self.folder / f"{name}.{process}.jsonl" for process in range(processes)]
         return Run(workdir, children, outputs, notes)
 

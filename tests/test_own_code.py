@@ -1,10 +1,8 @@
 """A user's own reward and task, named in the config: no file of the package is touched."""
 
-import json
-
 import pytest
 
-from nspo_jax import own_code
+from nspo_jax import metrics, own_code
 from nspo_jax.rl import checks, trainer
 from tests import runs
 from tests.rl.micro_run import micro
@@ -61,7 +59,7 @@ def test_a_run_with_a_reward_and_a_task_of_ones_own(tmp_path):
     rest = {"data.wrapped_fraction": 0.0, "rl.flat_steps": 0}
     summary = trainer.train(micro(tmp_path / "work", **named, **rest), tmp_path / "run")
     assert summary["own_score"] == 0.25
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rows = metrics.read_metrics(tmp_path / "run")
     assert rows[1]["train/my_nspo:Even/weight"] == 0.5
 
 
