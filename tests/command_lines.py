@@ -1,11 +1,13 @@
 """Runs command lines of the scripts in little time: what they import is imported once.
 
 As a program it imports that, reads [name, [argument, ...], stdin, environment] as a line of JSON
-from its standard input, runs it in a fork of itself, and answers [exit status, stdout, stderr].
+from its standard input, runs it in a fork of itself, and answers [exit status, stdout, stderr]; it
+imports the module of a line [module], and answers [].
 """
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -29,12 +31,21 @@ class Answer(NamedTuple):
 
 def run(name: str, *arguments, stdin: str = "", **environment: str) -> Answer:
     """Runs `python -m scripts.NAME ARGUMENT...` from the repository's root."""
+    return Answer(*_ask([name, [*map(str, arguments)], stdin, environment]))
+
+
+def preload(module: str) -> None:
+    """Imports what the command lines from here on have in common, once for all of them."""
+    _ask([module])
+
+
+def _ask(question: list) -> list:
     server = _server()
-    print(json.dumps([name, [*map(str, arguments)], stdin, environment]), file=server.stdin)
+    print(json.dumps(question), file=server.stdin)
     server.stdin.flush()
     answer = server.stdout.readline()
     assert answer, f"the process that forks ended with status {server.wait(60)}"
-    return Answer(*json.loads(answer))
+    return json.loads(answer)
 
 
 @functools.cache
@@ -98,4 +109,10 @@ if __name__ == "__main__":
     import scripts.launch  # noqa: F401
 
     for line in sys.stdin:
-        print(json.dumps(_fork(*json.loads(line))), flush=True)
+        question = json.loads(line)
+        if len(question) == 1:
+            importlib.import_module(*question)
+            answer = []
+        else:
+            answer = _fork(*question)
+        print(json.dumps(answer), flush=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -45,9 +46,16 @@ def child(workdir: str) -> None:
 
     Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
     """
+    from jax._src import compiler
+
     from nspo_jax.rl import batches
     from scripts import launch, train
 
+    # jax lets process 0 alone write to the compile cache, where each process has keys of its own:
+    # without this the others compile everything anew in every run, and process 0 waits for them
+    compiler.distributed = types.SimpleNamespace(
+        global_state=types.SimpleNamespace(process_id=0, client=None)
+    )
     sampling, judging = batches.RolloutBatches.sample, []
 
     def judge(self, conversations, completions):

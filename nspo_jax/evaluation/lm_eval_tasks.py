@@ -187,11 +187,21 @@ def _find(
                 f"lm-eval refuses a task file in --lm_eval_tasks: {'; '.join(refused)}. Correct it "
                 "or move it away."
             )
-        if all(name in manager.all_subtasks for name in names):
+        if all(_is_whole(manager, name) for name in names):
             return manager
     return lm_eval_tasks.TaskManager(
         include_path=str(folder) if folder else None, metadata=metadata
     )
+
+
+def _is_whole(manager: lm_eval_tasks.TaskManager, name: Any) -> bool:
+    """Tells whether an index has a task, or a group with all that it names; a tag may have more."""
+    if not isinstance(name, str):
+        return False
+    if name in manager.all_groups:
+        members = (manager.task_index[name].cfg or {}).get("task") or [None]
+        return all(_is_whole(manager, member) for member in members)
+    return name in manager.all_subtasks
 
 
 @contextlib.contextmanager

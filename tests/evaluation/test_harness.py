@@ -39,8 +39,8 @@ BOS_TEMPLATE = (
 
 def theirs(directory, **options):
     return huggingface.HFLM(
-        pretrained=str(directory), device="cpu", dtype="float32", batch_size=3,
-        attn_implementation="eager", **options,
+        **{"pretrained": str(directory), "device": "cpu", "dtype": "float32", "batch_size": 3,
+           "attn_implementation": "eager", **options}
     )  # fmt: skip
 
 
@@ -184,9 +184,9 @@ LOCAL = (
 def test_scores_of_tasks_are_those_of_hf(shared_data, chatting, templated):
     """Through lm-eval, over local files, with examples before a document where there are some."""
     found = []
-    for model in (theirs(chatting), ours(chatting)):
+    for model in (theirs(chatting, batch_size=4), ours(chatting)):
         loaded = lm_eval_tasks.load(LOCAL, TASKS, shared_data)
-        options = {"limit": 6, "shots": 1, "chat_template": templated}
+        options = {"limit": 4, "shots": 1, "chat_template": templated}
         found.append(lm_eval_tasks.evaluate(model, loaded, **options))
     expected, actual = found
     assert {*LOCAL} <= expected["results"].keys() and len(expected["samples"]) == len(LOCAL) + 3
@@ -332,6 +332,15 @@ def test_the_batch_must_divide_over_the_mesh(both):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(shared_data, tmp_path):
+    """Reading all of them takes seconds; a group of the folder's own tasks needs none of them."""
+    manager = lm_eval_tasks._find(["mmlu_local", "piqa_local"], TASKS, {})
+    assert "mmlu_local" in manager.all_groups and "hellaswag" not in manager.task_index
+    (tmp_path / "mixed.yaml").write_text("group: mixed\ntask: [mine, hellaswag]\n")
+    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
+    assert "hellaswag" in lm_eval_tasks._find(["mixed"], tmp_path, {}).task_index
+
+
 def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
     model = shared_data / "checkpoints" / "tinystories-260k"
     child = start(1, [
@@ -385,6 +394,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(shared_data, tmp_path):
         "--limit goes with --model": ["--config=configs/tiny.py:base", "--limit=3"],
         "model.safetensors": given,  # with all of it right, the weights are missed
     }  # fmt: skip
+    command_lines.preload("nspo_jax.evaluation.lm_eval_tasks")
     for words, flags in cases.items():
         answer = command_lines.run("evaluate", *flags)
         assert answer.returncode == 1 and "Traceback" not in answer.stderr, (words, answer.stderr)
