@@ -54,7 +54,7 @@ def test_a_killed_owner_s_directory_is_taken_over_at_once_and_by_one(tmp_path, c
     first = start(tmp_path / "run")
     assert first.stdout.readline() == "mine\n"
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate()
     takers = [start(tmp_path / "run") for _ in range(4)]
     said = [taker.stdout.readline() for taker in takers]
     assert sorted(line == "mine\n" for line in said) == [False, False, False, True]
