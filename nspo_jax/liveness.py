@@ -118,19 +118,22 @@ class LivenessWatch:
     def _hear(self, link: socket.socket) -> None:
         dead = _receive(link)
         if dead == _GOODBYE:
-            self._selector.unregister(link)
-            del self._links[link]
+            self._drop(link)
             return
         lost = dead is None  # the connection ended without a goodbye
         if lost:
-            dead = self._links[link]
-            self._selector.unregister(link)
-            del self._links[link]
+            dead = self._drop(link)
         if self._leaving:
             return
         if lost:
             self._tell(dead)
         self._ended(dead)
+
+    def _drop(self, link: socket.socket) -> int:
+        """Closes a link and returns the number of the process behind it."""
+        self._selector.unregister(link)
+        link.close()
+        return self._links.pop(link)
 
     def _tell(self, number: int) -> None:
         for link in list(self._links):
