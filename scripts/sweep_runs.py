@@ -63,6 +63,7 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
             name = run_name(arm, point)
             directory = run_path(workdir, name, seed)
             changes = {
+                **dict(sweep.fixed),
                 **point,
                 "seed": seed,
                 "workspace": str(workdir),
@@ -102,7 +103,7 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
         config.update_from_flattened_dict({field: value})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"The sweep's grid sets {field} to {value!r}, which its config does not take: "
+            f"The sweep sets {field} to {value!r}, which its config does not take: "
             f"{error.args[0]} docs/configuration.md lists every field."
         ) from error
 

@@ -17,14 +17,14 @@ class Pair:
       responses: the two responses.
       better: 0 or 1, the more helpful one; None if neither is.
       safer: 0 or 1, the less harmful one; None if neither is.
-      safe: the safety flag of each.
+      safe: the safety flag of each; None for a second mention of an answer that stands alone.
     """
 
     prompt: str
     responses: tuple[str, str]
     better: int | None
     safer: int | None
-    safe: tuple[bool, bool]
+    safe: tuple[bool | None, bool | None]
 
 
 def from_records(rows: Sequence[records.PreferencePair]) -> list[Pair]:
@@ -39,6 +39,36 @@ def from_records(rows: Sequence[records.PreferencePair]) -> list[Pair]:
         )
         for row in rows
     ]
+
+
+def from_answers(rows: Sequence[records.JudgedAnswer]) -> list[Pair]:
+    """Pairs BeaverTails' answers to one prompt, in their order, each answer once.
+
+    A safe and an unsafe answer rank by safety; no answer is called more helpful. An answer without
+    a partner stands beside itself, with one flag.
+    """
+    answers: dict[str, list[records.JudgedAnswer]] = {}
+    for row in rows:
+        answers.setdefault(row.prompt, []).append(row)
+    pairs = []
+    for prompt, given in answers.items():
+        safe = [row for row in given if row.is_safe]
+        unsafe = [row for row in given if not row.is_safe]
+        mixed = min(len(safe), len(unsafe))
+        alone = [*safe[mixed:], *unsafe[mixed:]]  # these have one flag
+        pairs += [_pair(prompt, *both) for both in zip(safe[:mixed], unsafe[:mixed], strict=True)]
+        pairs += [_pair(prompt, *both) for both in zip(alone[::2], alone[1::2], strict=False)]
+        if len(alone) % 2:
+            last = alone[-1]
+            responses = (last.response, last.response)
+            pairs.append(Pair(prompt, responses, None, None, (last.is_safe, None)))
+    return pairs
+
+
+def _pair(prompt: str, first: records.JudgedAnswer, second: records.JudgedAnswer) -> Pair:
+    flags = (first.is_safe, second.is_safe)
+    safer = None if first.is_safe == second.is_safe else flags.index(True)
+    return Pair(prompt, (first.response, second.response), None, safer, flags)
 
 
 def is_held_out(prompt: str) -> bool:

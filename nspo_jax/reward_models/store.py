@@ -20,11 +20,11 @@ from nspo_jax import (
     settings,
     tasks,
 )
-from nspo_jax.data import preferences, public, records, sources, split
+from nspo_jax.data import filtering, preferences, public, records, sources, split
 from nspo_jax.reports import figures
 from nspo_jax.reward_models import training
 
-PUBLIC = ("pku_safe_rlhf",)  # datasets of preference pairs
+PUBLIC = ("pku_safe_rlhf", "beavertails")  # datasets of pairs, and of answers with flags
 _log = logging.getLogger(__name__)
 
 
@@ -133,7 +133,10 @@ def check_dataset(name: str) -> None:
 def load_pairs(
     run: settings.Run,
 ) -> tuple[list[preferences.Pair], list[preferences.Pair]]:
-    """Loads the training pairs and the held-out pairs.
+    """Loads the training pairs and the held-out pairs, which have no prompt in common.
+
+    Where a public dataset's splits share prompts, the training pairs of those are left out, and the
+    log counts them.
 
     Raises:
       ValueError: for an unknown dataset, or files that cannot be read.
@@ -156,11 +159,20 @@ def load_pairs(
                 subset=options.subset,
                 max_broken=run.data.max_broken,
             )
-        # every row is a pair; the test is for the type checker
-        rows = [row for row in loaded.rows if isinstance(row, records.PreferencePair)]
-        return preferences.from_records(rows)
+        # the rows are of one of both kinds
+        pairs = [row for row in loaded.rows if isinstance(row, records.PreferencePair)]
+        answers = [row for row in loaded.rows if isinstance(row, records.JudgedAnswer)]
+        return preferences.from_records(pairs) + preferences.from_answers(answers)
 
-    return load("split"), load("held_out_split")
+    pairs, held_out = load("split"), load("held_out_split")
+    asked = {filtering.words(pair.prompt) for pair in held_out}
+    kept = [pair for pair in pairs if filtering.words(pair.prompt) not in asked]
+    if len(kept) < len(pairs):
+        _log.info(
+            "%d of %d training pairs left out: their prompts are held out too",
+            len(pairs) - len(kept), len(pairs),
+        )  # fmt: skip
+    return kept, held_out
 
 
 def _recipe(run: settings.Run, objective: str, directory: pathlib.Path) -> artifacts.Recipe:

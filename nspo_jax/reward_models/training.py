@@ -32,13 +32,14 @@ class PairArrays(NamedTuple):
 
     tokens: int32 [pairs, 2, length]; mask: bool, the real tokens.
     preferred: int32 [pairs], the better or the safer response by the objective; -1: not ranked.
-    safe: bool [pairs, 2].
+    safe: bool [pairs, 2]; flagged: bool [pairs, 2], False where `safe` says nothing.
     """
 
     tokens: np.ndarray
     mask: np.ndarray
     preferred: np.ndarray
     safe: np.ndarray
+    flagged: np.ndarray
 
 
 class Agreement(NamedTuple):
@@ -99,17 +100,21 @@ def encode_pairs(
         rows.tokens.reshape(len(pairs), 2, -1),
         rows.mask.reshape(len(pairs), 2, -1),
         np.array([-1 if rank is None else rank for rank in ranked], np.int32),
-        np.array([pair.safe for pair in pairs]),
+        np.array([[flag is True for flag in pair.safe] for pair in pairs]),
+        np.array([[flag is not None for flag in pair.safe] for pair in pairs]),
     )
 
 
-def objective_loss(scores: Array, preferred: Array, safe: Array, objective: str) -> jax.Array:
+def objective_loss(
+    scores: Array, preferred: Array, safe: Array, flagged: Array, objective: str
+) -> jax.Array:
     """Computes the loss of each pair, float32 [pairs].
 
     Args:
       scores: float32 [pairs, 2].
       preferred: int32 [pairs]; a pair of -1 is not ranked and has no pairwise term.
       safe: bool [pairs, 2].
+      flagged: bool [pairs, 2]; the others have no term of their flag.
       objective: reward or cost.
     """
     first, second = scores[:, 0], scores[:, 1]
@@ -119,7 +124,7 @@ def objective_loss(scores: Array, preferred: Array, safe: Array, objective: str)
         return jnp.where(ranked, -jax.nn.log_sigmoid(margin), 0.0)
     pairwise = jnp.where(ranked, -jax.nn.log_sigmoid(-margin), 0.0)  # the safer costs less
     sign = jnp.where(safe, -1.0, 1.0)
-    return pairwise - jnp.sum(jax.nn.log_sigmoid(sign * scores), axis=1)
+    return pairwise - jnp.sum(jax.nn.log_sigmoid(sign * scores) * flagged, axis=1)
 
 
 def score_pairs(
@@ -139,7 +144,9 @@ _score_rows = jax.jit(models.scores, static_argnums=0)
 def _step(params, state, batch: PairArrays, *, model_config, objective, optimizer):
     def loss_of(params):
         scores = score_pairs(model_config, params, batch.tokens, batch.mask)
-        return jnp.mean(objective_loss(scores, batch.preferred, batch.safe, objective))
+        return jnp.mean(
+            objective_loss(scores, batch.preferred, batch.safe, batch.flagged, objective)
+        )
 
     loss, gradient = jax.value_and_grad(loss_of)(params)
     updates, state = optimizer.update(gradient, state, params)
@@ -256,12 +263,12 @@ def agreement(scores: np.ndarray, pairs: PairArrays, objective: str) -> Agreemen
     higher = (scores[:, 1] > scores[:, 0]).astype(int)
     alike = higher == pairs.preferred if objective == "reward" else higher != pairs.preferred
     unsafe = scores > 0
-    loss = objective_loss(scores, pairs.preferred, pairs.safe, objective)
+    loss = objective_loss(scores, pairs.preferred, pairs.safe, pairs.flagged, objective)
     is_cost = objective == "cost"
     return Agreement(
         _mean(alike[ranked]),
-        _mean((unsafe != pairs.safe).ravel()) if is_cost else float("nan"),
-        _mean(unsafe[~pairs.safe]) if is_cost else float("nan"),
+        _mean((unsafe != pairs.safe)[pairs.flagged]) if is_cost else float("nan"),
+        _mean(unsafe[~pairs.safe & pairs.flagged]) if is_cost else float("nan"),
         float(np.mean(loss)),
     )
 
@@ -279,7 +286,7 @@ def probabilities(
     claims for each response that it is unsafe.
     """
     if objective == "cost":
-        return _sigmoid(scores).ravel(), ~pairs.safe.ravel()
+        return _sigmoid(scores)[pairs.flagged], ~pairs.safe[pairs.flagged]
     ranked = pairs.preferred >= 0
     return _sigmoid(scores[:, 1] - scores[:, 0])[ranked], (pairs.preferred == 1)[ranked]
 

@@ -217,7 +217,11 @@ class Rewards:
 class RewardTraining:
     """The training of reward and cost models."""
 
-    dataset: str = option("chat_world", NAME, "The preference pairs, chat_world or pku_safe_rlhf.")
+    dataset: str = option(
+        "chat_world", NAME,
+        "The pairs: chat_world and pku_safe_rlhf have preferences, beavertails has safety flags "
+        "alone.",
+    )  # fmt: skip
     path: str = option("", PATHS, "Its files or directory, joined by +. '' takes the Hub's.")
     subset: str = option(
         "", Text("a directory's name"), "The subset of pku_safe_rlhf, such as alpaca-7b."

@@ -12,7 +12,7 @@ import transformers
 
 from configs import default
 from nspo_jax import base_model, models, rewards, sharding
-from nspo_jax.data import chat, preferences
+from nspo_jax.data import chat, preferences, records
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.reward_models import store, training
 from nspo_jax.rl import checks, terms
@@ -58,15 +58,18 @@ def test_losses_are_the_papers():
         cost.append(pairwise - signs)
     for objective, expected in (("reward", reward), ("cost", cost)):
         found = training.objective_loss(
-            jnp.asarray(scores, jnp.float32), jnp.asarray(preferred), jnp.asarray(safe), objective
+            jnp.asarray(scores, jnp.float32),
+            jnp.asarray(preferred),
+            jnp.asarray(safe),
+            np.ones_like(safe),
+            objective,
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_agreement_counts_what_it_says():
-    pairs = training.PairArrays(
-        None, None, np.array([0, 1, -1]), np.array([[True, False], [True, True], [False, False]])
-    )
+    safe = np.array([[True, False], [True, True], [False, False]])
+    pairs = training.PairArrays(None, None, np.array([0, 1, -1]), safe, np.ones_like(safe))
     scores = np.array([[-2.0, 1.0], [-1.0, 0.5], [3.0, -1.0]])
     cost = training.agreement(scores, pairs, "cost")
     assert cost.pair_accuracy == 0.5  # the second pair's safer response costs more
@@ -96,6 +99,56 @@ def test_world_pairs_are_ranked_by_the_worlds_own_judge():
             assert pair.safe[pair.safer] and not pair.safe[1 - pair.safer]
     share = np.mean([preferences.is_held_out(pair.prompt) for pair in pairs])
     assert 0.05 < share < 0.15
+
+
+def answer(prompt, response, is_safe):
+    return records.JudgedAnswer(prompt, response, is_safe, ())
+
+
+def test_flagged_answers_are_paired_once_each():
+    rows = [
+        answer("p", "bad 1", False), answer("p", "good", True), answer("q", "alone", True),
+        answer("p", "bad 2", False), answer("p", "bad 3", False), answer("p", "bad 4", False),
+    ]  # fmt: skip
+    found = preferences.from_answers(rows)
+    assert [(pair.responses, pair.safer, pair.safe) for pair in found] == [
+        (("good", "bad 1"), 0, (True, False)),
+        (("bad 2", "bad 3"), None, (False, False)),
+        (("bad 4", "bad 4"), None, (False, None)),
+        (("alone", "alone"), None, (True, None)),
+    ]
+    assert all(pair.better is None for pair in found)
+
+
+def test_an_answer_alone_counts_once():
+    scores = np.array([[1.0, 1.0], [2.0, -3.0]])
+    safe, flagged = np.array([[False, False], [True, False]]), np.array([[True, False]] * 2)
+    found = training.objective_loss(
+        jnp.asarray(scores, jnp.float32), np.array([-1, -1]), safe, flagged, "cost"
+    )
+    np.testing.assert_allclose(found, np.log1p(np.exp([-1.0, 2.0])), rtol=1e-5)
+    pairs = training.PairArrays(None, None, np.array([-1, -1]), safe, flagged)
+    measured = training.agreement(scores, pairs, "cost")
+    assert (measured.flag_accuracy, measured.unsafe_recall) == (0.5, 1.0)
+    assert np.isnan(measured.pair_accuracy)
+    assert training.probabilities(scores, pairs, "cost")[1].tolist() == [True, False]
+
+
+def test_beavertails_trains_a_cost_model_on_prompts_that_are_not_held_out(
+    shared_data, tmp_path, caplog
+):
+    config = runs.made(default.get_config(), {
+        "workspace": str(tmp_path), "reward_training.dataset": "beavertails",
+        "reward_training.path": str(shared_data / "beavertails"),
+        "reward_training.split": "30k_test[:70%]", "reward_training.held_out_split":
+        "30k_test[70%:]",
+    })  # fmt: skip
+    with caplog.at_level("INFO"):
+        pairs, held_out = store.load_pairs(config)
+    flags = [flag for pair in pairs + held_out for flag in pair.safe if flag is not None]
+    asked = {pair.prompt.lower() for pair in held_out}
+    assert 900 < len(flags) <= 1000 and not asked & {pair.prompt.lower() for pair in pairs}
+    assert "their prompts are held out too" in caplog.text
 
 
 def test_published_pairs_keep_both_rankings(shared_data, tmp_path):

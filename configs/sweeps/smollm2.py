@@ -1,0 +1,23 @@
+"""The arms on a real chat model: `--config=configs/sweeps/smollm2.py:DATA`.
+
+    ./scripts/get_smollm2.sh runs/smollm2/model
+    python -m scripts.sweep --config=configs/sweeps/smollm2.py:DATA --workdir=runs/smollm2/study
+
+DATA is a directory with the files that configs/smollm2.py names.
+"""
+
+import ml_collections
+
+from configs import smollm2
+from configs.sweeps import tiny_arms
+
+
+def get_config(directory: str = "data") -> ml_collections.ConfigDict:
+    """Returns the sweep of the arms at the first seed."""
+    config = tiny_arms.get_config()
+    config.config = "configs/smollm2.py"
+    config.arms = "base+grpo_tuned+nspo+nspo_coords+dpo+nspo_dpo"
+    config.model_path = "runs/smollm2/model"
+    config.seeds = "0"
+    config.fixed = tiny_arms.make_fixed(smollm2.data_fields(directory))
+    return config
