@@ -108,7 +108,9 @@ def open_base(run: settings.Run, mesh: jax.sharding.Mesh) -> BaseModel:
 
     chat_format = rendering.open_format(run, path)
     task = kind.make(run, model_config, load_params, chat_format)
-    calibration = general_text.encode_conversations(run, chat_format, task.calibration, cut=True)
+    calibration = general_text.encode_conversations(
+        run, chat_format, task.calibration, cut=task.cuts_answers
+    )
     if run.calibration.completions == "generated":
         calibration = general_text.generate(
             run, model_config, load_params(), chat_format, task.calibration
@@ -119,7 +121,9 @@ def open_base(run: settings.Run, mesh: jax.sharding.Mesh) -> BaseModel:
         chat_format=chat_format,
         task=task,
         calibration=calibration,
-        held_out=general_text.encode_conversations(run, chat_format, task.held_out, cut=True),
+        held_out=general_text.encode_conversations(
+            run, chat_format, task.held_out, cut=task.cuts_answers
+        ),
         mesh=mesh,
         load_params=load_params,
     )

@@ -266,6 +266,7 @@ class PublicSafety(task.Given):
             reward=None,
             # general is the share of held-out tokens with the base's most likely token
             drift={"general": "top1_agreement", "kl_heldout": "kl", "loss_heldout": "loss"},
+            cuts_answers=True,
             left_out=prompts.left_out,
         )
 

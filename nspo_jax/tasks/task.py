@@ -55,6 +55,8 @@ class Task:
       reward: judges completions; None: the task has no judge of its own, and a run brings one.
       drift: score -> its name in `nullspace.drift` on held-out text.
       is_refusal: tells whether a completion refuses.
+      cuts_answers: general answers that are longer than their block are cut; otherwise they are an
+        error.
       left_out: set -> the number of its prompts that were too long, for the summary.
 
     Raises:
@@ -68,6 +70,7 @@ class Task:
     reward: rewards.Reward | None
     drift: Mapping[str, str]
     is_refusal: Callable[[str], bool] = rewards.is_refusal
+    cuts_answers: bool = False
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
