@@ -96,5 +96,7 @@ def test_what_the_rows_read_others_refuse(added, tmp_path):
 
 
 def test_a_term_that_is_no_row_is_named_with_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match="has 'rulez'; expected NAME.* of rules, over_refusal, .*"):
+    with pytest.raises(
+        ValueError, match="has 'rulez'; expected NAME.* of rules, refusal, over_refusal, "
+    ):
         terms.parse("rules+rulez@harmful")

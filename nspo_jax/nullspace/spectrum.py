@@ -18,6 +18,7 @@ import numpy as np
 
 # The eigenvalues of float32 inputs are known to this fraction of the largest.
 NOISE = float(np.finfo(np.float32).eps)
+_PRODUCTS = 4 * NOISE  # the rounding of a partial decomposition, relative to the trace
 BOUNDS = ("eigenvalues", "factorization", "trace")
 # Two measurements of the same text differ by rounding alone; other text differs by more.
 SAME_TEXT = 1e-3
@@ -96,14 +97,17 @@ class Spectrum:
         if known == self.size:
             return (float(self.values[rank]) if rank < known else 0.0), BOUNDS[0]
         held = float(np.sum(self.values[:rank], dtype=np.float64))
-        # the second term covers what the values lost when they were stored in float32
-        left = max(float(self.trace) - held, 0.0) + NOISE / 2 * float(self.trace)
+        rest = max(float(self.trace) - held, 0.0)
+        # the values come of float32 products, and are stored in float32
+        left = rest + (_PRODUCTS + NOISE / 2) * float(self.trace)
         if self.bound is None or np.isnan(self.bound) or rank > known:
             return left, BOUNDS[2]
         # the sum of the blocks' largest eigenvalues is at least that of the whole
         between = float(self.values[rank]) if rank < known - 1 else 0.0
         found = float(self.bound) + max(between, 0.0)
-        return (found, BOUNDS[1]) if found < left else (left, BOUNDS[2])
+        # a bound that is what is left of the trace differs by rounding from the one here
+        is_less = found + NOISE * float(self.trace) < left
+        return (found, BOUNDS[1]) if is_less else (left, BOUNDS[2])
 
     def is_of(self, rank: int, protected: float, total: float) -> bool:
         """Tells whether a text has this spectrum's energy a token, both protected and in all."""

@@ -83,7 +83,11 @@ def test_the_bound_holds_for_spectra_that_are_known_in_part(monkeypatch, first_t
 
 @pytest.mark.parametrize(
     ("rule", "rows", "kind"),
-    [("fixed(2)", 8, "factorization"), ("fixed(12)", 8, "factorization"), ("fixed(9)", 1, "trace")],
+    [
+        ("fixed(2)", 8, "factorization"),
+        ("fixed(12)", 8, "factorization"),
+        ("fixed(9)", 1, "factorization"),
+    ],
 )
 def test_a_spectrum_that_is_known_in_part_bounds_the_worst_change(monkeypatch, rule, rows, kind):
     """Nearly reached by it; of fewer tokens than directions too, where nothing is left to move."""

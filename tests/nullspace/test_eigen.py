@@ -115,6 +115,7 @@ def test_the_bound_of_what_is_free_is_above_it_and_near(monkeypatch, name, rank)
 @hypothesis.given(
     st.lists(st.floats(-9, 3), min_size=1, max_size=12), st.integers(0, 3), st.integers(0, 9)
 )
+@hypothesis.example([0.0, -7.0, -9.0, -8.0, -8.0], 0, 3)  # the values held add up to more than it
 def test_no_spectrum_has_a_bound_below_what_is_free(exponents, spread, seed):
     """Steps of any height, each of several directions that differ by up to 1e-3, 1e-6, ... or 0."""
     steps = np.resize(10.0 ** np.array(exponents), 64)

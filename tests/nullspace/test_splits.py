@@ -133,8 +133,8 @@ def test_a_stack_of_spectra_keeps_what_each_layer_knows():
     np.testing.assert_array_equal(second.values, [3, 1])
     assert (first.energy(2), second.energy(2)) == (6 / 8, 4 / 5)
     assert first.gap(2) == 2 and np.isnan(first.gap(3)) and np.isnan(second.gap(1))
-    # beyond what is known, what is left of the trace
-    assert second.largest_output(2, 0.0, 1.0) == pytest.approx(1.0)
+    # beyond what is known, what is left of the trace, and no less for rounding
+    assert 1.0 <= second.largest_output(2, 0.0, 1.0) <= 1.0 + 6 * spectrum_lib.NOISE * 5.0
 
 
 def test_finished_layers_are_continued_or_thrown_away(tmp_path):
