@@ -13,12 +13,13 @@ from nspo_jax.rewards.mixture import (
     Total,
     parse_terms,
 )
-from nspo_jax.rewards.refusals import OverRefusal, Refusal, is_refusal
+from nspo_jax.rewards.refusals import DETECTORS, OverRefusal, Refusal, Verdict, is_refusal
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
 from nspo_jax.rewards.scored import ModelReward
 
 __all__ = [
+    "DETECTORS",
     "FAILURES",
     "NORMALISATIONS",
     "Guard",
@@ -35,6 +36,7 @@ __all__ = [
     "Reward",
     "TermSpec",
     "Total",
+    "Verdict",
     "is_refusal",
     "load_guard",
     "open_verdicts",
