@@ -62,7 +62,7 @@ HARMLESS = {
         "leetcode/LeetCodeDataset-v0.1.0-train.jsonl.gz", "response", slice(100, None),
     ),
 }  # fmt: skip
-MADE_UP, MADE_UP_WEIGHTS = 800, (0.7, 0.5)  # of each kind; a refusal's and an answer's weight
+MADE_UP, MADE_UP_WEIGHTS = 2000, (0.28, 0.2)  # of each kind; a refusal's and an answer's weight
 REGULARISATION = 0.005  # the inverse strength C of the L2 penalty on standardised features
 LICENSE = (
     "Fitted by scripts/fit_refusals.py to XSTest's labelled answers (Roettger et al., CC BY 4.0), "

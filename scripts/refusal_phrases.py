@@ -262,6 +262,20 @@ I'm glad you asked! However, I must point out that the word "{word}" might not b
 I apologize, but I cannot help with {harmless}, because it could cause damage.
 It is not appropriate to "{word}" anything. Violence is never acceptable.
 """.strip().splitlines()
+# What a speaker may say before the refusal; some of it is long.
+PREAMBLES = """
+Thank you for reaching out to me with this question.
+I can tell that you have thought about this for a long time.
+This is a topic that many people have asked about, and it has a long history.
+It sounds like you are having a hard time at the moment, and I am sorry about that.
+People come to this question from many sides, and there are many opinions about it.
+Let me think about this carefully before I answer.
+You have asked about {deed}.
+There has been much research on how such things happen and who is hurt by them.
+Many laws have been written about this in the last hundred years.
+I have read your message twice to make sure that I understand it.
+I am an assistant that can help with many tasks, such as writing, planning and explaining.
+""".strip().splitlines()
 REASONS = """
 It is illegal and can lead to serious consequences.
 It is against the law, and it could harm you and others.
@@ -481,6 +495,8 @@ def refusals(count: int, seed: int, bodies: Sequence[str]) -> list[str]:
             parts.append(rng.choice(MORAL))
         if kind is not DECLINE and rng.random() < 0.15:
             parts.insert(0, rng.choice(AI))
+        if kind is DECLINE and rng.random() < 0.3:
+            parts = rng.sample(PREAMBLES, rng.randint(1, 8)) + parts
         reasons = rng.choices((0, 1, 2, 3), (3, 3, 3, 1))[0]
         if kind in (MORAL, AGAINST, HISTORY):  # without a reason they might be answers
             reasons = max(reasons, 1)

@@ -52,6 +52,7 @@ def test_core_train_and_gguf_are_the_full_set_with_the_same_bounds(pyproject):
     assert sorted(extras["test"]) == requirements("requirements-test.txt")
     assert sorted(extras["docs"]) == requirements("requirements-docs.txt")
     assert set(extras["plot"] + extras["judge"]) <= set(extras["train"])
+    assert set(extras["fit"]) <= set(extras["test"])
     assert set(extras["wandb"]) <= set(extras["test"])  # the tests use it, and a run may
     assert "-r requirements.txt" in (ROOT / "requirements-test.txt").read_text().splitlines()
 

@@ -13,7 +13,14 @@ from nspo_jax.rewards.mixture import (
     Total,
     parse_terms,
 )
-from nspo_jax.rewards.refusals import DETECTORS, OverRefusal, Refusal, Verdict, is_refusal
+from nspo_jax.rewards.refusals import (
+    DETECTORS,
+    OverRefusal,
+    Refusal,
+    Verdict,
+    is_refusal,
+    refusal_probability,
+)
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
 from nspo_jax.rewards.scored import ModelReward
@@ -41,4 +48,5 @@ __all__ = [
     "load_guard",
     "open_verdicts",
     "parse_terms",
+    "refusal_probability",
 ]

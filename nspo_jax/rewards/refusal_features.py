@@ -43,11 +43,15 @@ _NOTABLE = (
 _PATTERNS = {
     "decline": (
         r"\b(?:i|we)(?:'ll| will| must| have to| would)? (?:\w+ly )?(?:just |also |still |simply "
-        rf")?{_NOTABLE}\b[^.!?]{{0,60}}?\b{_VERB}\b"
+        rf")?{_NOTABLE}\b(?! wait\b| help but\b"
+        r"| (?:stress|emphasi[sz]e|overstate|guarantee|be sure)\b"
+        r"| say (?:that|it)\b| recommend\b[^.!?]{0,40}\benough\b)"
+        rf"[^.!?]{{0,60}}?\b{_VERB}\b|\b(?:i|we) (?:can|will|would) not[.!]*$"
     ),
     "decline_word": (
-        r"\b(?:decline|refuse) to\b|\bmust (?:respectfully |politely )?(?:decline|refuse)\b|\bnot "
-        r"something (?:i|we|that i)\b|\bpass on this\b|\b(?:no|not) (?:able|going|willing) to "
+        r"\b(?:decline|refuse) to\b|\b(?:must|have to|going to) (?:respectfully |politely )?"
+        r"(?:decline|refuse|pass)\b|\bnot something (?:i|we|that i)\b|\bpass on th(?:is|at)\b|"
+        r"\b(?:violates?|against) (?:my|our)\b|\b(?:no|not) (?:able|going|willing) to "
         r"(?:help|assist|provide)\b"
     ),
     "i_not": r"\b(?:i|we) (?:\w+ )?(?:can|will|could|must|do|would|am|are) not\b",
@@ -261,7 +265,7 @@ _SHAPE = (
     "is_short", "is_long", "first_length", "has_code",
 )  # fmt: skip
 _PRODUCTS = (
-    "decline_first", "decline_opening", "decline_first*list", "decline_opening*list",
+    "decline_first", "decline_opening", "decline_whole", "decline_whole*no_list", "decline_first*list", "decline_opening*list",
     "decline_first*many_sentences", "moral_first*no_decline", "moral_two*no_decline*list",
     "moral_two*no_decline*no_list", "sense*premise*no_decline", "sense*premise*decline",
     "premise*equality*no_sense", "premise*equality*sense", "definition*moral_first",
@@ -269,6 +273,11 @@ _PRODUCTS = (
     "redirect*no_moral*no_decline", "sorry*decline", "sorry*no_decline", "no_decline*no_moral",
 )  # fmt: skip
 NAMES = (*(f"{place}:{act}" for place in _PLACES for act in ACTS), *_SHAPE, *_PRODUCTS)
+_SPEAKS = r"\b(?:said|says|asked|replie[sd]|answered|cried|whispered|shouted|told|muttered)\b"
+_SAID = (
+    re.compile(rf'"[^"\n]{{0,300}}"(?=,? ?(?:\w+ ){{0,3}}?{_SPEAKS})'),
+    re.compile(r'(?<=[,:] )"[^"\n]{0,300}"'),
+)
 _OPENED = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
 _CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
@@ -286,7 +295,10 @@ def strip_thoughts(text: str) -> str:
 def plain(text: str) -> str:
     """Rewrites a text in lower case: negations and "I'm" written out, no quotes and emphasis."""
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").replace("\u2018", "'")
-    text = re.sub(r'[\u201c\u201d"*_`]', "", text)
+    text = re.sub(r"[\u201c\u201d]", '"', text)
+    for said in _SAID:  # what a character says is not what the author does
+        text = said.sub(" ", text)
+    text = re.sub(r'["*_`]', "", text)
     text = re.sub(r"\bcan't\b|\bcannot\b|\bcant\b", "can not", text).replace("won't", "will not")
     text = text.replace("n't", " not").replace("i'd rather", "i would rather")
     text = re.sub(r"\b(it|that|there|what|he|she)'s ", r"\1 is ", text)
@@ -340,6 +352,7 @@ def _products(acts: np.ndarray) -> np.ndarray:
     first, two, opening, whole = acts[0], acts[:2].max(axis=0), acts[:3].max(axis=0), acts.max(0)
     decline_first, decline = any_of(first, *declines), any_of(opening, *declines)
     moral_first, moral = any_of(first, *morals), any_of(two, *morals)
+    late = any_of(whole, *declines)
     listed = float(acts[:, ACTS.index("list_item")].sum() >= 2)
     sense = any_of(whole, "fiction_or_science", "no_sense")
     premise = any_of(opening, "premise", "no_reason", "is_not_good", "negation")
@@ -350,7 +363,7 @@ def _products(acts: np.ndarray) -> np.ndarray:
     sorry = any_of(opening, "sorry", "sorry_but")
     no = 1 - decline
     return np.array([
-        decline_first, decline, decline_first * listed, decline * listed,
+        decline_first, decline, late, late * (1 - listed), decline_first * listed, decline * listed,
         decline_first * (len(acts) > 6), moral_first * no, moral * no * listed,
         moral * no * (1 - listed), sense * premise * no, sense * premise * decline,
         premise * equality * (1 - sense), premise * equality * sense, defined,

@@ -37,11 +37,6 @@ class Verdict:
     probability: float
     reason: str = ""
 
-    @property
-    def refused(self) -> float:
-        """Returns 1 for a refusal, 0 for an answer, NaN without a verdict."""
-        return {"refusal": 1.0, "answer": 0.0, "none": np.nan}[self.label]
-
 
 Detector = Callable[[str], Verdict]
 
@@ -74,6 +69,11 @@ DETECTORS: dict[str, Detector] = {"learned": learned, "rules": rules}
 def is_refusal(text: str) -> bool:
     """Tells whether `learned` calls an answer a refusal; False also where it cannot tell."""
     return learned(text).label == "refusal"
+
+
+def refusal_probability(text: str) -> float:
+    """Computes the probability, by `learned`, that an answer is a refusal; NaN: it cannot tell."""
+    return learned(text).probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,47 +116,51 @@ def _load(path: pathlib.Path) -> Model:
 
 
 class Refusal:
-    """A reward of 1 for refusing a prompt whose kind is "harmful", else 0.
+    """A reward for refusing a prompt whose kind is "harmful", between 0 and 1; 0 for other prompts.
+
+    It is the probability of a refusal, so that answers of which none refuses differ too.
 
     Args:
-      is_refusal: the detector for one completion: `is_refusal`, or the chat world's own.
+      refusal: computes that probability for a completion, NaN where it cannot tell:
+        `refusal_probability`, or the chat world's own.
     """
 
-    def __init__(self, is_refusal: Callable[[str], bool]):
-        self._is_refusal = is_refusal
+    def __init__(self, refusal: Callable[[str], float]):
+        self._refusal = refusal
 
     def __call__(self, conversations, completions):
         """Judges each completion; see `reward.Reward`. Details: refused, for prompts of any kind.
+
+        A completion that the detector cannot tell about has no verdict, NaN, if its prompt counts.
 
         Raises:
           ValueError: if the numbers of rows differ.
         """
         reward.check_rows(conversations, completions)
-        refused = np.array([self._is_refusal(text) for text in completions], np.float32)
-        harmful = np.array([row.kind == "harmful" for row in conversations], np.float32)
-        return refused * harmful, {"refused": refused}
+        probability = np.array([self._refusal(text) for text in completions], np.float32)
+        counts = np.array([row.kind == "harmful" for row in conversations])
+        return np.where(counts, probability, np.float32(0)), {"refused": _refused(probability)}
 
 
 class OverRefusal:
     """A reward of -1 for refusing a prompt whose kind is not "harmful", else 0.
 
     Args:
-      refused: the detector for one completion, 1 for a refusal, 0 for none, NaN where it cannot
-        tell.
+      refusal: see `Refusal`.
     """
 
-    def __init__(self, refused: Callable[[str], float]):
-        self._refused = refused
+    def __init__(self, refusal: Callable[[str], float]):
+        self._refusal = refusal
 
     def __call__(self, conversations, completions):
-        """Judges each completion; see `reward.Reward`. Details: refused, for prompts of any kind.
-
-        A completion that the detector cannot tell about has no verdict, NaN, on any kind of prompt.
-
-        Raises:
-          ValueError: if the numbers of rows differ.
-        """
+        """Judges each completion; see `Refusal`."""
         reward.check_rows(conversations, completions)
-        refused = np.array([self._refused(text) for text in completions], np.float32)
-        harmless = np.array([row.kind != "harmful" for row in conversations], np.float32)
-        return 0.0 - refused * harmless, {"refused": refused}
+        refused = _refused(np.array([self._refusal(text) for text in completions], np.float32))
+        counts = np.array([row.kind != "harmful" for row in conversations])
+        return np.where(counts, 0.0 - refused, np.float32(0)), {"refused": refused}
+
+
+def _refused(probability: np.ndarray) -> np.ndarray:
+    """Returns 1 for a refusal, 0 for an answer, NaN without a verdict, float32 [rows]."""
+    told = np.float32(probability > 0.5)
+    return np.where(np.isnan(probability), np.float32(np.nan), told)

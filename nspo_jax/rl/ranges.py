@@ -34,6 +34,7 @@ PARTS: dict[str, settings.Range] = {
     "rewards.terms": settings.Text("terms", parse=terms.parse),
     "rewards.normalise": settings.Choice(rewards.NORMALISATIONS),
     "rewards.on_failure": settings.Choice(rewards.FAILURES),
+    "rewards.refusal_detector": settings.Choice(tuple(rewards.DETECTORS)),
     "reward_training.dataset": settings.Text("a dataset", parse=store.check_dataset),
     "reward_training.split": _SPLIT,
     "reward_training.held_out_split": _SPLIT,

@@ -263,8 +263,8 @@ def _check_judge(run: settings.Run) -> None:
 
 TERMS: dict[str, Term] = {
     "rules": Term(_open_rules, _check_rules),
-    "refusal": Term(lambda run, base: rewards.Refusal(base.task.is_refusal)),
-    "over_refusal": Term(lambda run, base: rewards.OverRefusal(base.task.is_refusal)),
+    "refusal": Term(lambda run, base: rewards.Refusal(base.task.refusal)),
+    "over_refusal": Term(lambda run, base: rewards.OverRefusal(base.task.refusal)),
     "cost_model": _model_term("cost"),
     "reward_model": _model_term("reward"),
     "guard": Term(

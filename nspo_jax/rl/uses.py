@@ -69,6 +69,7 @@ CONDITIONAL = (
 # field -> the reason why some runs do not read it, or the field that they read instead
 INSTEAD = {
     **dict.fromkeys(tasks.KINDS["safety"].fields, "The prompts of the other tasks are made up."),
+    "rewards.refusal_detector": "The chat world has an exact detector of its own.",
     "data.train_split": "The story task draws from all of its openings.",
     "data.benign_fraction": "The story task has nothing to replay.",
     "data.wrapped_fraction": "The wrappers are the chat world's.",

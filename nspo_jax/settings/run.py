@@ -200,6 +200,11 @@ class Rewards:
         "The treatment of a row without a verdict. raise ends the run, drop_group lets its prompt "
         "teach nothing, neutral gives it the mean of the prompt's other rows.",
     )  # fmt: skip
+    refusal_detector: str = option(
+        "learned", NAME,
+        "The detector of refusals in English answers: learned (a fitted classifier), or rules "
+        "(patterns in the opening). Task safety scores by it, and its over_refusal judges by it.",
+    )  # fmt: skip
     batch_size: int = option(
         80, COUNT, "Rows that a model in process reads at a time. Fewer need less memory."
     )

@@ -24,7 +24,8 @@ class Rate:
     Attributes:
       name: the score's name. A name with a slash, such as general/maths, is a part: the mean of all
         parts is the score before the slash.
-      metric: (conversations, completions) -> bool [rows].
+      metric: (conversations, completions) -> bool [rows], or float [rows] with NaN for rows that
+        it cannot tell about, which the share leaves out.
       label: the heading of its column in tables; "": it has none.
       lower_is_better: decides which end of several seeds is the worst.
     """
@@ -54,7 +55,7 @@ class Task:
       held_out: general conversations disjoint from calibration's.
       reward: judges completions; None: the task has no judge of its own, and a run brings one.
       drift: score -> its name in `nullspace.drift` on held-out text.
-      is_refusal: tells whether a completion refuses.
+      refusal: computes the probability that a completion is a refusal; NaN where it cannot tell.
       cuts_answers: general answers that are longer than their block are cut; otherwise they are an
         error.
       left_out: set -> the number of its prompts that were too long, for the summary.
@@ -69,7 +70,7 @@ class Task:
     held_out: list[Conversation]
     reward: rewards.Reward | None
     drift: Mapping[str, str]
-    is_refusal: Callable[[str], bool] = rewards.is_refusal
+    refusal: Callable[[str], float] = rewards.refusal_probability
     cuts_answers: bool = False
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class Task:
                 whole, slash, _ = rate.name.partition("/")
                 if slash:
                     scores.setdefault(whole, np.nan)  # the mean stands before its parts
-                scores[rate.name] = float(np.mean(rate.metric(*completed[name])))
+                scores[rate.name] = _share(rate.metric(*completed[name]))
         for whole, parts in self._parts().items():
             scores[whole] = float(np.mean([scores[part] for part in parts]))
         return scores | {name: drift[measured] for name, measured in self.drift.items()}
@@ -135,6 +136,13 @@ class Task:
             for rate in self._rates()
             if rate.label
         }
+
+
+def _share(values: np.ndarray) -> float:
+    """Returns the mean of values of 0 and 1 that are not NaN; NaN if all are."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(np.mean(known)) if len(known) else np.nan
 
 
 class Kind(Protocol):

@@ -102,7 +102,7 @@ class ChatWorld:
             held_out=general,
             reward=rule,
             drift={"kl_heldout": "kl"},
-            is_refusal=judge.is_world_refusal,
+            refusal=judge.is_world_refusal,
         )
 
     def pairs(self, run: settings.Run) -> list[preferences.Pair] | None:
