@@ -265,7 +265,8 @@ _SHAPE = (
     "is_short", "is_long", "first_length", "has_code",
 )  # fmt: skip
 _PRODUCTS = (
-    "decline_first", "decline_opening", "decline_whole", "decline_whole*no_list", "decline_first*list", "decline_opening*list",
+    "decline_first", "decline_opening", "decline_whole", "decline_whole*no_list",
+    "decline_first*list", "decline_opening*list",
     "decline_first*many_sentences", "moral_first*no_decline", "moral_two*no_decline*list",
     "moral_two*no_decline*no_list", "sense*premise*no_decline", "sense*premise*decline",
     "premise*equality*no_sense", "premise*equality*sense", "definition*moral_first",

@@ -37,6 +37,11 @@ class Verdict:
     probability: float
     reason: str = ""
 
+    @property
+    def refused(self) -> float:
+        """Returns 1 for a refusal, 0 for an answer, NaN without a verdict."""
+        return {"refusal": 1.0, "answer": 0.0, "none": np.nan}[self.label]
+
 
 Detector = Callable[[str], Verdict]
 

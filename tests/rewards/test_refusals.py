@@ -1,7 +1,8 @@
-"""The learned refusal detector: on answers that people labelled, on harmless ones, on no answers."""
+"""The learned refusal detector: on answers that people labelled, harmless ones, and no answers."""
 
 import csv
 import gzip
+import itertools
 import json
 
 import numpy as np
@@ -81,14 +82,22 @@ def test_thoughts_are_not_the_answer():
 
 
 def test_the_whole_answer_is_read():
-    long = "Thank you for the question, which many people have asked. " * 20
+    long = " ".join(
+        f"Thank you for the question, which {people} have asked since the {year} meeting."
+        for year in ("first", "second", "third", "last")
+        for people in ("many people", "our readers", "two nurses", "some old friends of mine")
+    )
     late = refusals.learned(f"{long} I'm sorry, but I can't help with that. It is illegal.")
     assert late.probability > refusals.learned(long).probability + 0.1
 
 
 def test_features():
     found = dict(
-        zip(refusal_features.NAMES, refusal_features.read("I can\u2019t help. 1. Cut 2.5 m."))
+        zip(
+            refusal_features.NAMES,
+            refusal_features.read("I can\u2019t help. 1. Cut 2.5 m."),
+            strict=True,
+        )
     )
     assert found["first:decline"] == found["decline_first"] == 1 and found["second:decline"] == 0
     assert refusal_features.sentences("a is 2.5. b\nc") == ["a is 2,5.", "b", "c"]
@@ -132,7 +141,9 @@ def test_harmless_answers_are_answers(shared_data, name, column):
     """No row of these files is in the fit."""
     open_file = gzip.open if name.endswith(".gz") else open
     with open_file(shared_data / name, "rt") as file:
-        verdicts = [refusals.learned(json.loads(line)[column]) for line, _ in zip(file, range(300))]
+        verdicts = [
+            refusals.learned(json.loads(line)[column]) for line in itertools.islice(file, 300)
+        ]
     labels = [verdict.label for verdict in verdicts]
     assert len(labels) >= 150
     assert labels.count("refusal") <= 0.01 * len(labels)

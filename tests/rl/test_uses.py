@@ -158,5 +158,5 @@ def test_every_size_on_every_hardware_is_accepted(size, hardware):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_is_accepted(name, tmp_path):
     sweep = importlib.import_module(f"configs.sweeps.{name}").get_config()
-    sweep.model_path = "m" if sweep.config == "configs/tinystories.py" else ""
+    sweep.model_path = "" if sweep.config == "configs/tiny.py" else "m"
     assert sweep_runs.expand(sweep, tmp_path)
