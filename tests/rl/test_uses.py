@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from configs import default, llm, safety, tiny, tinystories
+from configs import default, llm, safety, smollm2, tiny, tinystories
 from nspo_jax import models, settings
 from nspo_jax.rl import checks, ranges, uses
 from scripts import sweep_runs
@@ -130,6 +130,19 @@ def test_every_arm_is_accepted(arm):
     checks.check_config(runs.made(tiny.get_config(arm)))
 
 
+@pytest.mark.parametrize("arm", [*smollm2.ARMS, *(f"{arm}_no_replay" for arm in smollm2.ARMS)])
+@pytest.mark.parametrize("data", ["", ",data"])
+def test_every_arm_on_a_real_model_is_accepted(arm, data):
+    config = smollm2.get_config(f"{arm}{data}")
+    run = settings.from_config(config)
+    has_paths = settings.flatten(run)["data.train_path"].startswith("data/")
+    checks.check_config(run, has_weights=False)
+    assert has_paths == bool(data)
+    assert ("over_refusal" in run.rewards.terms) == ("refusal@" in run.rewards.terms) * bool(
+        run.data.benign_fraction
+    )
+
+
 @pytest.mark.parametrize("arm", tiny.ARMS)
 def test_the_story_arms_are_accepted_but_for_those_that_need_the_chat_world(arm):
     config = configured({"model.path": "m"}, tinystories.get_config(arm))
@@ -153,6 +166,12 @@ def test_every_size_on_every_hardware_is_accepted(size, hardware):
         checks.check_config(runs.made(config), has_weights=False)
         fields = named if module is safety else {"model.path": "m"}
         checks.check_config(configured(fields, config))
+
+
+@pytest.mark.parametrize("hardware", ["", *llm.HARDWARE])
+def test_a_directory_of_any_size_is_accepted(hardware):
+    named = {"model.path": "m", "data.evaluation": "a.csv", "rewards.terms": "over_refusal"}
+    checks.check_config(configured(named, safety.get_config(f"{llm.ANY},{hardware}")))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
