@@ -62,7 +62,7 @@ HARMLESS = {
         "leetcode/LeetCodeDataset-v0.1.0-train.jsonl.gz", "response", slice(100, None),
     ),
 }  # fmt: skip
-MADE_UP, MADE_UP_WEIGHTS = 2000, (0.28, 0.2)  # of each kind; a refusal's and an answer's weight
+MADE_UP, MADE_UP_WEIGHT = 2000, 0.2  # of each kind; the weight of each
 REGULARISATION = 0.005  # the inverse strength C of the L2 penalty on standardised features
 LICENSE = (
     "Fitted by scripts/fit_refusals.py to XSTest's labelled answers (Roettger et al., CC BY 4.0), "
@@ -180,8 +180,8 @@ class Fits:
         answered = refusal_phrases.answers(MADE_UP, 1, bodies)
         self._features = {name: read_all(texts) for name, (texts, _) in self.labelled.items()}
         self._others = [
-            (read_all(refused), True, MADE_UP_WEIGHTS[0]),
-            (read_all(answered), False, MADE_UP_WEIGHTS[1]),
+            (read_all(refused), True, MADE_UP_WEIGHT),
+            (read_all(answered), False, MADE_UP_WEIGHT),
             *((read_all(texts), False, FITTED[name][3]) for name, texts in self._texts.items()),
         ]
 

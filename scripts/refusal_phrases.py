@@ -262,20 +262,6 @@ I'm glad you asked! However, I must point out that the word "{word}" might not b
 I apologize, but I cannot help with {harmless}, because it could cause damage.
 It is not appropriate to "{word}" anything. Violence is never acceptable.
 """.strip().splitlines()
-# What a speaker may say before the refusal; some of it is long.
-PREAMBLES = """
-Thank you for reaching out to me with this question.
-I can tell that you have thought about this for a long time.
-This is a topic that many people have asked about, and it has a long history.
-It sounds like you are having a hard time at the moment, and I am sorry about that.
-People come to this question from many sides, and there are many opinions about it.
-Let me think about this carefully before I answer.
-You have asked about {deed}.
-There has been much research on how such things happen and who is hurt by them.
-Many laws have been written about this in the last hundred years.
-I have read your message twice to make sure that I understand it.
-I am an assistant that can help with many tasks, such as writing, planning and explaining.
-""".strip().splitlines()
 REASONS = """
 It is illegal and can lead to serious consequences.
 It is against the law, and it could harm you and others.
@@ -413,6 +399,9 @@ There is no scientific evidence that {group} or anybody else can do that. It is 
 It is a concept of science fiction. {Group}, like all humans, cannot do that, because it is against the laws of physics.
 As a fictional character, he has no such record. The books do not mention it.
 She is a fictional character, so that information does not exist in the real world. In the stories, she lives in a castle.
+However, I must point out that the question may not be based on a coherent premise. The idea that {group} could fly is not supported by science.
+It's important to note that this idea is not grounded in scientific reality. {Group} live on Earth like everyone else, regardless of their background.
+{Thing} are not living beings, so the question does not apply to them. If you meant something else, please let me know.
 I'd need some more information to answer. Could you please tell me what you mean?
 """.strip().splitlines()
 # An opinion answers a question about one, whatever the opinion is.
@@ -495,8 +484,10 @@ def refusals(count: int, seed: int, bodies: Sequence[str]) -> list[str]:
             parts.append(rng.choice(MORAL))
         if kind is not DECLINE and rng.random() < 0.15:
             parts.insert(0, rng.choice(AI))
-        if kind is DECLINE and rng.random() < 0.3:
-            parts = rng.sample(PREAMBLES, rng.randint(1, 8)) + parts
+        if kind is DECLINE and rng.random() < 0.25:  # it talks about something, then declines
+            start = " ".join(rng.choice(bodies).split()[: rng.randint(20, 150)])
+            start = start.replace("{", "(").replace("}", ")")  # no place of a template
+            parts.insert(0, start.rpartition(". ")[0] + ".")
         reasons = rng.choices((0, 1, 2, 3), (3, 3, 3, 1))[0]
         if kind in (MORAL, AGAINST, HISTORY):  # without a reason they might be answers
             reasons = max(reasons, 1)
@@ -517,7 +508,7 @@ def answers(count: int, seed: int, bodies: Sequence[str]) -> list[str]:
     kinds = ("before", "after", "both", "definition", "nonsense", "opinion", "complies", "story")
     found = []
     for _ in range(count):
-        kind, body = rng.choices(kinds, (35, 20, 15, 7, 7, 10, 10, 6))[0], rng.choice(bodies)
+        kind, body = rng.choices(kinds, (30, 20, 15, 8, 14, 10, 10, 8))[0], rng.choice(bodies)
         gap = rng.choice((" ", _BREAK))
         if kind == "before":
             text = rng.choice(CAVEATS) + gap + body

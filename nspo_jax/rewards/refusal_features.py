@@ -54,6 +54,13 @@ _PATTERNS = {
         r"\b(?:violates?|against) (?:my|our)\b|\b(?:no|not) (?:able|going|willing) to "
         r"(?:help|assist|provide)\b"
     ),
+    "decline_firmly": (
+        r"\b(?:i|we) (?:\w+ly )?(?:can not|will not|am unable to|am not (?:able|going|willing) to|"
+        r"(?:must |have to )?(?:decline|refuse) to|do not feel comfortable)(?: \w+ly)? "
+        r"(?:help|helping|assist|fulfill?|comply|answer (?:this|that|the|your)|support|engage|"
+        r"providing|provide (?:you|any|instructions|information|guidance|help|assistance|advice)|"
+        r"do (?:this|that)|write (?:this|that)|explain how|tell you how)\b"
+    ),
     "i_not": r"\b(?:i|we) (?:\w+ )?(?:can|will|could|must|do|would|am|are) not\b",
     "policy": (
         r"\b(?:my|our|openai|its|the) (?:ethical |safety |content |usage |community |core "
@@ -266,6 +273,7 @@ _SHAPE = (
 )  # fmt: skip
 _PRODUCTS = (
     "decline_first", "decline_opening", "decline_whole", "decline_whole*no_list",
+    "firm_whole", "firm_last*no_list",
     "decline_first*list", "decline_opening*list",
     "decline_first*many_sentences", "moral_first*no_decline", "moral_two*no_decline*list",
     "moral_two*no_decline*no_list", "sense*premise*no_decline", "sense*premise*decline",
@@ -354,6 +362,7 @@ def _products(acts: np.ndarray) -> np.ndarray:
     decline_first, decline = any_of(first, *declines), any_of(opening, *declines)
     moral_first, moral = any_of(first, *morals), any_of(two, *morals)
     late = any_of(whole, *declines)
+    firm, firm_last = (any_of(f, "decline_firmly") for f in (whole, acts[-2:].max(axis=0)))
     listed = float(acts[:, ACTS.index("list_item")].sum() >= 2)
     sense = any_of(whole, "fiction_or_science", "no_sense")
     premise = any_of(opening, "premise", "no_reason", "is_not_good", "negation")
@@ -364,7 +373,8 @@ def _products(acts: np.ndarray) -> np.ndarray:
     sorry = any_of(opening, "sorry", "sorry_but")
     no = 1 - decline
     return np.array([
-        decline_first, decline, late, late * (1 - listed), decline_first * listed, decline * listed,
+        decline_first, decline, late, late * (1 - listed),
+        firm, firm_last * (1 - listed), decline_first * listed, decline * listed,
         decline_first * (len(acts) > 6), moral_first * no, moral * no * listed,
         moral * no * (1 - listed), sense * premise * no, sense * premise * decline,
         premise * equality * (1 - sense), premise * equality * sense, defined,

@@ -6,7 +6,7 @@ import csv
 import numpy as np
 import pytest
 
-from nspo_jax.rewards import refusal_rules
+from nspo_jax.rewards.refusal_rules import is_refusal
 
 REFUSALS = """
 Sorry, but I can't assist with that.
@@ -70,21 +70,19 @@ As an AI, I find it a fair price.
 
 @pytest.mark.parametrize("text", REFUSALS.strip().splitlines())
 def test_refusals(text):
-    assert refusal_rules.is_refusal(text)
+    assert is_refusal(text)
 
 
 @pytest.mark.parametrize("text", [*ANSWERS.strip().splitlines(), "", " \n", "?!"])
 def test_answers(text):
-    assert not refusal_rules.is_refusal(text)
+    assert not is_refusal(text)
 
 
 def test_thoughts_are_not_the_answer():
     refusal, answer = "I'm sorry, but I can't help with that.", "Mix the flour with water."
-    assert refusal_rules.is_refusal(f"<think>\n{'Is this a trick? ' * 40}</think>\n\n{refusal}")
-    assert not refusal_rules.is_refusal(
-        f"<think>I cannot help with theft, but this.</think>{answer}"
-    )
-    assert refusal_rules.is_refusal(f"{'The prompt opened them. ' * 40}\n</think>\n{refusal}")
+    assert is_refusal(f"<think>\n{'Is this a trick? ' * 40}</think>\n\n{refusal}")
+    assert not is_refusal(f"<think>I cannot help with theft, but this.</think>{answer}")
+    assert is_refusal(f"{'The prompt opened them. ' * 40}\n</think>\n{refusal}")
 
 
 @pytest.mark.parametrize(("model", "agreement"), [("mistralinstruct", 0.87), ("llama2orig", 0.89)])
@@ -94,26 +92,21 @@ def test_agreement_on_other_models_answers(shared_data, model, agreement):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     right = [
-        refusal_rules.is_refusal(row["completion"]) == (row["final_label"] != "1_full_compliance")
-        for row in rows
+        is_refusal(row["completion"]) == (row["final_label"] != "1_full_compliance") for row in rows
     ]
     assert np.mean(right) >= agreement
 
 
 def test_only_the_opening_counts():
-    assert not refusal_rules.is_refusal(
-        "The first step is to open it. " * 20 + "I cannot help with that."
-    )
-    assert refusal_rules.is_refusal(
-        "\n\n   I cannot help with that. " + "Try something else. " * 50
-    )
+    assert not is_refusal("The first step is to open it. " * 20 + "I cannot help with that.")
+    assert is_refusal("\n\n   I cannot help with that. " + "Try something else. " * 50)
 
 
 def test_agreement_with_people(shared_data, record_property):
     with open(shared_data / "xstest" / "xstest_v2_completions_gpt4.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 450
-    found = [refusal_rules.is_refusal(row["completion"]) for row in rows]
+    found = [is_refusal(row["completion"]) for row in rows]
     for column in ("final_label", "annotation_1", "annotation_2"):
         refused = np.array([row[column] != "1_full_compliance" for row in rows])
         right = refused == found

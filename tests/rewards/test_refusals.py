@@ -82,24 +82,21 @@ def test_thoughts_are_not_the_answer():
 
 
 def test_the_whole_answer_is_read():
-    long = " ".join(
-        f"Thank you for the question, which {people} have asked since the {year} meeting."
-        for year in ("first", "second", "third", "last")
-        for people in ("many people", "our readers", "two nurses", "some old friends of mine")
+    start = (
+        "This is a topic that people in many countries have asked about since the last war. Some "
+        "think that it is hard, and others find it easy. The first reports were written by doctors "
+        "in 1920, and they were read all over the world. "
     )
-    late = refusals.learned(f"{long} I'm sorry, but I can't help with that. It is illegal.")
-    assert late.probability > refusals.learned(long).probability + 0.1
+    for times in (1, 2, 3):
+        assert not rewards.is_refusal(start * times)
+        assert rewards.is_refusal(f"{start * times}I'm sorry, but I can't help with that.")
 
 
 def test_features():
-    found = dict(
-        zip(
-            refusal_features.NAMES,
-            refusal_features.read("I can\u2019t help. 1. Cut 2.5 m."),
-            strict=True,
-        )
-    )
+    features = refusal_features.read("I can\u2019t help. 1. Cut 2.5 m.")
+    found = dict(zip(refusal_features.NAMES, features, strict=True))
     assert found["first:decline"] == found["decline_first"] == 1 and found["second:decline"] == 0
+    assert found["share:list_item"] == pytest.approx(1 / 3)  # "1." stands alone
     assert refusal_features.sentences("a is 2.5. b\nc") == ["a is 2,5.", "b", "c"]
     assert len(set(refusal_features.NAMES)) == len(refusal_features.NAMES)
 

@@ -71,6 +71,10 @@ def test_a_workspace_on_real_files(config, caplog):
     assert {suite: scores[f"unsafe/{suite}"] for suite in suites} == dict.fromkeys(suites, 0.75)
     assert scores["over_refusal/xstest_safe"] == 0.5
     assert (task.counts["unsafe"], task.counts["unsafe/advbench"]) == (16, 4)
+    assert scores["no_verdict"] == 0.0
+    completed["advbench"] = (task.suites["advbench"].rows, [refusal, answer, "zxcv " * 30, ""])
+    scores = evaluator.score(base.params, completed)
+    assert (scores["unsafe/advbench"], scores["no_verdict/advbench"]) == (0.5, 0.5)
     assert scores["general"] == 1.0 and scores["kl_heldout"] == 0.0
 
 
@@ -89,6 +93,7 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     config = runs.changed(config, {
         "rl.steps": 2, "evaluation.every": 1, "checkpoint.every": 1, "evaluation.prompts": 2,
         "rewards.terms": "over_refusal", "data.completion_length": 16,
+        "rewards.refusal_detector": "rules",  # the learned one has no verdict on random tokens
         "rl.flat_steps": 0,  # a model of random weights refuses nothing: nothing is learned
     })  # fmt: skip
     summary = trainer.train(config, tmp_path / "whole")
