@@ -35,7 +35,7 @@ ARMS: dict[str, dict] = {
     "random": {"projection.basis": "random"},
     # plain GRPO at nspo's learning rate: everything trained, nothing projected
     "grpo": NO_PROJECTION,
-    # GRPO with a learning rate of its own, not tuned yet, and the same with a KL penalty to the base
+    # GRPO at a learning rate of its own, not tuned yet, and the same with a KL penalty to the base
     "grpo_tuned": TUNED,
     "grpo_kl": {**TUNED, "rl.kl_coefficient": 0.05},
     # DPO on pairs of a safe and an unsafe answer, with everything trained, and projected like nspo
