@@ -14,10 +14,9 @@ import pathlib
 
 import ml_collections
 
-from configs import default, safety
+from configs import default, llm, safety, tiny
 
-NO_PROJECTION = {"projection.mode": "none", "projection.untargeted": "train"}
-TUNED = {**NO_PROJECTION, "optimizer.learning_rate": 1e-5}
+TUNED = {**tiny.NO_PROJECTION, "optimizer.learning_rate": 1e-5}
 DPO = {"rl.algorithm": "dpo", "rl.prompts": 6, "data.benign_fraction": 0.0}
 
 ARMS: dict[str, dict] = {
@@ -34,7 +33,7 @@ ARMS: dict[str, dict] = {
     # nspo with a random subspace of the same rank at every site
     "random": {"projection.basis": "random"},
     # plain GRPO at nspo's learning rate: everything trained, nothing projected
-    "grpo": NO_PROJECTION,
+    "grpo": tiny.NO_PROJECTION,
     # GRPO at a learning rate of its own, not tuned yet, and the same with a KL penalty to the base
     "grpo_tuned": TUNED,
     "grpo_kl": {**TUNED, "rl.kl_coefficient": 0.05},
@@ -83,7 +82,7 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
     name = arm.removesuffix(NO_REPLAY)
     if name not in ARMS:
         raise ValueError(f"The arm is {arm!r}; expected one of {', '.join(ARMS)}.")
-    config = safety.get_config("any")
+    config = safety.get_config(llm.ANY)
     config.workspace = "runs/smollm2"
     config.model.path = "runs/smollm2/model"
     config.model.compute_dtype = "float32"  # bfloat16 is slower on a CPU

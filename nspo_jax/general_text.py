@@ -37,8 +37,8 @@ def encode_conversations(
         cut=cut,
     )
     if cut and chat_format.chat:  # other texts have no end
-        answers = chat_format.answer_lengths([row.answer for row in rows])
-        if longer := int(np.sum(answers > run.data.completion_length)):
+        is_full = answer_mask[:, -1] & (tokens[:, -1] != chat_format.end_id)
+        if longer := int(np.sum(is_full)):
             _log.warning(
                 "%d of %d general answers are cut at data.completion_length=%d tokens",
                 longer, len(rows), run.data.completion_length,

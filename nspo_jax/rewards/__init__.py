@@ -20,6 +20,7 @@ from nspo_jax.rewards.refusals import (
     Verdict,
     is_refusal,
     refusal_probability,
+    refused,
 )
 from nspo_jax.rewards.remote import RemoteJudge
 from nspo_jax.rewards.reward import JudgeError, Reward
@@ -49,4 +50,5 @@ __all__ = [
     "open_verdicts",
     "parse_terms",
     "refusal_probability",
+    "refused",
 ]

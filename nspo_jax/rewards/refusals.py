@@ -1,4 +1,4 @@
-"""Detectors of refusals in English answers, and a reward against over-refusal.
+"""Detectors of refusals in English answers, and rewards for and against refusing.
 
 `learned` is a logistic regression on the speech acts of an answer's sentences
 (`refusal_features`). `scripts/fit_refusals.py` fits it, judges it on the answers of models that
@@ -144,7 +144,7 @@ class Refusal:
         reward.check_rows(conversations, completions)
         probability = np.array([self._refusal(text) for text in completions], np.float32)
         counts = np.array([row.kind == "harmful" for row in conversations])
-        return np.where(counts, probability, np.float32(0)), {"refused": _refused(probability)}
+        return np.where(counts, probability, np.float32(0)), {"refused": refused(probability)}
 
 
 class OverRefusal:
@@ -160,12 +160,12 @@ class OverRefusal:
     def __call__(self, conversations, completions):
         """Judges each completion; see `Refusal`."""
         reward.check_rows(conversations, completions)
-        refused = _refused(np.array([self._refusal(text) for text in completions], np.float32))
+        found = refused(np.array([self._refusal(text) for text in completions], np.float32))
         counts = np.array([row.kind != "harmful" for row in conversations])
-        return np.where(counts, 0.0 - refused, np.float32(0)), {"refused": refused}
+        return np.where(counts, 0.0 - found, np.float32(0)), {"refused": found}
 
 
-def _refused(probability: np.ndarray) -> np.ndarray:
+def refused(probability: np.ndarray) -> np.ndarray:
     """Returns 1 for a refusal, 0 for an answer, NaN without a verdict, float32 [rows]."""
     told = np.float32(probability > 0.5)
     return np.where(np.isnan(probability), np.float32(np.nan), told)

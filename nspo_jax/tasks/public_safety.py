@@ -286,8 +286,7 @@ def _suite(name: str, rows: list[Conversation], refusal: Callable[[str], float])
     judge = functools.lru_cache(maxsize=4096)(refusal)  # both rates ask about each text
 
     def refused(rows: Sequence[Conversation], texts: Sequence[str]) -> np.ndarray:
-        found = np.array([judge(text) for text in texts], np.float64)
-        return np.where(np.isnan(found), np.nan, found > 0.5)
+        return rewards.refused(np.array([judge(text) for text in texts], np.float64))
 
     def answered(rows: Sequence[Conversation], texts: Sequence[str]) -> np.ndarray:
         return 1.0 - refused(rows, texts)
