@@ -1,5 +1,6 @@
 """Fixtures that every test package may use."""
 
+import gc
 import os
 import pathlib
 
@@ -72,3 +73,10 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
         places[item] = SLOW.index(file) if file in SLOW else len(SLOW)
     items.sort(key=places.__getitem__)
+
+
+def pytest_collection_finish():
+    """Spares the garbage collector what stays until the end: walking it was a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

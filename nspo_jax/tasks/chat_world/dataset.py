@@ -62,24 +62,32 @@ def load_split(data_dir: str | pathlib.Path, seed: int, split: str) -> list[Conv
             f"The split is {split!r}; expected one of {', '.join(world.SPLITS)}, with a slice if "
             "wanted, such as train[:40%]."
         )
-    config = ChatWorldConfig(name=f"seed_{seed}", description=f"World {seed}.", seed=seed)
-    make = functools.partial(
-        ChatWorld, config=config, data_dir=str(data_dir), file_format="array_record"
-    )
     try:
-        builder = builders.prepare(make)
-        wanted.check_rows(builder.info.splits[wanted.name].num_examples)
-        source = builder.as_data_source(split=str(wanted))  # pyright: ignore[reportCallIssue]  # the decorator hides it
-        rows = [
-            Conversation(**{name: bytes(value).decode() for name, value in row.items()})
-            for row in source
-        ]
+        return list(_read(str(data_dir), seed, wanted))
     except split_lib.SplitError:
         raise
     except builders.DAMAGED as error:
-        directory = pathlib.Path(data_dir) / ChatWorld.name / config.name
+        directory = pathlib.Path(data_dir) / ChatWorld.name / _config(seed).name
         raise ValueError(
             f"The dataset in {directory} cannot be read or written ({error}). Delete that "
             "directory to prepare it anew, or set another config.workspace."
         ) from error
-    return rows
+
+
+def _config(seed: int) -> ChatWorldConfig:
+    return ChatWorldConfig(name=f"seed_{seed}", description=f"World {seed}.", seed=seed)
+
+
+# a task reads a dozen splits, and a process opens a task several times: TFDS decodes row by row
+@functools.lru_cache(maxsize=64)
+def _read(data_dir: str, seed: int, split: split_lib.Split) -> tuple[Conversation, ...]:
+    make = functools.partial(
+        ChatWorld, config=_config(seed), data_dir=data_dir, file_format="array_record"
+    )
+    builder = builders.prepare(make)
+    split.check_rows(builder.info.splits[split.name].num_examples)
+    source = builder.as_data_source(split=str(split))  # pyright: ignore[reportCallIssue]  # the decorator hides it
+    return tuple(
+        Conversation(**{name: bytes(value).decode() for name, value in row.items()})
+        for row in source
+    )
