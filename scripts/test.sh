@@ -13,8 +13,6 @@ ruff check .
 ruff format --check .
 basedpyright --level error
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-# the tests compile much and compute little: without LLVM's optimizations they take two thirds
-export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"
 # many tests run in processes of their own and compile the same programs, most of them small; they
 # share them all, which halves the compilations of the tests after the first ones
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$VIRTUAL_ENV/jax_cache}"

@@ -10,9 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import pytest
 
-from tests import shapes
+from tests import compiling, shapes
 
-# here, and in the processes that tests start
+# here, before jax makes its backend, and in the processes that tests start
+os.environ.setdefault("XLA_FLAGS", compiling.CHEAPLY)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 shapes.install()

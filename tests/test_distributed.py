@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from nspo_jax import distributed, liveness, metrics
 from nspo_jax.tasks.chat_world import judge as world_judge
-from tests import without_torch
+from tests import compiling, without_torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MICRO = {
@@ -133,9 +133,7 @@ class Pods:
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TEST_PAUSE": str(pause),
                 "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-                # the cheapest compilation: nothing here runs for long
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-                "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+                "XLA_FLAGS": compiling.xla_flags(devices),
                 "TEST_PROCESS": str(process),
             }  # fmt: skip
             joins = [f"--coordinator=localhost:{port}", f"--process={process}"]

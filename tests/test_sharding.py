@@ -22,7 +22,7 @@ from nspo_jax.models import hf
 from nspo_jax.nullspace import moments, projection
 from nspo_jax.rl import train_step
 from nspo_jax.rl.algorithms import policy_gradient
-from tests import without_torch
+from tests import compiling, without_torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = models.ModelConfig(
@@ -260,9 +260,7 @@ def eight_devices():
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        # the cheapest compilation: nothing here runs for long
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": compiling.xla_flags(8),
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(

@@ -23,7 +23,7 @@ from nspo_jax.nullspace import projection
 from nspo_jax.rl import batches, train_step, trainer
 from nspo_jax.rl.algorithms import policy_gradient
 from nspo_jax.tasks.chat_world import judge as world_judge
-from tests import command_lines, runs, without_torch
+from tests import command_lines, compiling, runs, without_torch
 from tests.rl import micro_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -75,8 +75,7 @@ def measure(directory):
 def test_a_plan_s_memory_is_a_real_run_s(tmp_path):
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0",  # which code is made, not what is held or sent
+        "XLA_FLAGS": compiling.xla_flags(8),  # which code is made, not what is held or sent
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, without_torch.__file__, __file__, str(tmp_path)],

@@ -16,13 +16,14 @@ import pytest
 from nspo_jax import models, sharding
 from nspo_jax.data import chat
 from nspo_jax.evaluation import answering
-from tests import command_lines
+from tests import command_lines, compiling
 from tests.models import test_families
 
 pytest.importorskip("lm_eval", reason="the extra eval")
 pytest.importorskip("torch", reason="lm-eval's hf adapter is what the harness is held against")
 from lm_eval.api import instance  # noqa: E402
 from lm_eval.models import huggingface  # noqa: E402
+from lm_eval.tasks import manager as manager_lib  # noqa: E402
 
 from nspo_jax.evaluation import harness, lm_eval_tasks  # noqa: E402
 
@@ -186,7 +187,7 @@ def test_scores_of_tasks_are_those_of_hf(shared_data, chatting, templated):
     found = []
     for model in (theirs(chatting, batch_size=4), ours(chatting)):
         loaded = lm_eval_tasks.load(LOCAL, TASKS, shared_data)
-        options = {"limit": 4, "shots": 1, "chat_template": templated}
+        options = {"limit": 2, "shots": 1, "chat_template": templated}
         found.append(lm_eval_tasks.evaluate(model, loaded, **options))
     expected, actual = found
     assert {*LOCAL} <= expected["results"].keys() and len(expected["samples"]) == len(LOCAL) + 3
@@ -277,18 +278,25 @@ def start(devices, arguments, environment=None):
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={
             **os.environ, "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": compiling.xla_flags(devices),
             **(environment or {}),
         },
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def alone(shared_data):
+    """The samples of two tasks by one device in one process."""
+    loaded = lm_eval_tasks.load(("arc_easy_local", "gsm8k_local"), TASKS, shared_data)
+    model = ours(shared_data / "checkpoints" / "tinystories-260k")
+    return lm_eval_tasks.evaluate(model, loaded, limit=3, shots=1)["samples"]
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, tmp_path, processes):
+def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, alone, tmp_path, processes):
     model = shared_data / "checkpoints" / "tinystories-260k"
     asked = [
-        f"--model={model}", "--lm_eval=arc_easy_local,gsm8k_local", "--limit=5", "--num_fewshot=1",
+        f"--model={model}", "--lm_eval=arc_easy_local,gsm8k_local", "--limit=3", "--num_fewshot=1",
         f"--lm_eval_tasks={TASKS}", f"--lm_eval_data={shared_data}", "--log_samples",
     ]  # fmt: skip
     with socket.create_server(("localhost", 0)) as server:
@@ -306,9 +314,7 @@ def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, tmp_path
     assert [child.returncode for child in children] == [0] * processes, said
     assert "arc_easy_local" in said[0] and "acc_norm" in said[0]
     assert all("acc_norm" not in text for text in said[1:])  # one process speaks
-    loaded = lm_eval_tasks.load(("arc_easy_local", "gsm8k_local"), TASKS, shared_data)
-    alone = lm_eval_tasks.evaluate(ours(model), loaded, limit=5, shots=1)
-    for task, rows in alone["samples"].items():
+    for task, rows in alone.items():
         lines = (tmp_path / f"samples_{task}.jsonl").read_text().splitlines()
         # process 0 wrote them: filters of one answer make two samples
         for row, line in zip(rows, lines, strict=True):
@@ -332,13 +338,19 @@ def test_the_batch_must_divide_over_the_mesh(both):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(shared_data, tmp_path):
+def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(tmp_path, monkeypatch):
     """Reading all of them takes seconds; a group of the folder's own tasks needs none of them."""
+    # one of lm-eval's folders stands for the hundreds
+    folder = pathlib.Path(manager_lib.__file__).parent / "hellaswag"
+    shutil.copytree(folder, tmp_path / "own" / "hellaswag")
+    monkeypatch.setattr(manager_lib, "__file__", str(tmp_path / "own" / "manager.py"))
     manager = lm_eval_tasks._find(["mmlu_local", "piqa_local"], TASKS, {})
     assert "mmlu_local" in manager.all_groups and "hellaswag" not in manager.task_index
-    (tmp_path / "mixed.yaml").write_text("group: mixed\ntask: [mine, hellaswag]\n")
-    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
-    assert "hellaswag" in lm_eval_tasks._find(["mixed"], tmp_path, {}).task_index
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "mixed.yaml").write_text("group: mixed\ntask: [mine, hellaswag]\n")
+    (mine / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
+    assert "hellaswag" in lm_eval_tasks._find(["mixed"], mine, {}).task_index
 
 
 def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
