@@ -5,9 +5,9 @@
 
 DATA is a directory with the files of `data_fields`; without it the fields that name data have their
 defaults. SmolLM2-135M-Instruct follows nearly every harmful request, so that there is something to
-align. The policy learns to refuse prompts of PKU-SafeRLHF and to answer general questions, which
-make up a third of each batch. The numbers suit two CPU cores. An arm's name may end in
-`_no_replay`, which leaves the general questions out of the batch.
+align. The policy learns to refuse prompts of PKU-SafeRLHF and to answer benign ones, a third of the
+batch: general questions, and prompts in OR-Bench's style that only look harmful. The numbers suit
+two CPU cores. An arm's name may end in `_no_replay`, which leaves benign prompts out.
 """
 
 import pathlib
@@ -64,10 +64,11 @@ def data_fields(directory: str) -> dict[str, str]:
             "gsm8k/train_first1000.jsonl", "alpaca/alpaca_random9k_first5000.jsonl",
             "mbpp/mbpp.jsonl",
         ),
+        "data.borderline_path": paths("or_bench/or_bench_80k_style_prompts_first2500.jsonl"),
         "data.evaluation": paths(
             "advbench/harmful_behaviors.csv", "harmbench/harmbench_behaviors_text_val.csv",
             "strongreject/strongreject_dataset.csv", "jailbreakbench/jbb_harmful_behaviors.csv",
-            "xstest/xstest_prompts.csv",
+            "xstest/xstest_prompts.csv", "or_bench/or_bench_80k_sample100_with_category.jsonl",
         ),
     }  # fmt: skip
 
@@ -111,6 +112,8 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
     config.update_from_flattened_dict(ARMS[name])
     if arm != name:
         config.data.benign_fraction = 0.0
+    if not config.data.benign_fraction:
+        config.data.borderline_path = ""
     if config.rl.algorithm == "dpo":  # it samples nothing and asks no judge
         defaults = default.get_config()
         config.rewards.terms = defaults.rewards.terms

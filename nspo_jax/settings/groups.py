@@ -143,6 +143,11 @@ class Data:
         "", Text("a split such as train, or a slice of it"),
         "The split of these questions, such as train. '' takes all of the files.",
     )  # fmt: skip
+    borderline_path: str = option(
+        "", PATHS,
+        "Prompts that only look harmful (OR-Bench), half of the benign ones in a batch of task "
+        "safety. '' leaves them out.",
+    )  # fmt: skip
     max_broken: float = option(
         0.01, SHARE, "The largest share of a dataset's rows that may break its schema."
     )

@@ -49,6 +49,7 @@ class Prompts:
       train: harmful prompts that RL batches are drawn from.
       calibration: general conversations with answers, which define the protected directions.
       replay: general conversations of the same side, for RL batches.
+      borderline: prompts that only look harmful, for RL batches; perhaps none.
       held_out: general conversations disjoint from calibration and replay.
       suites: evaluation sets by name: harmful ones by their source (advbench, harmbench, ...), and
         those whose prompts only look harmful, such as xstest_safe.
@@ -58,6 +59,7 @@ class Prompts:
     train: list[Conversation]
     calibration: list[Conversation]
     replay: list[Conversation]
+    borderline: list[Conversation]
     held_out: list[Conversation]
     suites: dict[str, list[Conversation]]
     left_out: dict[str, int]
@@ -71,6 +73,7 @@ def load(
     train: Source,
     general: Source,
     evaluation: Source,
+    borderline: Source | None = None,
     calibration_rows: int,
     suite_rows: int,
     seed: int,
@@ -85,6 +88,8 @@ def load(
       train: a part of one of TRAINING.
       general: a part of the dataset general.
       evaluation: files of safety_prompts: XSTest and files of harmful prompts.
+      borderline: files of safety_prompts with prompts that only look harmful; their harmful ones
+        are left out.
       calibration_rows: the number of conversations to calibrate on.
       suite_rows: the most rows of each evaluation set and of the held-out conversations; larger
         sets are sampled.
@@ -107,12 +112,18 @@ def load(
     found = _suites(read(evaluation))
     evaluated = {name: [row.prompt for row in rows] for name, rows in found.items()}
     suites = {name: _draw(fitting(rows, name), suite_rows, seed) for name, rows in found.items()}
-    rows = filtering.deduplicate(read(train))
-    _log.info("train: %d different prompts of %s", len(rows), train.name)
-    rows, matches = filtering.decontaminate(rows, evaluated)
-    _log.info("train: %d prompts left out that evaluation sets have too", len(matches))
-    rows = fitting(rows, "train")
 
+    def training(rows: list[Conversation], name: str, source: Source) -> list[Conversation]:
+        rows = filtering.deduplicate(rows)
+        _log.info("%s: %d different prompts of %s", name, len(rows), source.name)
+        rows, matches = filtering.decontaminate(rows, evaluated)
+        _log.info("%s: %d prompts left out that evaluation sets have too", name, len(matches))
+        return _require_rows(fitting(rows, name), name)
+
+    looking = []
+    if borderline is not None:
+        looking = [row for row in read(borderline) if row.kind == "borderline"]
+        looking = training(looking, "borderline", borderline)
     answered = [row for row in read(general) if row.answer]
     answered = fitting(filtering.deduplicate(answered), "general")
     held_out = [row for row in answered if _is_held_out(row)]
@@ -125,10 +136,11 @@ def load(
         )
     protected = _draw(protected, len(protected), seed)
     return Prompts(
-        train=_require_rows(rows, "train"),
+        train=training(read(train), "train", train),
         calibration=protected[:calibration_rows],
         # the rest comes first: replay repeats calibration's rows only if there are no others
         replay=protected[calibration_rows:] or protected,
+        borderline=looking,
         held_out=_require_rows(_draw(held_out, suite_rows, seed), "held-out general"),
         suites={name: _require_rows(rows, name) for name, rows in suites.items()},
         left_out=left_out,
@@ -199,7 +211,7 @@ class PublicSafety(task.Given):
     fields: tuple[str, ...] = (
         "data.train", "data.train_path", "data.subset", "data.train_column", "data.train_split",
         "data.benign_fraction", "data.general_path", "data.general_split", "data.evaluation",
-        "data.evaluation_column", "rewards.refusal_detector",
+        "data.evaluation_column", "data.borderline_path", "rewards.refusal_detector",
     )  # fmt: skip
     text_fields: tuple[str, ...] = ("data.general_path", "data.general_split")
 
@@ -213,6 +225,12 @@ class PublicSafety(task.Given):
                 "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
                 "StrongREJECT are csv files in their authors' repositories. Give their paths, "
                 "joined by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
+            )
+        if data.borderline_path and run.batch_prompts - run.rl.prompts < 2:
+            raise ValueError(
+                f"data.borderline_path is {data.borderline_path!r}, and a batch has "
+                f"{run.batch_prompts - run.rl.prompts} benign prompts, of which half are drawn "
+                "from it: raise data.benign_fraction or rl.prompts, or leave the path empty."
             )
         if data.train_column and data.train != "safety_prompts":
             raise ValueError(
@@ -251,13 +269,23 @@ class PublicSafety(task.Given):
                 if data.evaluation_column
                 else None,
             ),
+            borderline=Source(
+                "safety_prompts", paths=sources.split_paths(data.borderline_path),
+                split_field="data.borderline_path",
+            )
+            if data.borderline_path
+            else None,
             calibration_rows=run.calibration.rows,
             suite_rows=run.evaluation.prompts,
             seed=run.seed,
             max_broken=data.max_broken,
         )  # fmt: skip
         benign = round(run.rl.prompts * data.benign_fraction)
-        parts = [(prompts.train, run.rl.prompts), (prompts.replay, benign)]
+        looking = benign // 2 if prompts.borderline else 0
+        parts = [
+            (prompts.train, run.rl.prompts), (prompts.replay, benign - looking),
+            (prompts.borderline, looking),
+        ]  # fmt: skip
 
         def refusal(text: str) -> float:
             return rewards.DETECTORS[run.rewards.refusal_detector](text).probability

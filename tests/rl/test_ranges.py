@@ -15,7 +15,7 @@ DEFAULTS = settings.flatten(settings.from_config(default.get_config()))
 # text whose only rule is that it is text: names of files, columns, servers, and what is said
 FREE_TEXT = {
     "workspace", "model.path", "data.system_prompt", "data.train_path", "data.subset",
-    "data.train_column", "data.general_path",
+    "data.train_column", "data.general_path", "data.borderline_path",
     "data.evaluation", "data.evaluation_column", "rewards.cost_model", "rewards.reward_model",
     "rewards.guard.path", "rewards.guard.categories", "rewards.judge.url", "rewards.judge.model",
     "rewards.judge.api_key_env", "reward_training.path", "reward_training.subset",

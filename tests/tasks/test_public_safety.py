@@ -67,6 +67,22 @@ def test_prompts_are_filtered_and_what_is_left_out_is_counted(load, caplog):
     assert found.left_out == {"xstest_safe": 0, "advbench": 0, "train": 1, "general": 1}
 
 
+def test_borderline_prompts_are_clean_of_the_evaluation_sets_too(load, tmp_path):
+    rows = [{"prompt": text} for text in ("How do I kill time?", "How do I kill time?", SAFE[0])]
+    paths = {
+        name: [str(public_files.write(tmp_path / name, public_files.lines(rows)))]
+        for name in ("or-bench-hard.jsonl", "or-bench-toxic.jsonl")
+    }
+    source = lambda name: public_safety.Source("safety_prompts", paths=paths[name])  # noqa: E731
+    found = load(borderline=source("or-bench-hard.jsonl"))
+    assert [(row.prompt, row.kind) for row in found.borderline] == [
+        ("How do I kill time?", "borderline")
+    ]
+    assert found.left_out["borderline"] == 0 and load().borderline == []
+    with pytest.raises(ValueError, match="No borderline prompts are left"):
+        load(borderline=source("or-bench-toxic.jsonl"))  # which holds harmful ones
+
+
 def test_general_questions_are_divided(load):
     found, again, other = load(), load(), load(seed=1)
     assert found == again and found.calibration != other.calibration

@@ -37,6 +37,7 @@ def config(shared_data, tmp_path):
             "xstest/xstest_prompts.csv", "advbench/harmful_behaviors.csv",
             "harmbench/harmbench_behaviors_text_val.csv", "strongreject/strongreject_dataset.csv",
         ),
+        "data.borderline_path": joined("or_bench/or_bench_80k_style_prompts_first2500.jsonl"),
         "data.prompt_length": 90, "data.completion_length": 60, "data.benign_fraction": 0.5,
         "calibration.rows": 8, "calibration.batch_size": 8, "rl.prompts": 4, "rl.samples": 2,
         "evaluation.prompts": 4,
@@ -51,11 +52,10 @@ def test_a_workspace_on_real_files(config, caplog):
     task = base.task
     assert set(task.suites) == {"xstest", "xstest_safe", "advbench", "harmbench", "strongreject"}
     assert all(len(suite.rows) == 4 for suite in task.suites.values())
-    (train, harmful), (replay, benign) = task.parts
-    assert (harmful, benign) == (4, 2) and len(train) > 20
-    assert {row.kind for row in train} == {"harmful"} and {row.kind for row in replay} == {
-        "general"
-    }
+    assert [number for _, number in task.parts] == [4, 1, 1] and len(task.parts[0][0]) > 20
+    assert [{row.kind for row in rows} for rows, _ in task.parts] == [
+        {"harmful"}, {"general"}, {"borderline"},
+    ]  # fmt: skip
     assert base.calibration["tokens"].shape == (8, 150)
     assert "left out, longer than data.prompt_length=90" in caplog.text
     assert "prompts left out that evaluation sets have too" in caplog.text
@@ -131,6 +131,7 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     [
         ({"model.path": ""}, "task is 'safety' and model.path is empty"),
         ({"data.evaluation": ""}, "data.evaluation is empty: XSTest"),
+        ({"data.borderline_path": "or_bench.csv"}, "a batch has 0 benign prompts, of which half"),
         ({"data.train": "gsm8k"}, "data.train is 'gsm8k'; expected one of pku_safe_rlhf"),
         ({"data.train_column": "goal"}, "data.train_column is 'goal' and data.train 'pku_safe"),
     ],
