@@ -120,6 +120,7 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
         config.rewards.on_failure = defaults.rewards.on_failure
     else:
         config.rl.temperature = 0.8
+        config.rl.shared_prompt = True
         replay = "+over_refusal@benign" if config.data.benign_fraction else ""
         config.rewards.terms = f"refusal@harmful{replay}"
     return config

@@ -113,12 +113,15 @@ def optimizer(params):
     return optimizer_lib.build_optimizer(1e-2, projectors, mode="update")
 
 
-def rollouts():
+def rollouts(samples=1):
+    """A batch in which so many neighbouring rows have one prompt."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, COMPLETION + 1, (BATCH, 1))
+    prompts = rng.integers(0, CONFIG.vocab_size, (BATCH, PROMPT)).astype(np.int32)
+    prompt_mask = np.arange(PROMPT) >= rng.integers(0, PROMPT - 1, (BATCH, 1))
     return train_step.RolloutBatch(
-        prompts=rng.integers(0, CONFIG.vocab_size, (BATCH, PROMPT)).astype(np.int32),
-        prompt_mask=np.arange(PROMPT) >= rng.integers(0, PROMPT - 1, (BATCH, 1)),
+        prompts=np.repeat(prompts[::samples], samples, axis=0),
+        prompt_mask=np.repeat(prompt_mask[::samples], samples, axis=0),
         completions=rng.integers(0, CONFIG.vocab_size, (BATCH, COMPLETION)).astype(np.int32),
         completion_mask=np.arange(COMPLETION) < lengths,
         old_logprobs=rng.normal(-3.5, 0.1, (BATCH, COMPLETION)).astype(np.float32),
@@ -126,13 +129,13 @@ def rollouts():
     )
 
 
-def trained(mesh, steps=3):
+def trained(mesh, steps=3, samples=1):
     """Weights after a few steps, the number of shards of a kernel, the last update's norm."""
     params = models.init_params(CONFIG, jax.random.key(0))
     transform = optimizer(params)
     trainable, frozen = optimizer_lib.partition(params, "mlp+attention+head", "freeze")
     state = train_step.TrainState(jax.numpy.int32(0), trainable, transform.init(trainable))
-    batch = rollouts()
+    batch = rollouts(samples)
     shards = 1
     if mesh is not None:
         state = jax.device_put(state, sharding.shardings(mesh, state))
@@ -140,7 +143,7 @@ def trained(mesh, steps=3):
         batch = sharding.shard_batch(mesh, batch)
         kernel = state.trainable["layers"]["mlp"]["up"]["kernel"]
         shards = kernel.size // kernel.addressable_shards[0].data.size
-    step = policy_gradient.make_train_step(CONFIG, transform)
+    step = policy_gradient.make_train_step(CONFIG, transform, samples=samples)
     before = jax.tree.map(lambda leaf: leaf.sharding, state)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         for _ in range(steps):
@@ -167,6 +170,9 @@ def compare():
         weights, _, _ = trained(jax.sharding.Mesh(devices, sharding.AXES))
         difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, single)
         report["shapes"]["x".join(map(str, shape))] = float(max(jax.tree.leaves(difference)))
+    shared = [trained(mesh, samples=2)[0] for mesh in (None, sharding.make_mesh(**MESHES["all"]))]
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), *shared)
+    report["shared_prompt"] = float(max(jax.tree.leaves(difference)))
     report["projection"] = {
         f"{name} {axis}": projected(make, data=1, **{axis: 8})
         for name, make in TRANSFORMS.items()
@@ -287,6 +293,7 @@ def test_the_update_on_eight_devices_is_the_update_on_one(eight_devices):
     assert [report[name][1] for name in MESHES] == [1, 8, 4]
     for name in MESHES:
         assert report[name][0] < 1e-5, name  # float32 rounding, through Adam's division
+    assert report["shared_prompt"] < 1e-5
 
 
 def test_calibration_on_a_mesh_finds_the_same_moments(eight_devices):

@@ -10,6 +10,7 @@ import numpy as np
 
 from nspo_jax import sharding
 from nspo_jax.models import architecture, heads, transformer
+from nspo_jax.models import cache as cache_lib
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -43,11 +44,17 @@ def sequence_logprobs(
     return jnp.where(mask[:, 1:] & mask[:, :-1], found, 0.0)
 
 
-def predicting_states(model_config: architecture.ModelConfig, params, batch: Any) -> jax.Array:
+def predicting_states(
+    model_config: architecture.ModelConfig, params, batch: Any, samples: int = 1
+) -> jax.Array:
     """Returns final hidden states before each completion token: [batch, completion_length, d].
 
-    They are at the positions that predict the token, and know no more than its draw did.
+    They are at the positions that predict the token, and know no more than its draw did. With
+    `samples` above 1 so many neighbouring rows have one prompt, which is read once for all of them:
+    the same states to rounding, from P + samples T tokens a group instead of samples (P + T).
     """
+    if samples > 1:
+        return _states_after_shared_prompts(model_config, params, batch, samples)
     tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
     mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
     hidden = transformer.forward(model_config, params, tokens, mask).hidden
@@ -55,8 +62,34 @@ def predicting_states(model_config: architecture.ModelConfig, params, batch: Any
     return hidden[:, start : start + batch.completions.shape[1]]
 
 
+def _states_after_shared_prompts(model_config, params, batch, samples):
+    """Reads prompts into a cache, repeats it, and runs the completions behind it."""
+    count = batch.prompts.shape[0] // samples
+    prompts, mask = (
+        sharding.shard_rows(array.reshape(count, samples, -1)[:, 0])
+        for array in (batch.prompts, batch.prompt_mask)
+    )
+    length = max(batch.prompts.shape[1], batch.completions.shape[1])
+    # the barrier saves XLA the seconds of folding the attention to empty slots while it compiles
+    cache = jax.lax.optimization_barrier(cache_lib.empty_cache(model_config, count, length))
+    out = transformer.forward(model_config, params, prompts, mask, cache)
+    assert out.cache is not None  # `forward` got a cache
+    first = sharding.shard_rows(jnp.repeat(out.hidden[:, -1:], samples, axis=0))
+    if batch.completions.shape[1] == 1:
+        return first
+    past = cache_lib.repeat_cache(out.cache, samples)
+    rest = transformer.forward(
+        model_config, params, batch.completions[:, :-1], batch.completion_mask[:, :-1], past
+    ).hidden
+    return jnp.concatenate([first, rest], axis=1)
+
+
 def completion_logprobs(
-    model_config: architecture.ModelConfig, params, batch: Any, temperature: float = 1.0
+    model_config: architecture.ModelConfig,
+    params,
+    batch: Any,
+    temperature: float = 1.0,
+    samples: int = 1,
 ) -> jax.Array:
     """Returns log p of the completion tokens: float32 [batch, completion_length].
 
@@ -68,8 +101,9 @@ def completion_logprobs(
       params: its parameters.
       batch: anything with the first four fields of `rl.train_step.RolloutBatch`.
       temperature: divides the logits.
+      samples: see `predicting_states`.
     """
-    predicting = predicting_states(model_config, params, batch)
+    predicting = predicting_states(model_config, params, batch, samples)
     return _following_logprobs(model_config, params, predicting, batch.completions, temperature)
 
 

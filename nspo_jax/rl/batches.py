@@ -274,13 +274,17 @@ def _unpack(packed: dict[str, Any]) -> np.ndarray:
     return flat.reshape(packed["shape"])
 
 
-def split_minibatches(batch: Any, count: int, step: int):
-    """Yields `count` equal minibatches of whole-batch rows in an order that differs every step."""
+def split_minibatches(batch: Any, count: int, step: int, group: int = 1):
+    """Yields `count` equal minibatches of whole-batch rows in an order that differs every step.
+
+    `group` neighbouring rows stay together.
+    """
     if count == 1:
         yield batch
         return
-    order = np.random.default_rng(step).permutation(len(batch.completion_mask))
-    for rows in np.split(order, count):
+    order = np.random.default_rng(step).permutation(len(batch.completion_mask) // group)
+    for groups in np.split(order, count):
+        rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
         yield jax.tree.map(lambda array, rows=rows: array[rows], batch)
 
 

@@ -12,10 +12,11 @@ def check_mesh(run: settings.Run, mesh: jax.sharding.Mesh) -> None:
     rl, prompts = run.rl, run.batch_prompts
     sharding.check_batch(mesh, prompts, "The RL batch of prompts")
     sharding.check_batch(mesh, prompts // rl.rollout_batches, "A part of it (rl.rollout_batches)")
-    parts = rl.minibatches * rl.microbatches
-    sharding.check_batch(
-        mesh, algorithms.of(run).rows // parts, "A microbatch (rl.minibatches x rl.microbatches)"
-    )
+    algorithm, parts = algorithms.of(run), rl.minibatches * rl.microbatches
+    what = "A microbatch (rl.minibatches x rl.microbatches)"
+    if algorithm.group > 1:
+        what += " of whole groups (rl.shared_prompt)"
+    sharding.check_batch(mesh, algorithm.rows // algorithm.group // parts, what)
     if terms.on_mesh(run):
         sharding.check_batch(mesh, run.rewards.batch_size, "rewards.batch_size")
 
@@ -40,11 +41,15 @@ def check_config(run: settings.Run, *, has_weights: bool = True, is_run: bool = 
             "checkpoint.every, or 0."
         )
     algorithm, prompts = algorithms.of(run), run.batch_prompts
-    if algorithm.rows % (run.rl.minibatches * run.rl.microbatches):
+    parts = run.rl.minibatches * run.rl.microbatches
+    if algorithm.rows // algorithm.group % parts:
+        units = f"{algorithm.rows} {algorithm.row}"
+        if algorithm.group > 1:
+            units = f"{prompts} groups that rl.shared_prompt keeps together, in the {units}"
         raise ValueError(
             f"rl.minibatches is {run.rl.minibatches} and rl.microbatches "
-            f"{run.rl.microbatches}, which do not divide the {algorithm.rows} "
-            f"{algorithm.row} of a step ({prompts} prompts x {run.rl.samples} samples)."
+            f"{run.rl.microbatches}, which do not divide the {units} of a step ({prompts} prompts "
+            f"x {run.rl.samples} samples)."
         )
     if prompts % run.rl.rollout_batches:
         raise ValueError(

@@ -54,7 +54,9 @@ class RolloutBatch(NamedTuple):
     outcomes: Array | None = None
 
 
-def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., tuple[Any, Any]]:
+def gradient_in_parts(
+    loss_of: Callable[..., Any], parts: int, group: int = 1
+) -> Callable[..., tuple[Any, Any]]:
     """Builds `gradient(trained, batch) -> (gradient, metrics)` of a mean over rows.
 
     Args:
@@ -63,12 +65,14 @@ def gradient_in_parts(loss_of: Callable[..., Any], parts: int) -> Callable[..., 
         would weigh tokens differently.
       parts: the number of equal parts of the rows. Their gradients are computed one at a time, in
         less memory, and added up in float32.
+      group: the number of neighbouring rows that a part holds together.
     """
     differentiate = jax.grad(loss_of, has_aux=True)
 
     def split(array: jax.Array) -> jax.Array:
         # every part has rows of each device's block, so that no row travels
-        return jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
+        grouped = array.reshape(-1, parts, group, *array.shape[1:])
+        return jnp.moveaxis(grouped, 1, 0).reshape(parts, -1, *array.shape[1:])
 
     def gradient(trained, batch):
         tokens = jnp.maximum(jnp.sum(batch.completion_mask), 1) / parts
@@ -91,6 +95,7 @@ def make_update(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int = 1,
+    group: int = 1,
     compute_dtype: str = "float32",
 ) -> Step:
     """Builds `step(state, frozen, reference, batch) -> (state, metrics)`, not jitted yet.
@@ -104,6 +109,7 @@ def make_update(
       optimizer: transforms the gradients of the trained leaves.
       microbatches: parts of the batch's rows whose gradients are added up: the same update to
         rounding, in less memory.
+      group: see `gradient_in_parts`.
       compute_dtype: the model's, in which weights are formed.
     """
 
@@ -112,7 +118,8 @@ def make_update(
             params = optimizer_lib.combine(trainable, frozen, compute_dtype)
             return loss_of(params, reference, rows, tokens)
 
-        gradient, metrics = gradient_in_parts(of_trainable, microbatches)(state.trainable, batch)
+        differentiate = gradient_in_parts(of_trainable, microbatches, group)
+        gradient, metrics = differentiate(state.trainable, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = metrics | {

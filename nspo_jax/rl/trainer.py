@@ -205,7 +205,9 @@ def _run(
             del params  # these are a second copy of the weights, where a change is trained
             with clock.phase("update"):
                 measured = {}
-                for minibatch in batches.split_minibatches(batch, rl.minibatches, step):
+                for minibatch in batches.split_minibatches(
+                    batch, rl.minibatches, step, algorithm.group
+                ):
                     minibatch = sharding.shard_batch(mesh, minibatch)
                     state, measured = update(state, frozen, reference, minibatch)
                 measured = distributed.fetch(measured)

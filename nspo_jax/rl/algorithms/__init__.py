@@ -48,6 +48,7 @@ class Algorithm(Protocol):
       needs_reference: True if the update compares the policy with the base model.
       rows: the number of rows of a step, which minibatches and microbatches divide.
       row: the name of these rows, for messages.
+      group: the number of neighbouring rows that every minibatch and microbatch holds together.
       fields: the settings, by dotted name, that it reads and that some other algorithm does not.
     """
 
@@ -55,6 +56,7 @@ class Algorithm(Protocol):
     needs_reference: bool
     rows: int
     row: str
+    group: int
     fields: tuple[str, ...]
 
     def __init__(self, run: settings.Run): ...

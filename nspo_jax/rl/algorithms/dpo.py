@@ -175,6 +175,7 @@ class DPO:
         # two answers stand for two completions, and nothing parts a pair
         self.rows = run.batch_prompts * run.rl.samples // 2
         self.row = "pairs, two completions each,"
+        self.group = 1
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""

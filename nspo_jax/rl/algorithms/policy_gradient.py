@@ -14,7 +14,9 @@ import optax
 from nspo_jax import base_model, models, settings
 from nspo_jax.rl import batches, losses, terms, train_step
 
-LOSS_FIELDS = ("rl.loss", "rl.aggregation", "rl.clip", "rl.clip_high", "rl.dual_clip")
+LOSS_FIELDS = (
+    "rl.loss", "rl.aggregation", "rl.clip", "rl.clip_high", "rl.dual_clip", "rl.shared_prompt",
+)  # fmt: skip
 
 
 class PolicyGradient:
@@ -29,6 +31,7 @@ class PolicyGradient:
         self._run = run
         self.rows = run.batch_prompts * run.rl.samples
         self.row = "completions"
+        self.group = group_of(run)
         self.needs_reference = bool(run.rl.kl_coefficient)
 
     def check(self) -> None:
@@ -75,7 +78,13 @@ class PolicyGradient:
             importance_cap=rl.importance_cap,
             temperature=rl.temperature,
             microbatches=rl.microbatches,
+            samples=self.group,
         )
+
+
+def group_of(run: settings.Run) -> int:
+    """Returns the number of neighbouring completions whose prompt the update reads once."""
+    return run.rl.samples if run.rl.shared_prompt else 1
 
 
 def abstract_rollouts(
@@ -106,6 +115,7 @@ def policy_gradient_loss(
     kl_estimator: str = "k3",
     importance_cap: float = 0.0,
     temperature: float = 1.0,
+    samples: int = 1,
 ) -> train_step.LossOf:
     """Builds the loss of `RolloutBatch`es with advantages, for `train_step.make_update`.
 
@@ -114,7 +124,8 @@ def policy_gradient_loss(
     the ratio's denominator is the trainer's own probability at the start of the update. So the
     ratio is 1 and no clip acts. That is right for one update a batch, however old the sampler's
     weights are. In a second update the weights would hold the first one's change too, and nothing
-    would clip it: `PolicyGradient.check` refuses more minibatches.
+    would clip it: `PolicyGradient.check` refuses more minibatches. `samples` neighbouring rows have
+    one prompt, see `models.predicting_states`.
     """
     policy_loss = functools.partial(
         losses.LOSSES[loss],
@@ -130,9 +141,9 @@ def policy_gradient_loss(
         reference_logprobs = None
         if reference is not None:
             reference_logprobs = models.completion_logprobs(
-                model_config, reference, batch, temperature
+                model_config, reference, batch, temperature, samples
             )
-        logprobs = models.completion_logprobs(model_config, params, batch, temperature)
+        logprobs = models.completion_logprobs(model_config, params, batch, temperature, samples)
         mask, old_logprobs, weights = batch.completion_mask, batch.old_logprobs, None
         if importance_cap:
             old_logprobs = jax.lax.stop_gradient(logprobs)
@@ -163,6 +174,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int = 1,
+    samples: int = 1,
     **options: Any,
 ) -> train_step.Step:
     """Builds the jitted policy gradient step, which donates the state.
@@ -171,10 +183,15 @@ def make_train_step(
       model_config: the policy's configuration.
       optimizer: see `train_step.make_update`.
       microbatches: see `train_step.make_update`.
+      samples: see `policy_gradient_loss`.
       **options: those of `policy_gradient_loss`.
     """
-    loss_of = policy_gradient_loss(model_config, **options)
+    loss_of = policy_gradient_loss(model_config, samples=samples, **options)
     update = train_step.make_update(
-        loss_of, optimizer, microbatches=microbatches, compute_dtype=model_config.compute_dtype
+        loss_of,
+        optimizer,
+        microbatches=microbatches,
+        group=samples,
+        compute_dtype=model_config.compute_dtype,
     )
     return jax.jit(update, donate_argnums=0)

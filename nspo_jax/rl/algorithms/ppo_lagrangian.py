@@ -229,7 +229,7 @@ def make_step(
     at once, with the weights that the step begins with; gradients are computed in `rl.microbatches`
     parts. The multiplier moves first, by the mean cost, and then weighs advantages.
     """
-    rl, options = run.rl, run.lagrangian
+    rl, options, group = run.rl, run.lagrangian, policy_gradient.group_of(run)
     configs, critics_optimizer = critic_models(run, model_config), critic_optimizer(run)
     policy_loss = policy_gradient.policy_gradient_loss(
         model_config,
@@ -238,18 +238,20 @@ def make_step(
         clip_high=rl.clip_high,
         dual_clip=rl.dual_clip,
         temperature=rl.temperature,
+        samples=group,
     )
     update_policy = train_step.make_update(
         policy_loss,
         optimizer,
         microbatches=rl.microbatches,
+        group=group,
         compute_dtype=model_config.compute_dtype,
     )
 
     def values_of(params, batch) -> dict[str, jax.Array]:
         values = {
             name: models.values(
-                critic, params[name], models.predicting_states(critic, params[name], batch)
+                critic, params[name], models.predicting_states(critic, params[name], batch, group)
             )
             for name, critic in configs.items()
         }
@@ -268,7 +270,7 @@ def make_step(
         }  # fmt: skip
         return sum(found.values()), found
 
-    critics_gradient = train_step.gradient_in_parts(critics_loss, rl.microbatches)
+    critics_gradient = train_step.gradient_in_parts(critics_loss, rl.microbatches, group)
 
     def step(state: train_step.TrainState, frozen, reference, batch):
         critics, mask = state.critics, batch.completion_mask
@@ -281,7 +283,7 @@ def make_step(
             largest=options.largest,
         )
         multiplier = jnp.exp(log_multiplier)
-        base = models.completion_logprobs(model_config, reference, batch, rl.temperature)
+        base = models.completion_logprobs(model_config, reference, batch, rl.temperature, group)
         rewards, costs = token_outcomes(
             batch.outcomes, batch.old_logprobs, base, mask, kl=options.kl
         )
@@ -339,6 +341,7 @@ class PPOLagrangian:
         self._run = run
         self.rows = run.batch_prompts * run.rl.samples
         self.row = "completions"
+        self.group = policy_gradient.group_of(run)
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
