@@ -112,8 +112,6 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
     config.update_from_flattened_dict(ARMS[name])
     if arm != name:
         config.data.benign_fraction = 0.0
-    if not config.data.benign_fraction:
-        config.data.borderline_path = ""
     if config.rl.algorithm == "dpo":  # it samples nothing and asks no judge
         defaults = default.get_config()
         config.rewards.terms = defaults.rewards.terms

@@ -226,11 +226,11 @@ class PublicSafety(task.Given):
                 "StrongREJECT are csv files in their authors' repositories. Give their paths, "
                 "joined by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
             )
-        if data.borderline_path and run.batch_prompts - run.rl.prompts < 2:
+        if data.borderline_path and run.batch_prompts - run.rl.prompts == 1:
             raise ValueError(
-                f"data.borderline_path is {data.borderline_path!r}, and a batch has "
-                f"{run.batch_prompts - run.rl.prompts} benign prompts, of which half are drawn "
-                "from it: raise data.benign_fraction or rl.prompts, or leave the path empty."
+                f"data.borderline_path is {data.borderline_path!r}, and a batch has one benign "
+                "prompt, of which half would be drawn from it: raise data.benign_fraction or "
+                "rl.prompts, or leave the path empty."
             )
         if data.train_column and data.train != "safety_prompts":
             raise ValueError(

@@ -131,7 +131,10 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     [
         ({"model.path": ""}, "task is 'safety' and model.path is empty"),
         ({"data.evaluation": ""}, "data.evaluation is empty: XSTest"),
-        ({"data.borderline_path": "or_bench.csv"}, "a batch has 0 benign prompts, of which half"),
+        (
+            {"data.borderline_path": "or_bench.csv", "data.benign_fraction": 0.06},
+            "a batch has one benign prompt, of which half",
+        ),
         ({"data.train": "gsm8k"}, "data.train is 'gsm8k'; expected one of pku_safe_rlhf"),
         ({"data.train_column": "goal"}, "data.train_column is 'goal' and data.train 'pku_safe"),
     ],

@@ -241,12 +241,9 @@ def make_step(
         samples=group,
     )
     update_policy = train_step.make_update(
-        policy_loss,
-        optimizer,
-        microbatches=rl.microbatches,
-        group=group,
+        policy_loss, optimizer, microbatches=rl.microbatches, group=group,
         compute_dtype=model_config.compute_dtype,
-    )
+    )  # fmt: skip
 
     def values_of(params, batch) -> dict[str, jax.Array]:
         values = {
