@@ -1,7 +1,16 @@
-# demo.sh and test.sh source this file: it goes to the repository's root and activates .venv, which
-# it makes and fills once. A requirements file that changed is installed again. PYTHON picks the
-# interpreter, NSPO_VENV another place for the environment.
+# The shell scripts source this file: it goes to the repository's root, and `environment` activates
+# .venv, which it makes and fills once. A requirements file that changed is installed again. PYTHON
+# picks the interpreter, NSPO_VENV another place for the environment.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+fail() { # fail WORD ...
+  echo "error: $*" >&2
+  exit 1
+}
+
+usage() { # usage SCRIPT: prints the comment that it begins with
+  sed -n '2,/^set/p' "scripts/$(basename "$1")" | sed '$d; s/^# \{0,1\}//'
+}
 
 environment() { # environment REQUIREMENTS_FILE
   local venv="${NSPO_VENV:-.venv}" requirements="$1" python mark
@@ -15,8 +24,7 @@ environment() { # environment REQUIREMENTS_FILE
     done
   fi
   if [ -z "$python" ]; then
-    echo "error: no Python 3.11 or newer found. Install one, or name it: PYTHON=/path/to/python $0" >&2
-    exit 1
+    fail "no Python 3.11 or newer found. Install one, or name it: PYTHON=/path/to/python $0"
   fi
   if [ ! -x "$venv/bin/python" ]; then
     echo "making an environment in $venv with $("$python" --version)"

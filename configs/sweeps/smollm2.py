@@ -3,13 +3,21 @@
     ./scripts/get_smollm2.sh runs/smollm2/model
     python -m scripts.sweep --config=configs/sweeps/smollm2.py:DATA --workdir=runs/smollm2/study
 
-DATA is a directory with the files that configs/smollm2.py names. `small` leaves three arms.
+DATA is a directory with the files that configs/smollm2.py names. `small` leaves three arms and the
+fields of SMALL: a trial of the machine, too short for a result.
 """
 
 import ml_collections
 
 from configs import smollm2
 from configs.sweeps import tiny_arms
+
+SMALL = {
+    "rl.steps": 24,
+    "evaluation.prompts": 20,
+    "evaluation.every": 24,
+    "calibration.rows": 300,
+}
 
 
 def get_config(name: str = "data") -> ml_collections.ConfigDict:
@@ -26,5 +34,6 @@ def get_config(name: str = "data") -> ml_collections.ConfigDict:
     config.arms = "base+grpo_tuned+nspo" + ("" if size else "+nspo_coords+dpo+nspo_dpo")
     config.model_path = "runs/smollm2/model"
     config.seeds = "0"
-    config.fixed = tiny_arms.make_fixed(smollm2.data_fields(directory))
+    fixed = smollm2.data_fields(directory) | (SMALL if size else {})
+    config.fixed = tiny_arms.make_fixed(fixed)
     return config
