@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import pytest
 
+from nspo_jax.tasks.chat_world import dataset
 from tests import compiling, shapes
 
 # here, before jax makes its backend, and in the processes that tests start
@@ -28,6 +29,18 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set NSPO_SHARED_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_world(tmp_path_factory):
+    """Prepares and reads the chat world of a seed once, not in every test's own workspace.
+
+    It yields the reader of a directory's own files, for the tests of those.
+    """
+    read, directory = dataset._read, str(tmp_path_factory.mktemp("worlds"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "_read", lambda _, seed, split: read(directory, seed, split))
+        yield read
 
 
 # whole runs, child processes, comparisons with torch: what `./scripts/test.sh --fast` leaves out.

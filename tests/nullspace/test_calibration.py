@@ -1,6 +1,7 @@
 """Moments a layer at a time, and sites from moments that a caller collected."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -157,9 +158,11 @@ def test_device_memory_does_not_grow_with_depth(tmp_path, monkeypatch):
         models.save_model(tmp_path / str(layers), config, params)
         del params
         source = models.FileSource(tmp_path / str(layers))
+        gc.collect()  # what other tests left behind
         before, most = sum(array.nbytes for array in jax.live_arrays()), []
 
         def measured(*args, before=before, most=most):
+            gc.collect()
             most.append(sum(array.nbytes for array in jax.live_arrays()) - before)
             return split(*args)
 

@@ -18,8 +18,15 @@ READ = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_files(one_world):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "_read", one_world)
+        yield
+
+
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, own_files):
     directory = tmp_path_factory.mktemp("data")
     dataset.load_split(directory, 0, "train")
     return directory

@@ -92,7 +92,7 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
 ):
     config = runs.changed(config, {
         "rl.steps": 2, "evaluation.every": 1, "checkpoint.every": 1, "evaluation.prompts": 2,
-        "rewards.terms": "over_refusal", "data.completion_length": 16,
+        "rewards.terms": "over_refusal", "data.completion_length": 6,
         "rewards.refusal_detector": "rules",  # the learned one has no verdict on random tokens
         "rl.flat_steps": 0,  # a model of random weights refuses nothing: nothing is learned
     })  # fmt: skip
