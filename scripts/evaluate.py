@@ -12,7 +12,8 @@ set, for a look at the answers themselves.
 
 With --model no config is needed: PATH is a base model, a policy, an export, or a delta. The names
 are tasks, groups or tags of lm-eval (pip install -e '.[eval]'), which downloads their data; those
-of configs/lm_eval read files of yours. --output keeps results.json. docs/evaluation.md says more.
+of configs/lm_eval read files of yours. --output keeps results.json. --against=DIR prints the
+differences from another model's scores, document by document. docs/evaluation.md says more.
 """
 
 import pathlib
@@ -40,6 +41,11 @@ SHOTS = flags.DEFINE_integer(
 )
 TEMPLATE = flags.DEFINE_bool("apply_chat_template", False, "Ask in the model's chat template.")
 OUTPUT = launch.define_output("output", "Directory for results.json; default: it is not kept.")
+AGAINST = flags.DEFINE_string(
+    "against",
+    None,
+    "Directory of another model's --output with --log_samples: prints paired differences from it.",
+)
 LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Keep prompts and answers in --output.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and activations, with --model."
@@ -68,7 +74,8 @@ def main() -> None:
 
 def by_task() -> None:
     """Scores a policy by the task of its config, and prints samples and scores."""
-    unread = [flag.name for flag in (TASKS, FOLDER, DATA, LIMIT, SHOTS, OUTPUT) if flag.value]
+    only = (TASKS, FOLDER, DATA, LIMIT, SHOTS, OUTPUT, AGAINST)
+    unread = [flag.name for flag in only if flag.value]
     if unread:
         raise ValueError(f"--{unread[0]} goes with --model=DIR, and --config is given instead.")
     if distributed.several():
@@ -99,7 +106,7 @@ def by_lm_eval() -> None:
     if LOG_SAMPLES.value and not OUTPUT.value:
         raise ValueError("--log_samples needs --output=DIR, where the samples go.")
     try:
-        from nspo_jax.evaluation import harness, lm_eval_tasks
+        from nspo_jax.evaluation import harness, lm_eval_tasks, paired
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--lm_eval needs packages that are not installed ({error}): pip install -e '.[eval]'"
@@ -108,12 +115,14 @@ def by_lm_eval() -> None:
     if TEMPLATE.value:
         harness.check_template(chat_format, MODEL.value)
     mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
-    loaded = None
+    loaded, others = None, {}
     if distributed.is_primary():  # one process reads the tasks' data
         paths = [pathlib.Path(flag.value) if flag.value else None for flag in (FOLDER, DATA)]
         loaded = lm_eval_tasks.load(TASKS.value, *paths)
         lm_eval_tasks.check(loaded, chat_format, models.load_config(MODEL.value).max_length)
         harness.check_generation_config(MODEL.value)
+        if AGAINST.value:
+            others = paired.read_samples(AGAINST.value, loaded.each)
     model = harness.open_model(MODEL.value, mesh, dtype=DTYPE.value, batch=BATCH.value)
     if loaded is None:
         model.programs.follow()
@@ -122,7 +131,13 @@ def by_lm_eval() -> None:
         model, loaded, limit=LIMIT.value, shots=SHOTS.value, chat_template=TEMPLATE.value
     )
     model.programs.end()
-    print(f"{MODEL.value}\n\n{lm_eval_tasks.format_table(results)}")
+    print(f"{MODEL.value}\n\n{lm_eval_tasks.format_results(results)}")
+    if AGAINST.value:
+        differences, left_out = paired.compare(results["samples"], others)
+        print(f"\nagainst {AGAINST.value}, in points\n\n{paired.format_differences(differences)}")
+        if left_out:
+            print(f"Not compared, as a document has no number: {', '.join(left_out)}.")
+        results["against"] = [difference._asdict() for difference in differences]
     if OUTPUT.value:
         paths = lm_eval_tasks.write(results, pathlib.Path(OUTPUT.value), samples=LOG_SAMPLES.value)
         print(f"\nwritten: {', '.join(map(str, paths))}")

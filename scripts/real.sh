@@ -34,9 +34,11 @@ python -c 'import lm_eval' 2>/dev/null || python -m pip install --quiet '.[eval]
 [ -e runs/smollm2/model/config.json ] || ./scripts/get_smollm2.sh "$PWD/runs/smollm2/model"
 study="runs/smollm2/$name"
 python -m scripts.sweep --config="configs/sweeps/smollm2.py:$data$size" --workdir="$study"
+benchmarks="$study/seed_0/benchmarks" against=()
 for arm in "${arms[@]}"; do
-  scores="$study/seed_0/benchmarks/$arm"
-  [ -e "$scores/results.json" ] || python -m scripts.evaluate --output="$scores" \
+  [ -e "$benchmarks/$arm/results.json" ] || python -m scripts.evaluate --output="$benchmarks/$arm" \
     --model="$study/seed_0/runs/$arm/policy" --lm_eval_tasks=configs/lm_eval --lm_eval_data="$data" \
-    --lm_eval=arc_easy_local,piqa_local,openbookqa_local,winogrande_local --limit="$documents"
+    --lm_eval=arc_easy_local,piqa_local,openbookqa_local,winogrande_local --limit="$documents" \
+    --log_samples "${against[@]}"
+  against=("--against=$benchmarks/base")
 done

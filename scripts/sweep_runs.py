@@ -49,6 +49,8 @@ class Run:
 def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]:
     """Lists all runs of a sweep: each arm at each point of its grid and at each seed.
 
+    An arm without a step, the base, keeps that whatever rl.steps the sweep has.
+
     Raises:
       FileNotFoundError, ValueError: for a file that makes no config, an unknown arm or field, a
         value that its field does not take, or two runs of one name, before any run starts.
@@ -72,6 +74,8 @@ def expand(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Run]
             config = config_files.call(
                 get_config, sweep.config, [arm], kind="run", said_by="config.config"
             )
+            if not config.rl.steps:  # the arm is the untrained base, whatever the others train
+                changes.pop("rl.steps", None)
             for field, value in changes.items():
                 set_field(config, field, value)
             run_settings = settings.from_config(config)

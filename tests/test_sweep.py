@@ -52,6 +52,12 @@ def test_a_grid_becomes_named_runs_with_the_command_that_runs_each(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_base_stays_untrained_whatever_the_others_train(tmp_path):
+    sweep = make_sweep({}, arms="base+nspo", fixed=tiny_arms.make_fixed({"rl.steps": 7}))
+    steps = {run.name: run.settings.rl.steps for run in sweep_runs.expand(sweep, tmp_path)}
+    assert steps == {"base": 0, "nspo": 7}
+
+
 def test_without_a_grid_a_run_is_called_as_its_arm(tmp_path):
     assert [run.name for run in sweep_runs.expand(make_sweep({}), tmp_path)[:2]] == [
         "nspo", "grpo_replay"

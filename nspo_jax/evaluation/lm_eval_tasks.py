@@ -18,6 +18,7 @@ from lm_eval import utils as lm_eval_utils
 from nspo_jax import files
 from nspo_jax.data import chat
 from nspo_jax.evaluation import answering, harness
+from nspo_jax.reports import tables
 
 # the beginning of lm-eval's message about a file of settings that others include
 _NO_TASK = "Unknown config shape"
@@ -131,7 +132,7 @@ def evaluate(
     return dict(found)
 
 
-def format_table(results: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     """Formats a line a metric: task, metric, filter, value, standard error, shots, documents."""
     header = ("task", "metric", "filter", "value", "stderr", "shots", "n")
     lines = []
@@ -147,15 +148,7 @@ def format_table(results: dict[str, Any]) -> str:
                 task, metric, kept, _number(value), _number(error), str(shots),
                 str(counts.get("effective", metrics.get("sample_len", ""))),
             ))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    left = {"task", "metric", "filter"}
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if name in left else cell.rjust(width)
-            for name, cell, width in zip(header, line, widths, strict=True)
-        ).rstrip()
-        for line in (header, *lines)
-    )
+    return tables.format_table([header, *lines], left=3)
 
 
 def write(results: dict[str, Any], directory: pathlib.Path, *, samples: bool) -> list[pathlib.Path]:

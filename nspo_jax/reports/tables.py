@@ -136,18 +136,21 @@ def format_rules(rules: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return format_table(table)
 
 
-def format_table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-    """Aligns columns; the first row is the header."""
+def format_table(rows: Sequence[Sequence[str]], *, left: int = 1, markdown: bool = False) -> str:
+    """Aligns columns, the first `left` to the left; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     separator = " | " if markdown else "  "
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append(separator.join(cells))
     if markdown:
         lines = [f"| {line} |" for line in lines]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        rule = ["-" * width for width in widths[:left]]
+        rule += ["-" * (width - 1) + ":" for width in widths[left:]]
         lines.insert(1, f"| {separator.join(rule)} |")
     else:
         lines.insert(1, "-" * len(lines[0]))

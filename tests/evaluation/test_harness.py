@@ -294,9 +294,11 @@ def alone(shared_data):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, alone, tmp_path, processes):
-    model = shared_data / "checkpoints" / "tinystories-260k"
+    model, other = shared_data / "checkpoints" / "tinystories-260k", tmp_path / "other"
+    lm_eval_tasks.write({"samples": alone}, other, samples=True)
     asked = [
         f"--model={model}", "--lm_eval=arc_easy_local,gsm8k_local", "--limit=3", "--num_fewshot=1",
+        f"--against={other}",
         f"--lm_eval_tasks={TASKS}", f"--lm_eval_data={shared_data}", "--log_samples",
     ]  # fmt: skip
     with socket.create_server(("localhost", 0)) as server:
@@ -314,6 +316,9 @@ def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, alone, t
     assert [child.returncode for child in children] == [0] * processes, said
     assert "arc_easy_local" in said[0] and "acc_norm" in said[0]
     assert all("acc_norm" not in text for text in said[1:])  # one process speaks
+    assert "Here no loss is detectable above" in said[0] and "+0.0  -" in said[0]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["difference"] for row in results["against"]} == {0.0}
     for task, rows in alone.items():
         lines = (tmp_path / f"samples_{task}.jsonl").read_text().splitlines()
         # process 0 wrote them: filters of one answer make two samples
@@ -402,6 +407,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(shared_data, tmp_path):
         "'ifeval_local' cannot be done: 1280 new tokens": [*given, "--lm_eval=ifeval_local"],
         "has no chat template": [*given, "--apply_chat_template"],
         "--log_samples needs --output": [*given, "--log_samples"],
+        "the samples of piqa_local: evaluate the other model": [*given, f"--against={wrong}"],
         "--policy goes with --config": [*given, "--policy=x"],
         "--limit goes with --model": ["--config=configs/tiny.py:base", "--limit=3"],
         "model.safetensors": given,  # with all of it right, the weights are missed
