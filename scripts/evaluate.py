@@ -21,7 +21,7 @@ import pathlib
 from absl import flags
 
 from nspo_jax import base_model, distributed, evaluation, models, settings, sharding
-from nspo_jax.reports import tables
+from nspo_jax.reports import figures, tables
 from nspo_jax.rl import batches, checks
 from scripts import launch
 
@@ -138,6 +138,11 @@ def by_lm_eval() -> None:
         if left_out:
             print(f"Not compared, as a document has no number: {', '.join(left_out)}.")
         results["against"] = [difference._asdict() for difference in differences]
+        if OUTPUT.value and differences:
+            names = [f"{d.task} {d.metric} {d.filter}" for d in differences]
+            ends = [(d.low, d.difference, d.high) for d in differences]
+            path = pathlib.Path(OUTPUT.value) / "against.png"
+            print(f"\nfigure: {figures.plot_differences(names, ends, path)}")
     if OUTPUT.value:
         paths = lm_eval_tasks.write(results, pathlib.Path(OUTPUT.value), samples=LOG_SAMPLES.value)
         print(f"\nwritten: {', '.join(map(str, paths))}")

@@ -1,5 +1,6 @@
 """Figures of sweeps, spectra and reward models."""
 
+from collections.abc import Sequence
 import pathlib
 from typing import Any, cast
 import zlib
@@ -192,6 +193,37 @@ def plot_spectra(projectors: nullspace.Projectors, path: pathlib.Path) -> pathli
         figure.colorbar(shades, ax=axes, label="layer", shrink=0.8)
     figure.suptitle("Spectra of the inputs; a dot is a layer's last protected direction")
     return _save(figure, path, f"spectra of {projectors.provenance.get('fingerprint', '')}")
+
+
+def plot_differences(
+    names: Sequence[str], intervals: Sequence[tuple[float, float, float]], path: pathlib.Path
+) -> pathlib.Path:
+    """Draws a forest plot: a line a score, with its difference and interval in points.
+
+    Args:
+      names: the scores' names, from top to bottom.
+      intervals: (low, difference, high) of each, as shares of 1.
+      path: the figure's path.
+
+    Raises:
+      FileExistsError: if another figure is there.
+    """
+    low, middle, high = 100 * np.asarray(intervals, np.float64).T
+    places = np.arange(len(names))[::-1]
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.32 * len(names)), layout="constrained")
+    axis.axvline(0.0, color="gray", linewidth=1)
+    axis.errorbar(
+        middle,
+        places,
+        xerr=(middle - low, high - middle),
+        fmt="o",
+        color=COLOURS["nspo"],
+        capsize=3,
+    )
+    axis.set_yticks(places, names)
+    axis.set_xlabel("difference in points, with its 95 % interval")
+    axis.grid(axis="x", alpha=0.3)
+    return _save(figure, path, f"differences: {path.name}")
 
 
 def plot_calibration(

@@ -319,6 +319,7 @@ def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, alone, t
     assert "Here no loss is detectable above" in said[0] and "+0.0  -" in said[0]
     results = json.loads((tmp_path / "results.json").read_text())
     assert {row["difference"] for row in results["against"]} == {0.0}
+    assert (tmp_path / "against.png").stat().st_size > 5000
     for task, rows in alone.items():
         lines = (tmp_path / f"samples_{task}.jsonl").read_text().splitlines()
         # process 0 wrote them: filters of one answer make two samples
