@@ -212,15 +212,10 @@ def plot_differences(
     places = np.arange(len(names))[::-1]
     figure, axis = plt.subplots(figsize=(7, 1.2 + 0.32 * len(names)), layout="constrained")
     axis.axvline(0.0, color="gray", linewidth=1)
-    axis.errorbar(
-        middle,
-        places,
-        xerr=(middle - low, high - middle),
-        fmt="o",
-        color=COLOURS["nspo"],
-        capsize=3,
-    )
+    arms = np.maximum((middle - low, high - middle), 0.0)
+    axis.errorbar(middle, places, xerr=arms, fmt="o", color=COLOURS["nspo"], capsize=3)
     axis.set_yticks(places, names)
+    axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel("difference in points, with its 95 % interval")
     axis.grid(axis="x", alpha=0.3)
     return _save(figure, path, f"differences: {path.name}")
