@@ -27,7 +27,7 @@ mkdir -p runs/smollm2
 free=$(df -Pk runs/smollm2 | awk 'NR == 2 {print int($4 / 1048576)}')
 [ "$free" -ge 8 ] || fail "runs/smollm2 has $free GiB free; expected 8, for the model, each arm's" \
   "checkpoints and the environment. Make room, or link runs to a larger disk."
-echo "This takes about $hours on two CPU cores, 6 GiB of memory and 8 GiB of disk."
+echo "This takes about $hours on two CPU cores, 10 GiB of memory and 8 GiB of disk."
 
 environment requirements.txt
 python -c 'import lm_eval' 2>/dev/null || python -m pip install --quiet '.[eval]'

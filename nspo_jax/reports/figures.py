@@ -46,7 +46,11 @@ def plot_arms(
       FileNotFoundError: if an arm has no evaluations.
     """
     columns = []
-    for title, replay in (("harmful prompts only", False), ("with benign replay", True)):
+    # where no arm is called after its replay, a title about it could be wrong
+    titles = ("harmful prompts only", "with benign replay")
+    if not any(map(_is_replay, arms)):
+        titles = ("", "")
+    for title, replay in zip(titles, (False, True), strict=True):
         names = [arm for arm in arms if _is_replay(arm) == replay and arm != "base"]
         parts = [names[start : start + CURVES] for start in range(0, len(names), CURVES)]
         columns += [(title, part) for part in parts]
