@@ -132,20 +132,21 @@ def by_lm_eval() -> None:
     )
     model.programs.end()
     print(f"{MODEL.value}\n\n{lm_eval_tasks.format_results(results)}")
+    differences = []
     if AGAINST.value:
         differences, left_out = paired.compare(results["samples"], others)
         print(f"\nagainst {AGAINST.value}, in points\n\n{paired.format_differences(differences)}")
         if left_out:
             print(f"Not compared, as a document has no number: {', '.join(left_out)}.")
         results["against"] = [difference._asdict() for difference in differences]
-        if OUTPUT.value and differences:
-            names = [f"{d.task} {d.metric} {d.filter}" for d in differences]
-            ends = [(d.low, d.difference, d.high) for d in differences]
-            path = pathlib.Path(OUTPUT.value) / "against.png"
-            print(f"\nfigure: {figures.plot_differences(names, ends, path)}")
     if OUTPUT.value:
         paths = lm_eval_tasks.write(results, pathlib.Path(OUTPUT.value), samples=LOG_SAMPLES.value)
         print(f"\nwritten: {', '.join(map(str, paths))}")
+    if OUTPUT.value and differences:  # last: a figure that cannot be drawn loses no result
+        names = [f"{d.task} {d.metric} {d.filter}" for d in differences]
+        ends = [(d.low, d.difference, d.high) for d in differences]
+        path = pathlib.Path(OUTPUT.value) / "against.png"
+        print(f"figure: {figures.plot_differences(names, ends, path)}")
 
 
 if __name__ == "__main__":

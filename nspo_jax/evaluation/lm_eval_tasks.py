@@ -17,7 +17,7 @@ from lm_eval import utils as lm_eval_utils
 
 from nspo_jax import files
 from nspo_jax.data import chat
-from nspo_jax.evaluation import answering, harness
+from nspo_jax.evaluation import answering, harness, paired
 from nspo_jax.reports import tables
 
 # the beginning of lm-eval's message about a file of settings that others include
@@ -161,7 +161,7 @@ def write(results: dict[str, Any], directory: pathlib.Path, *, samples: bool) ->
     paths = [directory / "results.json"]
     files.write_text(paths[0], _json(kept, indent=2))
     for task, rows in (results.get("samples") or {}).items() if samples else ():
-        paths.append(directory / f"samples_{task.replace('/', '_')}.jsonl")
+        paths.append(paired.samples_path(directory, task))
         files.write_text(paths[-1], "\n".join(_json(row) for row in rows))
     return paths
 

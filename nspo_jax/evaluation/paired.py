@@ -39,6 +39,11 @@ class Difference(NamedTuple):
     p: float
 
 
+def samples_path(directory: str | pathlib.Path, task: str) -> pathlib.Path:
+    """Returns the file of a task's samples in a directory."""
+    return pathlib.Path(directory) / f"samples_{task.replace('/', '_')}.jsonl"
+
+
 def read_samples(directory: str | pathlib.Path, tasks: Iterable[str]) -> dict[str, list[Any]]:
     """Reads the samples of tasks that `scripts.evaluate --log_samples` left in a directory.
 
@@ -48,7 +53,7 @@ def read_samples(directory: str | pathlib.Path, tasks: Iterable[str]) -> dict[st
     """
     found = {}
     for task in tasks:
-        path = pathlib.Path(directory) / f"samples_{task.replace('/', '_')}.jsonl"
+        path = samples_path(directory, task)
         if not path.is_file():
             raise FileNotFoundError(
                 f"There is no {path}; expected the samples of {task}: evaluate the other model on "

@@ -175,17 +175,14 @@ def _score_rows(model_config, params, tokens, mask, targets):
 def _score_shared(model_config, params, tokens, mask, endings, endings_mask):
     rows, count, length = endings.shape
     # the cache has the slots that the longer of the two needs: see transformer.forward
-    cache = jax.lax.optimization_barrier(
-        cache_lib.empty_cache(model_config, rows, max(tokens.shape[1], length))
-    )
-    out = transformer.forward(model_config, params, tokens, mask, cache)
-    assert out.cache is not None  # `forward` got a cache
-    first, best = _candidates(model_config, params, out.hidden[:, -1:], endings[:, None, :, 0])
+    more = max(length - tokens.shape[1], 0)
+    read = generation.prefill(model_config, params, tokens, mask, samples=1, max_new_tokens=more)
+    first, best = _candidates(model_config, params, read.hidden[:, None], endings[:, None, :, 0])
     first, best = first[:, 0, :, None], jnp.repeat(best[:, :, None], count, axis=1)
     if length == 1:
         return first, best
     flat, flat_mask = endings.reshape(-1, length), endings_mask.reshape(-1, length)
-    past = cache_lib.repeat_cache(out.cache, count)
+    past = cache_lib.repeat_cache(read.cache, count)
     hidden = transformer.forward(model_config, params, flat[:, :-1], flat_mask[:, :-1], past).hidden
     rest, rest_best = _candidates(model_config, params, hidden, flat[:, 1:, None])
     return (

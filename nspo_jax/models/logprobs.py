@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nspo_jax import sharding
-from nspo_jax.models import architecture, heads, transformer
-from nspo_jax.models import cache as cache_lib
+from nspo_jax.models import architecture, generation, heads, transformer
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -69,17 +68,16 @@ def _states_after_shared_prompts(model_config, params, batch, samples):
         sharding.shard_rows(array.reshape(count, samples, -1)[:, 0])
         for array in (batch.prompts, batch.prompt_mask)
     )
-    length = max(batch.prompts.shape[1], batch.completions.shape[1])
-    # the barrier saves XLA the seconds of folding the attention to empty slots while it compiles
-    cache = jax.lax.optimization_barrier(cache_lib.empty_cache(model_config, count, length))
-    out = transformer.forward(model_config, params, prompts, mask, cache)
-    assert out.cache is not None  # `forward` got a cache
-    first = sharding.shard_rows(jnp.repeat(out.hidden[:, -1:], samples, axis=0))
+    # the cache has the slots that the longer of the two needs: see transformer.forward
+    more = max(batch.completions.shape[1] - batch.prompts.shape[1], 0)
+    read = generation.prefill(
+        model_config, params, prompts, mask, samples=samples, max_new_tokens=more
+    )
+    first = sharding.shard_rows(read.hidden[:, None])
     if batch.completions.shape[1] == 1:
         return first
-    past = cache_lib.repeat_cache(out.cache, samples)
     rest = transformer.forward(
-        model_config, params, batch.completions[:, :-1], batch.completion_mask[:, :-1], past
+        model_config, params, batch.completions[:, :-1], batch.completion_mask[:, :-1], read.cache
     ).hidden
     return jnp.concatenate([first, rest], axis=1)
 
