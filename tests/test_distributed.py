@@ -2,28 +2,25 @@
 
 import dataclasses
 import json
-import os
+import multiprocessing.process
 import pathlib
 import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import types
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from nspo_jax import distributed, liveness, metrics
 from nspo_jax.tasks.chat_world import judge as world_judge
-from tests import compiling, without_torch
+from tests import compiling, forks
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = forks.ROOT
 MICRO = {
     "model.hidden_size": 16, "model.intermediate_size": 24, "model.num_layers": 1,
     "model.num_heads": 2, "model.num_kv_heads": 1, "pretraining.steps": 20,
@@ -41,10 +38,10 @@ TOLERANCE = 1e-5
 # ---------------------------------------------------------------------------------- the child
 
 
-def child(workdir: str) -> None:
+def child(notes: pathlib.Path, pause: float) -> None:
     """scripts.train with a judge that a micro model can please, as in tests/rl/test_trainer.py.
 
-    Notes what this process judged of every step in WORKDIR.PROCESS.jsonl.
+    Notes what this process judged of every step in `notes`, and waits before each, in seconds.
     """
     from jax._src import compiler
 
@@ -64,23 +61,19 @@ def child(workdir: str) -> None:
             rows = [
                 [row.prompt, text] for row, text in zip(conversations, completions, strict=True)
             ]
-            with pathlib.Path(f"{workdir}.{os.environ['TEST_PROCESS']}.jsonl").open("a") as file:
+            with notes.open("a") as file:
                 file.write(json.dumps(rows) + "\n")
         return -odd, {"odd": odd}
 
     def sample(self, *arguments):
-        time.sleep(float(os.environ["TEST_PAUSE"]))
+        time.sleep(pause)
         judging.append(True)
         result = sampling(self, *arguments)
         judging.clear()
         return result
 
-    def main():
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        train.main()
-
     world_judge.WorldJudge.__call__, batches.RolloutBatches.sample = judge, sample
-    launch.run(main)
+    launch.run(train.main)
 
 
 @dataclasses.dataclass
@@ -88,15 +81,17 @@ class Run:
     """Processes of one run; `outputs` and `notes` (see `child`) are where each writes."""
 
     workdir: pathlib.Path
-    children: list[subprocess.Popen]
+    children: list[multiprocessing.process.BaseProcess]
     outputs: list[pathlib.Path]
     notes: list[pathlib.Path]
 
-    def wait(self, seconds: float = 300) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int | None]:
         """Their exit statuses; whatever happens, none of them outlives this."""
         end = time.monotonic() + seconds
         try:
-            return [child.wait(max(0.1, end - time.monotonic())) for child in self.children]
+            for child in self.children:
+                child.join(max(0.1, end - time.monotonic()))
+            return [child.exitcode for child in self.children]
         finally:
             for child in self.children:
                 child.kill()
@@ -104,7 +99,7 @@ class Run:
     def after_samples(self, count: int, before: int) -> None:
         """Waits until process 0 has judged `count` steps more than the `before` of earlier runs."""
         end = time.monotonic() + 300
-        while all(child.poll() is None for child in self.children) and time.monotonic() < end:
+        while all(child.is_alive() for child in self.children) and time.monotonic() < end:
             if lines(self.notes[0]) >= before + count:
                 return
             time.sleep(0.02)
@@ -122,31 +117,26 @@ class Pods:
 
     def start(self, name: str, processes: int, *flags: str, pause: float = 0.0, devices: int = 1):
         workdir, port = self.folder / name, free_port()
-        command = [
-            sys.executable, without_torch.__file__, __file__,
+        argv = [
             f"--config={ROOT / 'configs' / 'default.py'}",
             f"--config.workspace={self.folder / 'workspace'}", f"--workdir={workdir}",
             *(f"--config.{field}={value}" for field, value in MICRO.items()), *flags,
+            f"--processes={processes}",
         ]  # fmt: skip
-        children, outputs = [], []
-        for process in range(processes):
-            environment = os.environ | {
-                "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TEST_PAUSE": str(pause),
-                "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-                "XLA_FLAGS": compiling.xla_flags(devices),
-                "TEST_PROCESS": str(process),
-            }  # fmt: skip
-            joins = [f"--coordinator=localhost:{port}", f"--process={process}"]
-            outputs.append(self.folder / f"{name}.{process}.txt")
-            own = [f"--processes={processes}", *(joins if processes > 1 else [])]
-            with outputs[-1].open("a") as output:
-                children.append(
-                    subprocess.Popen(
-                        [*command, *own],
-                        env=environment, stdout=output, stderr=subprocess.STDOUT,
-                    )
-                )  # fmt: skip
+        outputs = [self.folder / f"{name}.{process}.txt" for process in range(processes)]
         notes = [self.folder / f"{name}.{process}.jsonl" for process in range(processes)]
+        children = []
+        for process in range(processes):
+            joins = [f"--coordinator=localhost:{port}", f"--process={process}"]
+            children.append(
+                forks.start(
+                    child, notes[process], pause,
+                    argv=(*argv, *(joins if processes > 1 else [])), stdout=outputs[process],
+                    JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"),
+                    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+                    XLA_FLAGS=compiling.xla_flags(devices),
+                )
+            )  # fmt: skip
         return Run(workdir, children, outputs, notes)
 
     def finish(self, *arguments, **options) -> Run:
@@ -276,7 +266,7 @@ def test_kills_and_a_preemption_cost_nothing(pods, two):
 
     for steps, victim in kills:
         run = start(steps)
-        run.children[victim].send_signal(signal.SIGKILL)
+        run.children[victim].kill()
         killed = time.monotonic()
         codes = run.wait(60)
         assert time.monotonic() - killed < 10
@@ -286,7 +276,7 @@ def test_kills_and_a_preemption_cost_nothing(pods, two):
         assert not (run.workdir / "summary.json").exists()
 
     run = start(1)
-    run.children[rng.randrange(2)].send_signal(signal.SIGTERM)
+    run.children[rng.randrange(2)].terminate()
     asked = time.monotonic()
     assert run.wait(60) == [0, 0], run.said()
     assert time.monotonic() - asked < 30
@@ -361,7 +351,3 @@ def test_rows_that_do_not_divide(monkeypatch):
     assert distributed.own_rows(6) == slice(4, 6)
     with pytest.raises(ValueError, match="16 rows do not divide over 3 processes: make rl.prompts"):
         distributed.own_rows(16)
-
-
-if __name__ == "__main__":
-    child(next(arg.split("=", 1)[1] for arg in sys.argv if arg.startswith("--workdir=")))

@@ -1,76 +1,79 @@
 """One owner a directory, by processes that start, die and take over."""
 
+import contextlib
 import json
 import os
-import pathlib
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from nspo_jax import artifacts, ownership
-
-ROOT = pathlib.Path(__file__).parent.parent
-# takes a directory, says so, and holds it until its input ends
-HOLD = """
-import sys
-from nspo_jax import ownership
-try:
-    with ownership.own(sys.argv[1], "workdir", wait=len(sys.argv) > 2):
-        print("mine", flush=True)
-        sys.stdin.read()
-except ownership.OwnedError as error:
-    print(error, flush=True)
-    sys.exit(3)
-"""
+from tests import forks
 
 
-def start(directory, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(directory), *arguments],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+def hold(end, directory, wait):
+    """Takes a directory, says so, and holds it until it is told to go."""
+    try:
+        with ownership.own(directory, "workdir", wait=wait):
+            end.send("mine")
+            end.recv()
+    except ownership.OwnedError as error:
+        end.send(str(error))
+
+
+class Holder:
+    """A process that runs `hold`."""
+
+    def __init__(self, directory, wait=False):
+        self._end, other = forks.pipe()
+        self.process = forks.start(hold, other, directory, wait)
+        other.close()
+
+    def says(self):
+        return self._end.recv()
+
+    def leave(self):
+        with contextlib.suppress(BrokenPipeError):  # who was refused has left
+            self._end.send("go")
+        self.process.join()
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path):
-    first = start(tmp_path / "run")
-    assert first.stdout.readline() == "mine\n"
+    first = Holder(tmp_path / "run")
+    assert first.says() == "mine"
     with pytest.raises(
-        ownership.OwnedError, match=rf"in use by process {first.pid} on .*, for 0\."
+        ownership.OwnedError, match=rf"in use by process {first.process.pid} on .*, for 0\."
     ):
         with ownership.own(tmp_path / "run", "workdir"):
             pass
-    first.communicate()
-    assert first.returncode == 0 and not list(tmp_path.iterdir())
+    first.leave()
+    assert first.process.exitcode == 0 and not list(tmp_path.iterdir())
     with ownership.own(tmp_path / "run", "workdir"):
         pass
 
 
 def test_a_killed_owner_s_directory_is_taken_over_at_once_and_by_one(tmp_path, caplog):
-    first = start(tmp_path / "run")
-    assert first.stdout.readline() == "mine\n"
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    takers = [start(tmp_path / "run") for _ in range(4)]
-    said = [taker.stdout.readline() for taker in takers]
-    assert sorted(line == "mine\n" for line in said) == [False, False, False, True]
+    first = Holder(tmp_path / "run")
+    assert first.says() == "mine"
+    first.process.kill()
+    first.process.join()
+    takers = [Holder(tmp_path / "run") for _ in range(4)]
+    said = [taker.says() for taker in takers]
+    assert sorted(line == "mine" for line in said) == [False, False, False, True]
     for taker in takers:
-        taker.communicate()
+        taker.leave()
 
 
 def test_who_waits_is_next(tmp_path):
-    first = start(tmp_path / "base")
-    assert first.stdout.readline() == "mine\n"
-    second = start(tmp_path / "base", "wait")
+    first = Holder(tmp_path / "base")
+    assert first.says() == "mine"
+    second = Holder(tmp_path / "base", wait=True)
     time.sleep(0.5)
-    assert second.poll() is None
-    first.communicate()
-    assert second.stdout.readline() == "mine\n"
-    second.communicate()
+    assert second.process.is_alive()
+    first.leave()
+    assert second.says() == "mine"
+    second.leave()
 
 
 def test_a_lock_of_another_host_is_dead_when_nobody_touches_it(tmp_path, monkeypatch, caplog):

@@ -3,12 +3,7 @@
 import contextlib
 import filecmp
 import functools
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -22,9 +17,8 @@ from nspo_jax.models import hf
 from nspo_jax.nullspace import moments, projection
 from nspo_jax.rl import train_step
 from nspo_jax.rl.algorithms import policy_gradient
-from tests import compiling, without_torch
+from tests import compiling, forks
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = models.ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4,
     num_kv_heads=2, head_dim=4, rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False,
@@ -157,7 +151,7 @@ def trained(mesh, steps=3, samples=1):
 
 
 def compare():
-    """Run on eight devices: prints the largest difference from one device, a line of JSON."""
+    """Run on eight devices: returns the largest differences from one device."""
     single, _, norm = trained(None)
     report = {"devices": jax.device_count(), "norm": norm}
     for name, sizes in MESHES.items():
@@ -180,7 +174,7 @@ def compare():
     }
     report["calibration"] = {name: calibrated(**sizes) for name, sizes in MESHES.items()}
     report["checkpoints"] = {name: reloaded(**sizes) for name, sizes in MESHES.items()}
-    print(json.dumps(report))
+    return report
 
 
 TRANSFORMS = {
@@ -263,18 +257,7 @@ def reloaded(**sizes):
 @pytest.fixture(scope="module")
 def eight_devices():
     """What `compare` reports."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": compiling.xla_flags(8),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, without_torch.__file__, __file__],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return forks.call(compare, XLA_FLAGS=compiling.xla_flags(8))
 
 
 def test_every_mesh_shape_trains_the_same_policy(eight_devices):
@@ -314,7 +297,3 @@ def test_the_projection_communicates_for_input_shards_alone(eight_devices, trans
     reduced = [shape for _, shapes in collectives for shape in shapes]  # XLA may join them
     layers, out = CONFIG.num_layers, CONFIG.hidden_size
     assert sorted(reduced) == sorted(f"{layers},{k},{out}" for k in columns.values())
-
-
-if __name__ == "__main__":
-    compare()

@@ -3,13 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import subprocess
 import sys
 
 import pytest
 
 from nspo_jax.data import filtering, layouts, public, raw, statistics
-from tests import command_lines
+from tests import command_lines, forks
 from tests.data import public_files
 
 
@@ -122,13 +121,14 @@ def test_columns_are_part_of_what_is_prepared(tmp_path):
         public.load("general", tmp_path / "tfds", paths=[str(path)], columns=columns)
 
 
+def imports_tensorflow(data_dir, path):
+    """Whether reading does."""
+    public.load("pku_safe_rlhf", data_dir, paths=[path])
+    return "tensorflow" in sys.modules
+
+
 def test_tensorflow_is_not_imported(prepared):
-    code = (
-        "import sys; from nspo_jax.data import public; "
-        "public.load('pku_safe_rlhf', sys.argv[1], paths=[sys.argv[2]]); "
-        "sys.exit('tensorflow' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, *map(str, prepared)]).returncode == 0
+    assert not forks.call(imports_tensorflow, *prepared)
 
 
 def test_statistics_of_labels_that_disagree(prepared):

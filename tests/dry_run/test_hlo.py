@@ -1,19 +1,13 @@
 """Communication read from compiled programs, against what the sharding must send."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from nspo_jax import chips
 from nspo_jax.dry_run import hlo
+from tests import forks
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS, SIZE = 5, 64
 
 
@@ -35,21 +29,14 @@ def report():
     x, most = at((16, SIZE), "x"), jax.ShapeDtypeStruct((), jnp.float32)
     gradient = jax.jit(jax.grad(scanned)).lower(weights, x).compile().as_text()
     loop = jax.jit(looped).lower(weight, x, most).compile().as_text()
-    print(json.dumps([
+    return [
         hlo.collective_bytes(gradient), *(hlo.collective_bytes(loop, n) for n in (1, 10))
-    ]))  # fmt: skip
+    ]  # fmt: skip
 
 
 def test_a_scan_s_collectives_count_once_a_layer():
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    scan, once, ten = json.loads(done.stdout.splitlines()[-1])
+    flags = "--xla_force_host_platform_device_count=8"
+    scan, once, ten = forks.call(report, XLA_FLAGS=flags)
     layer = 4 * SIZE * SIZE
     # weights are gathered for the forward and the backward pass; their gradient is summed
     assert scan == {"all-gather": 2 * LAYERS * layer, "all-reduce": LAYERS * layer}
@@ -74,7 +61,3 @@ def test_chips_are_known_by_name_and_by_what_jax_calls_them():
     for kind, name in kinds.items():
         assert chips.chip_of(kind) is chips.CHIPS[name], kind
     assert chips.chip_of("cpu") is None
-
-
-if __name__ == "__main__":
-    report()

@@ -3,12 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +18,9 @@ from nspo_jax.nullspace import projection
 from nspo_jax.rl import batches, train_step, trainer
 from nspo_jax.rl.algorithms import policy_gradient
 from nspo_jax.tasks.chat_world import judge as world_judge
-from tests import command_lines, compiling, runs, without_torch
+from tests import command_lines, compiling, forks, runs
 from tests.rl import micro_run
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # wide enough for weights to outweigh prompts and counters
 WIDE = {
     "model.hidden_size": 128, "model.intermediate_size": 256, "model.num_layers": 2,
@@ -65,29 +59,17 @@ def measure(directory):
     found = plan.make_plan(config, model, sharding.mesh_from_config(config))
     longer = micro_run.micro(directory, **WIDE, **{"data.completion_length": 45})
     longer = plan.make_plan(longer, model, sharding.mesh_from_config(config)).collectives
-    print(
-        json.dumps(
-            {"longer": longer, "held": held, "plan": dataclasses.asdict(found), "peak": found.peak}
-        )
-    )
+    return {"longer": longer, "held": held, "plan": dataclasses.asdict(found), "peak": found.peak}
 
 
 def test_a_plan_s_memory_is_a_real_run_s(tmp_path):
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": compiling.xla_flags(8),  # which code is made, not what is held or sent
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, without_torch.__file__, __file__, str(tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    # the flags decide which code is made, not what is held or sent
+    found = forks.call(measure, tmp_path, XLA_FLAGS=compiling.xla_flags(8))
     resident = sum(found["plan"]["resident"].values())
     assert len(found["held"]) == 1
     assert abs(found["held"][0] / resident - 1) < 0.15, (found["held"], resident)
     assert found["peak"] > resident and found["plan"]["devices"] == 8
-    assert found["plan"]["assumptions"] == []  # the rank is fixed
+    assert found["plan"]["assumptions"] == ()  # the rank is fixed
     # sharded weights are gathered, and their gradients summed; no activation travels
     update = found["plan"]["collectives"]["update"]
     trained = 4 * found["plan"]["trained"]
@@ -241,7 +223,3 @@ def test_frozen_matrices_are_held_in_bfloat16_where_that_loses_nothing():
     with pytest.raises(ValueError, match="would round the base model's embed/embedding.*float32"):
         optimizer_lib.freeze({"embed": {"embedding": exact / 3}}, "bfloat16")
     assert optimizer_lib.freeze(tree, "float32")["embed"]["embedding"] is exact
-
-
-if __name__ == "__main__":
-    measure(sys.argv[1])

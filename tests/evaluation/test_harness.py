@@ -16,7 +16,7 @@ import pytest
 from nspo_jax import models, sharding
 from nspo_jax.data import chat
 from nspo_jax.evaluation import answering
-from tests import command_lines, compiling
+from tests import command_lines, compiling, forks
 from tests.models import test_families
 
 pytest.importorskip("lm_eval", reason="the extra eval")
@@ -272,18 +272,6 @@ def test_a_delta_scores_as_the_policy_that_it_was_made_of(shared_data, tmp_path)
 # ------------------------------------------------------------------------------------------------
 
 
-def start(devices, arguments, environment=None):
-    return subprocess.Popen(
-        [sys.executable, "-m", "scripts.evaluate", *map(str, arguments)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={
-            **os.environ, "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": compiling.xla_flags(devices),
-            **(environment or {}),
-        },
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def alone(shared_data):
     """The samples of two tasks by one device in one process."""
@@ -308,12 +296,19 @@ def test_a_mesh_and_several_processes_give_the_same_scores(shared_data, alone, t
         [f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={number}"]
         for number in range(processes)
     ]  # fmt: skip
+    outputs = [tmp_path / f"{number}.txt" for number in range(processes)]
     children = [
-        start(4 // processes, [*asked, f"--output={tmp_path}", "--fsdp=2", "--tensor=2", *flags])
-        for flags in own
-    ]
-    said = [child.communicate(timeout=300)[0] for child in children]
-    assert [child.returncode for child in children] == [0] * processes, said
+        forks.start(
+            forks.run_script, "evaluate",
+            argv=(*asked, f"--output={tmp_path}", "--fsdp=2", "--tensor=2", *flags), stdout=output,
+            XLA_FLAGS=compiling.xla_flags(4 // processes),
+        )
+        for flags, output in zip(own, outputs, strict=True)
+    ]  # fmt: skip
+    for child in children:
+        child.join(300)
+    said = [output.read_text() for output in outputs]
+    assert [child.exitcode for child in children] == [0] * processes, said
     assert "arc_easy_local" in said[0] and "acc_norm" in said[0]
     assert all("acc_norm" not in text for text in said[1:])  # one process speaks
     assert "Here no loss is detectable above" in said[0] and "+0.0  -" in said[0]
@@ -361,12 +356,13 @@ def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(tmp_path, mo
 
 def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
     model = shared_data / "checkpoints" / "tinystories-260k"
-    child = start(1, [
+    done = command_lines.run(
+        "evaluate",
         f"--model={model}", "--lm_eval=winogrande_local,mmlu_local_abstract_algebra", "--limit=4",
         f"--lm_eval_tasks={TASKS}", f"--lm_eval_data={shared_data}", f"--output={tmp_path / 'out'}",
-    ])  # fmt: skip
-    said = child.communicate(timeout=300)[0]
-    assert child.returncode == 0, said
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
     assert [line.split() for line in said.splitlines() if line.startswith(("task", "wino"))][0] == [
         "task", "metric", "filter", "value", "stderr", "shots", "n",
     ]  # fmt: skip
@@ -413,7 +409,6 @@ def test_mistakes_are_told_before_a_model_is_loaded(shared_data, tmp_path):
         "--limit goes with --model": ["--config=configs/tiny.py:base", "--limit=3"],
         "model.safetensors": given,  # with all of it right, the weights are missed
     }  # fmt: skip
-    command_lines.preload("nspo_jax.evaluation.lm_eval_tasks")
     for words, flags in cases.items():
         answer = command_lines.run("evaluate", *flags)
         assert answer.returncode == 1 and "Traceback" not in answer.stderr, (words, answer.stderr)

@@ -1,13 +1,13 @@
 """The judge's cache: what survives whom."""
 
 import json
-import multiprocessing
 import os
 import signal
 
 import pytest
 
 from nspo_jax.rewards import judge_cache
+from tests import forks
 
 
 def write_many(folder, name, count):
@@ -41,12 +41,7 @@ def test_reading_leaves_no_file(tmp_path):
 
 
 def test_several_processes_write_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    writers = [
-        context.Process(target=write_many, args=(tmp_path, name, 200)) for name in ("a", "b")
-    ]
-    for writer in writers:
-        writer.start()
+    writers = [forks.start(write_many, tmp_path, name, 200) for name in ("a", "b")]
     for writer in writers:
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0]
@@ -55,10 +50,7 @@ def test_several_processes_write_at_once(tmp_path):
 
 
 def test_what_was_put_survives_a_kill(tmp_path):
-    writer = multiprocessing.get_context("spawn").Process(
-        target=write_until_killed, args=(tmp_path,)
-    )
-    writer.start()
+    writer = forks.start(write_until_killed, tmp_path)
     writer.join(60)
     assert writer.exitcode == -signal.SIGKILL
     cache = judge_cache.JudgeCache(tmp_path)

@@ -1,15 +1,13 @@
 """The remote judge as a reward: the right rows, asked once, kept whatever happens."""
 
 import json
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import judge_cache, judge_client, remote, reward
+from tests import forks
 from tests.rewards import fault_proxy
 
 
@@ -133,25 +131,20 @@ def test_what_came_before_the_end_is_kept(tmp_path, end):
     assert rewards.tolist() == [0] * 20 and details["cached"].tolist() == [1] * 12 + [0] * 8
 
 
-PROGRAM = """
-import sys
-from nspo_jax.data.conversation import Conversation
-from nspo_jax.rewards import judge_cache, judge_client, remote
-client = judge_client.JudgeClient(sys.argv[1], "judge", concurrency=4)
-judge = remote.RemoteJudge(client, judge_cache.JudgeCache(sys.argv[2]))
-rows = [Conversation(f"prompt {index}", "", "harmful", "harmful") for index in range(200)]
-judge(rows, ["bomb", "tea"] * 100)
-"""
+def ask_many(url, folder):
+    client = judge_client.JudgeClient(url, "judge", concurrency=4)
+    judge = remote.RemoteJudge(client, judge_cache.JudgeCache(folder))
+    judge([row(f"prompt {index}") for index in range(200)], ["bomb", "tea"] * 100)
 
 
 def test_a_kill_in_the_middle_of_a_batch(tmp_path):
     rows = [row(f"prompt {index}") for index in range(200)]
     with fault_proxy.FaultProxy(sensible) as proxy:
         proxy.always(fault_proxy.slow(0.01))
-        program = subprocess.Popen([sys.executable, "-c", PROGRAM, proxy.url, str(tmp_path)])
+        program = forks.start(ask_many, proxy.url, tmp_path)
         fault_proxy.wait_until(lambda: len(proxy.requests) >= 60, 60)
-        program.send_signal(signal.SIGKILL)
-        program.wait(10)
+        program.kill()
+        program.join(10)
         asked = len(proxy.requests)
         proxy.always(None)
         rewards, details = judge(proxy, tmp_path)(rows, ["bomb", "tea"] * 100)

@@ -1,13 +1,9 @@
 """The whole run on a micro model: what it leaves, that it resumes bit for bit, what it refuses."""
 
 import json
-import os
-import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,10 +13,9 @@ import pytest
 from nspo_jax import evaluation, metrics, models
 from nspo_jax.rl import batches, trainer
 from nspo_jax.tasks.chat_world import judge as world_judge
-from tests import without_torch
+from tests import forks
 from tests.rl.micro_run import assert_same_run, judge, micro, refuse, stop_at
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("compile_cache", "another_judge")
 
 
@@ -99,21 +94,17 @@ def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatc
 
 def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, compile_cache):
     workspace, whole, _ = finished
-    environment = {
-        **os.environ, "JAX_COMPILATION_CACHE_DIR": compile_cache, "PYTHONPATH": str(ROOT),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-    child = subprocess.Popen(
-        [sys.executable, without_torch.__file__, __file__, str(workspace), str(tmp_path / "run")],
-        env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    child = forks.start(
+        slow_run, workspace, tmp_path / "run",
+        JAX_COMPILATION_CACHE_DIR=compile_cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )  # fmt: skip
     try:
-        while child.poll() is None and not (tmp_path / "run" / "checkpoints" / "2").exists():
+        while child.is_alive() and not (tmp_path / "run" / "checkpoints" / "2").exists():
             time.sleep(0.01)
     finally:
-        child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+        child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (tmp_path / "run" / "policy").exists()
     trainer.train(micro(workspace), tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
@@ -308,7 +299,3 @@ def slow_run(workspace, workdir):
     batches.RolloutBatches.sample = sampling
     world_judge.WorldJudge.__call__ = judge
     trainer.train(micro(workspace), workdir)
-
-
-if __name__ == "__main__":
-    slow_run(*sys.argv[1:])

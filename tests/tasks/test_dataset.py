@@ -4,18 +4,19 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import time
 
 import pytest
 
 from nspo_jax.tasks.chat_world import dataset, world
+from tests import forks
 
-READ = (
-    "import sys; from nspo_jax.tasks.chat_world import dataset; "
-    "dataset.load_split(sys.argv[1], 0, 'train')"
-)
+
+def imports_tensorflow(prepared):
+    """Whether reading does."""
+    dataset.load_split(prepared, 0, "train")
+    return "tensorflow" in sys.modules
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,26 +58,24 @@ def test_slices_divide_a_split(prepared):
 
 
 def test_tensorflow_is_not_imported(prepared):
-    code = f"{READ}; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code, str(prepared)]).returncode == 0
+    assert not forks.call(imports_tensorflow, prepared)
 
 
 def test_a_killed_build_starts_again(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", READ, str(tmp_path)], stdout=subprocess.DEVNULL
-    )
-    while process.poll() is None and not list(tmp_path.glob("*/*/incomplete.*/*")):
+    process = forks.start(dataset.load_split, tmp_path, 0, "train")
+    while process.is_alive() and not list(tmp_path.glob("*/*/incomplete.*/*")):
         time.sleep(0.002)
     process.kill()
-    process.wait()
+    process.join()
     assert not (tmp_path / "chat_world" / "seed_0" / "1.0.0").exists()  # killed in time
     assert dataset.load_split(tmp_path, 0, "train")
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):
-    command = [sys.executable, "-c", READ, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [forks.start(dataset.load_split, tmp_path, 0, "train") for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
     assert len(dataset.load_split(tmp_path, 0, "train")) == 294
 
 
