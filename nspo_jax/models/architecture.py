@@ -7,6 +7,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("silu", "gelu_tanh")
 HEADS = ("logits", "scalar")
 REMATS = ("layer", "dots", "none")
+# In these families the width need be no multiple of the number of heads.
+_ANY_WIDTH = ("qwen3", "mistral", "gemma")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ModelConfig:
     Attributes:
       vocab_size: rows of the embedding.
       hidden_size: width of the residual stream; a multiple of `num_heads`, as transformers asks
-        of all but Qwen3.
+        of all but Qwen3, Mistral and Gemma 1.
       intermediate_size: width of the MLP.
       num_layers: decoder layers.
       num_heads: query heads.
@@ -142,7 +144,7 @@ class ModelConfig:
                 f"num_kv_heads is {self.num_kv_heads}, which does not divide num_heads "
                 f"{self.num_heads}: every key head serves the same number of query heads."
             )
-        if self.hidden_size % self.num_heads and self.family != "qwen3":
+        if self.hidden_size % self.num_heads and self.family not in _ANY_WIDTH:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}, not a multiple of num_heads {self.num_heads}: "
                 f"transformers refuses such a {self.family} model; change one of the two."

@@ -59,11 +59,14 @@ class Family:
       fields: further config.json fields: name -> (`ModelConfig` field, value when absent).
       fixed: fields that change the computation -> the only value that the decoder implements.
         Absent or null is fine too.
+      synonyms: fields of `fixed` -> another spelling that transformers reads as the same value.
       rope_thetas: bases of the rotary frequencies when absent: (full, windowed layers).
       is_windowed: (config.json's fields, layer) -> True if the layer has windowed attention, for a
         config.json without `layer_types`; None: the family has no windows.
       window_switch: the field of config.json that must be true for windows to be used; "" if there
         is none.
+      one_window: `sliding_window` alone says what all layers see, null for everything. transformers
+        does not read `layer_types` of such a family, and `is_windowed` is None.
       tensors: names that differ from `TENSORS`.
     """
 
@@ -73,9 +76,11 @@ class Family:
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fields: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rope_thetas: tuple[float, float | None] = (10000.0, None)
     is_windowed: Callable[[Mapping[str, Any], int], bool] | None = None
     window_switch: str = ""
+    one_window: bool = False
     tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def tensor(self, path: str) -> str:
@@ -93,17 +98,13 @@ def _gemma3_is_windowed(fields: Mapping[str, Any], layer: int) -> bool:
     return bool((layer + 1) % (fields.get("sliding_window_pattern") or 6))
 
 
-_GEMMA_TRAITS = {
-    "post_norms": True,
-    "norm_offset": True,
-    "scale_embedding": True,
-    "activation": "gelu_tanh",
-}
-_GEMMA_FIELDS = {
+_GEMMA_1_TRAITS = {"norm_offset": True, "scale_embedding": True, "activation": "gelu_tanh"}
+_GEMMA_TRAITS = _GEMMA_1_TRAITS | {"post_norms": True}
+_GEMMA_1_FIELDS = {
     "head_dim": ("head_dim", 256),
     "tie_word_embeddings": ("tie_embeddings", True),
-    "query_pre_attn_scalar": ("query_scale", 256),
 }
+_GEMMA_FIELDS = _GEMMA_1_FIELDS | {"query_pre_attn_scalar": ("query_scale", 256)}
 _GEMMA_FIXED = {
     "hidden_act": "gelu_pytorch_tanh",
     "hidden_activation": "gelu_pytorch_tanh",
@@ -119,6 +120,13 @@ FAMILIES: dict[str, Family] = {
             causal="LlamaForCausalLM",
             classifier="LlamaForSequenceClassification",
             fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        ),
+        Family(
+            model_type="mistral",
+            causal="MistralForCausalLM",
+            classifier="MistralForSequenceClassification",
+            fixed={"hidden_act": "silu"},
+            one_window=True,
         ),
         Family(
             model_type="qwen2",
@@ -138,6 +146,18 @@ FAMILIES: dict[str, Family] = {
             fixed={"hidden_act": "silu", "attention_bias": False},
             is_windowed=_qwen_is_windowed,
             window_switch="use_sliding_window",
+        ),
+        Family(
+            model_type="gemma",
+            causal="GemmaForCausalLM",
+            classifier="GemmaForSequenceClassification",
+            traits=_GEMMA_1_TRAITS,
+            fields=_GEMMA_1_FIELDS,
+            fixed=_GEMMA_FIXED,
+            # The first releases say "gelu" and mean the tanh approximation, which transformers 5
+            # computes for them. It does not read `hidden_activation`, and transformers 4 takes
+            # that field at its word, so the field has no synonym.
+            synonyms={"hidden_act": "gelu"},
         ),
         Family(
             model_type="gemma2",

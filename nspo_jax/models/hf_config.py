@@ -52,10 +52,12 @@ _OFF = {
 _log = logging.getLogger(__name__)
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _LOCAL_THETA = "rope_local_base_freq"
+_WINDOW = "sliding_window"
 _WINDOWS = (
-    "sliding_window", "max_window_layers", "layer_types",
+    _WINDOW, "max_window_layers", "layer_types",
     "sliding_window_pattern", "_sliding_window_pattern", "sliding_window_size",
 )  # fmt: skip
+_WINDOW_WHEN_ABSENT = 4096  # in all of transformers' configs
 _LINEAR = ("factor",)
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
@@ -96,12 +98,13 @@ def read_config(fields: Mapping[str, Any]) -> architecture.ModelConfig:
     if fields.get("num_key_value_heads", 1) == 0:
         raise ValueError("num_key_value_heads is 0: give a positive integer.")
     for name, supported in family.fixed.items():
-        if fields.get(name) is not None and fields[name] != supported:
+        if fields.get(name) not in (None, supported, family.synonyms.get(name)):
             raise ValueError(f"{name} is {fields[name]!r}: only {supported!r} is supported.")
     known = {
         *required, *family.fixed, *family.fields, *_ROPE, *_IGNORED,
         "num_key_value_heads", "head_dim", "tie_word_embeddings",
         *((*_WINDOWS, family.window_switch) if family.is_windowed else ()),
+        *((_WINDOW,) if family.one_window else ()),
         *((_LOCAL_THETA,) if family.rope_thetas[1] else ()),
     }  # fmt: skip
     foreign = {
@@ -175,10 +178,12 @@ def write_config(model_config: architecture.ModelConfig) -> dict[str, Any]:
         fields |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if model_config.local_rope_theta is not None:
         fields[_LOCAL_THETA] = model_config.local_rope_theta
+    window = max(model_config.windows, default=0) or None
+    if family.one_window:
+        fields[_WINDOW] = window
     if family.is_windowed:
-        window = max(model_config.windows, default=0) or None
         fields |= {
-            "sliding_window": window,
+            _WINDOW: window,
             "layer_types": [
                 _WINDOWED if i < len(model_config.windows) and model_config.windows[i] else _FULL
                 for i in range(model_config.num_layers)
@@ -211,6 +216,10 @@ def _head(family: families.Family, fields: Mapping[str, Any]) -> str:
 def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, ...]:
     """Reads each layer's window; empty if all layers see all."""
     layers, kinds = fields["num_hidden_layers"], fields.get("layer_types")
+    if family.one_window:
+        if fields.get(_WINDOW, _WINDOW_WHEN_ABSENT) is None:
+            return ()
+        return (_window(fields),) * layers
     if family.is_windowed is None:
         return ()
     if kinds is not None and (len(kinds) != layers or {*kinds} - {_FULL, _WINDOWED}):
@@ -230,15 +239,20 @@ def _windows(family: families.Family, fields: Mapping[str, Any]) -> tuple[int, .
         kinds = [_WINDOWED if family.is_windowed(fields, i) else _FULL for i in range(layers)]
     if _WINDOWED not in kinds:
         return ()
-    window = fields.get("sliding_window", 4096)  # all of transformers' configs have this default
-    if type(window) is not int or window < 1:
-        raise ValueError(f"sliding_window is {window!r}: supported is a positive integer.")
+    window = _window(fields)
     if fields.get("sliding_window_size") not in (None, window):  # Gemma 2's is never read
         raise ValueError(
             f"sliding_window_size is {fields['sliding_window_size']!r} and sliding_window is "
             f"{window}: supported is the same number in both."
         )
     return tuple(window if kind == _WINDOWED else 0 for kind in kinds)
+
+
+def _window(fields: Mapping[str, Any]) -> int:
+    window = fields.get(_WINDOW, _WINDOW_WHEN_ABSENT)
+    if type(window) is not int or window < 1:
+        raise ValueError(f"{_WINDOW} is {window!r}: supported is a positive integer.")
+    return window
 
 
 def _rope(family: families.Family, fields: Mapping[str, Any]) -> dict[str, Any]:

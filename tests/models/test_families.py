@@ -40,6 +40,11 @@ CASES = {
     "llama3": ("llama", {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
     "llama3.1": ("llama", {"head_dim": 6, "rope_parameters": LLAMA3}),
     "llama3.2": ("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "mistral 0.1": ("mistral", {"sliding_window": 4}),
+    "mistral 0.3": (
+        "mistral", {"sliding_window": None, "head_dim": 6, "rope_parameters": {
+            "rope_theta": 1e6, "rope_type": "default"}},
+    ),
     "qwen2.5": ("qwen2", {}),
     "qwen2.5 tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2.5 windows": (
@@ -47,6 +52,8 @@ CASES = {
     ),
     "qwen3": ("qwen3", {"head_dim": 12}),
     "qwen3 tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "gemma": ("gemma", {"head_dim": 10, "num_key_value_heads": 1}),
+    "gemma, legacy name of its activation": ("gemma", {"head_dim": 10, "hidden_act": "gelu"}),
     "gemma2": (
         "gemma2", {"head_dim": 10, "sliding_window": 4, "query_pre_attn_scalar": 7,
                    "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
@@ -56,8 +63,8 @@ CASES = {
                         "layer_types": ALTERNATING, "rope_parameters": TWO_ROPES},
     ),
 }  # fmt: skip
-FIRST = {"llama": "llama3.1", "qwen2": "qwen2.5", "qwen3": "qwen3", "gemma2": "gemma2",
-         "gemma3_text": "gemma3"}  # fmt: skip
+FIRST = {"llama": "llama3.1", "mistral": "mistral 0.1", "qwen2": "qwen2.5", "qwen3": "qwen3",
+         "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}  # fmt: skip
 
 
 def make(case, architecture="AutoModelForCausalLM", **changes):
@@ -160,7 +167,8 @@ def test_greedy_generation_through_the_cache(saved, case):
     np.testing.assert_array_equal(done.tokens, generated)
 
 
-@pytest.mark.parametrize("case", ["llama3.1", "qwen2.5 windows", "qwen3", "gemma2", "gemma3"])
+@pytest.mark.parametrize("case", ["llama3.1", "qwen2.5 windows", "qwen3", "gemma", "gemma2",
+                                  "gemma3"])  # fmt: skip
 def test_gradients_of_the_loss(saved, case):
     """One family of each kind of attention: plain, windowed, normalised, soft-capped, and both
     normalised and windowed."""
