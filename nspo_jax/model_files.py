@@ -16,9 +16,12 @@ from typing import Any
 import transformers
 
 CONFIG = "config.json"
+# A directory with these is a LoRA adapter in PEFT's layout: see `adapter_base`.
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # This file records the date of a model's chat template: {"date": "2026-11-25"}.
 RENDERING = "rendering.json"
 _TOKENIZERS = ("tokenizer*", "vocab.*")
+_OWN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*")
 _JSON_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
@@ -53,6 +56,60 @@ def check_directory(directory: str | os.PathLike, what: str = "The model") -> pa
     else:
         message += " Expected one in Hugging Face's layout: check the path or download the model."
     raise FileNotFoundError(message)
+
+
+def adapter_base(directory: str | os.PathLike) -> pathlib.Path | None:
+    """Returns the directory of an adapter's base model; None for a directory that is no adapter.
+
+    The base is `base` inside the adapter's directory, a folder or a link, if there is one, and
+    otherwise the directory that base_model_name_or_path of adapter_config.json names.
+
+    Raises:
+      FileNotFoundError: there is no such directory.
+      ValueError: adapter_config.json is damaged or names no base, the base is an adapter itself, or
+        whole weights lie beside the adapter.
+    """
+    directory = pathlib.Path(directory)
+    path, inside = directory / ADAPTER, directory / "base"
+    if not path.exists():
+        return None
+    if whole := sorted(file.name for file in directory.glob("model*.safetensors")):
+        raise ValueError(
+            f"{directory} holds an adapter, {ADAPTER}, and whole weights, {whole[0]}: expected one "
+            f"of them. Remove {ADAPTER} if the weights are merged already, or else the weights."
+        )
+    remedy = f"Or link the base into the adapter's directory: ln -s BASE {inside}"
+    name = read_json(path).get("base_model_name_or_path")
+    if inside.exists():
+        base = check_directory(inside, f"The base of the adapter {directory}")
+    elif isinstance(name, str) and name:
+        try:
+            base = check_directory(name, f"base_model_name_or_path of {path}")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} {remedy}") from error
+    else:
+        raise ValueError(
+            f"{path} has base_model_name_or_path {name!r}: write the base's directory there. "
+            f"{remedy}"
+        )
+    if (base / ADAPTER).exists():
+        raise ValueError(
+            f"The base {base} of the adapter {directory} is an adapter itself: merge it first, "
+            f"python -m scripts.export_hf --policy={base} --output=MERGED, and name MERGED."
+        )
+    return base
+
+
+def config_directory(directory: str | os.PathLike) -> pathlib.Path:
+    """Returns where a model's config.json is: an adapter's base, or the directory itself."""
+    return adapter_base(directory) or pathlib.Path(directory)
+
+
+def tokenizer_directory(directory: str | os.PathLike) -> pathlib.Path:
+    """Returns where a model's tokenizer is: an adapter without one has its base's."""
+    directory = pathlib.Path(directory)
+    own = any(any(directory.glob(pattern)) for pattern in _OWN_TOKENIZERS)
+    return directory if own else config_directory(directory)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -96,7 +153,8 @@ def load_tokenizer(directory: str | os.PathLike) -> transformers.PreTrainedToken
       FileNotFoundError: if the directory is absent or has no tokenizer in it.
       ValueError: if a file is damaged, or the tokenizer is not the model's: see `check_rows`.
     """
-    directory = check_directory(directory)
+    model = check_directory(directory)
+    directory = tokenizer_directory(model)
     load = transformers.AutoTokenizer.from_pretrained
     options = {}
     if (directory / "tokenizer.json").exists():
@@ -120,7 +178,7 @@ def load_tokenizer(directory: str | os.PathLike) -> transformers.PreTrainedToken
             "tokenizer_config.json into the model's directory; to read a SentencePiece "
             "tokenizer.model instead, pip install sentencepiece protobuf."
         ) from error
-    rows = read_optional_json(directory / CONFIG).get("vocab_size")
+    rows = read_optional_json(config_directory(model) / CONFIG).get("vocab_size")
     if type(rows) is int:
         check_rows(loaded, rows, directory)
     return loaded
@@ -184,11 +242,11 @@ def absent_ids(directory: str | os.PathLike, rows: int) -> Ranges:
     Raises:
       ValueError: for the reasons of `load_tokenizer`.
     """
-    directory = pathlib.Path(directory)
+    model, directory = directory, tokenizer_directory(directory)
     if not any(any(directory.glob(pattern)) for pattern in _TOKENIZERS):
         return ()
     try:
-        tokenizer = load_tokenizer(directory)
+        tokenizer = load_tokenizer(model)
     except FileNotFoundError:  # weights need no tokenizer, and its users get the error themselves
         return ()
     ids = sorted(index for index in token_ids(tokenizer) if index < rows)
@@ -202,7 +260,7 @@ def recorded_date(directory: str | os.PathLike) -> str | None:
     Raises:
       ValueError: if the file is damaged.
     """
-    return read_optional_json(pathlib.Path(directory) / RENDERING).get("date")
+    return read_optional_json(config_directory(directory) / RENDERING).get("date")
 
 
 def record_date(directory: str | os.PathLike, date: str | None) -> None:

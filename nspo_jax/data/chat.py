@@ -366,14 +366,14 @@ def load_format(
       ValueError: for the reasons of `load_tokenizer`, if eos_token_id of generation_config.json is
         neither an id nor a list of ids, or if a file is not JSON.
     """
-    directory = pathlib.Path(directory)
-    rows = model_files.read_optional_json(directory / model_files.CONFIG).get("vocab_size")
+    home = model_files.config_directory(directory)
+    rows = model_files.read_optional_json(home / model_files.CONFIG).get("vocab_size")
     return ChatFormat(
         load_tokenizer(directory),
         chat=chat,
         system=system,
         thinking=thinking,
-        extra_stop_ids=_generation_stops(directory / "generation_config.json"),
+        extra_stop_ids=_generation_stops(home / "generation_config.json"),
         date=date or model_files.recorded_date(directory),
         vocab_size=rows if type(rows) is int else None,
     )

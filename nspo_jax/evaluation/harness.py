@@ -324,7 +324,7 @@ def check_template(chat_format: chat.ChatFormat, name: str) -> None:
 
 def check_generation_config(directory: str | pathlib.Path) -> None:
     """Warns of a generation_config.json that changes `hf`'s greedy answers and not these."""
-    path = pathlib.Path(directory) / "generation_config.json"
+    path = model_files.config_directory(directory) / "generation_config.json"
     given = model_files.read_optional_json(path)
     penalty = given.get("repetition_penalty", 1.0)
     if penalty not in (None, 1.0):

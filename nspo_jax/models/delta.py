@@ -46,21 +46,23 @@ def export_delta(
 
     Args:
       policy: a saved model, float32.
-      base: the model that it was trained from, of the same architecture; no delta itself.
+      base: the model that it was trained from, of the same architecture; no delta and no
+        adapter itself.
       directory: the directory to write.
 
     Raises:
       FileExistsError: the directory holds files that are no part of a model.
-      ValueError: the two models differ in their architecture, or the base is a delta.
+      ValueError: the two models differ in their architecture, or the base is a delta or an adapter.
     """
     policy, base = pathlib.Path(policy), pathlib.Path(base)
     hf_export.check_apart(directory, policy, base)
     target = hf_export.check_target(directory)
     if (policy / hf.DELTA).exists():
         return _copy_delta(policy, base, target)
-    if (base / hf.DELTA).exists():
+    if hf.is_sum(base):
         raise ValueError(
-            f"The base {base} is a delta itself: make a plain model of it with export_model first."
+            f"The base {base} is a delta or an adapter itself: make a plain model of it with "
+            "export_model first."
         )
     model_config, after = hf_export.open_checked(policy)
     base_config, before = hf_export.open_checked(base)
@@ -103,8 +105,8 @@ def save_delta(
       directory: the directory to write; see `save_model` for its errors.
       model_config: the model's config.
       change: float32, laid out as in `transformer`, None at leaves that did not change.
-      base: the changed model's directory. If it is a delta, the sum of its own base and difference
-        is written in float32 as the base.
+      base: the changed model's directory. If it is a delta or an adapter, the sum of its own base
+        and difference is written in float32 as the base.
     """
     hf_export.check_apart(directory, base)
     target, base = hf_export.check_target(directory), pathlib.Path(base)
@@ -140,7 +142,7 @@ def _write_delta(
     report: DeltaReport,
 ) -> None:
     hf_export.write_like(folder, like, model_config, "float32")
-    if (base / hf.DELTA).exists():
+    if hf.is_sum(base):
         hf_export.export_model(base, folder / hf.BASE)
     else:
         (folder / hf.BASE).mkdir()
@@ -208,7 +210,7 @@ class _Change(hf.Tensors):
 
     def __init__(self, directory: pathlib.Path, model_config: architecture.ModelConfig):
         file = hf.open_file(directory / hf.DELTA_WEIGHTS)
-        self.directory, self.stored, self._delta = directory, self, {}
+        self.directory, self.stored, self._change = directory, self, {}
         self._files = dict.fromkeys(file.keys(), file)
         self._shapes = {
             name: shape for name, (*_, shape) in hf.expected_tensors(model_config).items()

@@ -20,7 +20,7 @@ import safetensors
 
 from nspo_jax import distributed, model_files, trees
 from nspo_jax import progress as progress_lib
-from nspo_jax.models import architecture, families, hf_config, transformer
+from nspo_jax.models import architecture, families, hf_config, peft_adapter, transformer
 
 CONFIG, GENERATION = model_files.CONFIG, "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -49,7 +49,7 @@ def load_model(
     Args:
       directory: a directory with config.json and either model.safetensors or
         model.safetensors.index.json and its shards, in float32, bfloat16 or float16; or a delta of
-        `export_delta`.
+        `export_delta`, or a LoRA adapter of PEFT: see `model_files.adapter_base`.
       dtype: dtype of the parameters in memory, float32 for anything that will be trained, bfloat16
         to hold a frozen model in half the space. The compute dtype is a field of the config.
       shardings: makes a tree of shardings of the abstract parameter tree, for example
@@ -92,16 +92,19 @@ def load_config(directory: str | os.PathLike) -> architecture.ModelConfig:
       ValueError: for the reasons of `load_model` that concern the config or the tokenizer.
     """
     directory = model_files.check_directory(directory)
-    model_config = hf_config.read_config(model_files.read_json(directory / CONFIG))
+    home = model_files.config_directory(directory)
+    model_config = hf_config.read_config(model_files.read_json(home / CONFIG))
     absent = model_files.absent_ids(directory, model_config.vocab_size)
     return dataclasses.replace(model_config, absent_ids=absent)
 
 
 def stored_as(directory: str | os.PathLike) -> str:
-    """Names a checkpoint's dtypes, such as "BF16", "BF16+F32" or a delta's "BF16 + F32 delta"."""
+    """Names a checkpoint's dtypes, such as "BF16", "BF16+F32" or "BF16 + F32 delta"."""
     directory = pathlib.Path(directory)
     tensors = Tensors(directory)
     dtypes = "+".join(sorted({tensors.dtype(name) for name in tensors.names()}))
+    if (directory / model_files.ADAPTER).exists():
+        return f"{dtypes} + adapter"
     return f"{dtypes} + F32 delta" if (directory / DELTA).exists() else dtypes
 
 
@@ -153,8 +156,17 @@ class Tensors:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
-        self.stored = self  # the tensors as their files have them; a delta's are its base's
-        self._delta: dict[str, Any] = {}
+        # the tensors as their files have them; a delta's and an adapter's are its base's
+        self.stored = self
+        # what is added to them: name -> a part of it, in float32
+        self._change: Mapping[str, Callable[[Index], np.ndarray]] = {}
+        if (base := model_files.adapter_base(directory)) is not None:
+            self.stored = _open_base(directory, base)
+            self._files = self.stored._files
+            kernels = _kernels(hf_config.read_config(model_files.read_json(base / CONFIG)))
+            weights = open_file(directory / model_files.ADAPTER_WEIGHTS)
+            self._change = peft_adapter.open_change(directory, weights, kernels)
+            return
         if (directory / DELTA).exists():
             document = model_files.read_json(directory / DELTA)
             if document.get("format") != DELTA_FORMAT:
@@ -163,7 +175,9 @@ class Tensors:
                     f"{DELTA_FORMAT}: it was written by another version."
                 )
             delta = open_file(directory / DELTA_WEIGHTS)
-            self._delta = {name: delta for name in delta.keys()}
+            self._change = {
+                name: functools.partial(_read_block, delta, name) for name in delta.keys()
+            }
             self.stored = Tensors(directory / BASE)
             self._files = self.stored._files
             return
@@ -199,10 +213,35 @@ class Tensors:
         for start in range(first, last, rows):
             block = (slice(start, min(start + rows, last)), *rest)
             piece = self._files[name].get_slice(name)[block]
-            if name in self._delta:
-                piece = piece.astype(np.float32) + self._delta[name].get_slice(name)[block]
+            if name in self._change:
+                piece = piece.astype(np.float32) + self._change[name](block)
             out[start - first : start - first + rows] = piece
         return out.T if transpose else out
+
+
+def is_sum(directory: str | os.PathLike) -> bool:
+    """Tells whether a directory is a delta or an adapter, whose weights are its base's in part."""
+    return any((pathlib.Path(directory) / name).exists() for name in (DELTA, model_files.ADAPTER))
+
+
+def _open_base(directory: pathlib.Path, base: pathlib.Path) -> Tensors:
+    """Opens the weights of an adapter's base, which must be whole."""
+    if (base / DELTA).exists():
+        raise ValueError(
+            f"The base {base} of the adapter {directory} is a delta: make a plain model of it, "
+            f"python -m scripts.export_hf --policy={base} --output=PLAIN, and name PLAIN."
+        )
+    return Tensors(base)
+
+
+def _kernels(model_config: architecture.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Lists a model's linear maps: tensor -> shape [out, in]."""
+    expected = expected_tensors(model_config).items()
+    return {name: shape for name, (path, _, shape) in expected if is_transposed(path)}
+
+
+def _read_block(file: Any, name: str, block: Index) -> np.ndarray:
+    return file.get_slice(name)[block]
 
 
 def tensor_layers(model_config: architecture.ModelConfig, path: str) -> list[str]:
@@ -348,7 +387,8 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 def open_file(path: pathlib.Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist. Expected {WEIGHTS}, or {INDEX} with all shards it names; "
+            f"{path} does not exist. Expected {WEIGHTS}, or {INDEX} with all shards it names, or "
+            f"an adapter's {model_files.ADAPTER_WEIGHTS}; "
             "fetch the missing file (PyTorch .bin weights must be converted to safetensors first)."
         )
     try:

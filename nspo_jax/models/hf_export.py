@@ -24,10 +24,12 @@ from nspo_jax.models import architecture, hf, hf_config, transformer
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 SHARD_BYTES = 5 * 10**9  # transformers cuts shards at this size
 Edit = Callable[[str, int | None, np.ndarray], np.ndarray]
-_COMPANIONS = (
-    hf.GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "chat_template*", model_files.RENDERING,
+_TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "chat_template*",
 )  # fmt: skip
+_SETTINGS = (hf.GENERATION, model_files.RENDERING)
+_COMPANIONS = (*_SETTINGS, *_TOKENIZER)
 # A saved model consists of such files, and a directory is replaced only if it holds nothing else.
 _MODEL_FILES = (
     hf.CONFIG, "model*.safetensors", hf.INDEX, hf.DELTA, hf.DELTA_WEIGHTS, hf.BASE, *_COMPANIONS
@@ -116,7 +118,7 @@ def export_model(
     """Writes a saved model again, in another dtype or other shards, without loading it whole.
 
     Args:
-      source: a directory that `load_model` reads, a delta included.
+      source: a directory that `load_model` reads, a delta or an adapter included.
       directory: the directory to write; see `save_model`, also for the errors.
       dtype: the dtype of the weights in the files.
       shard_bytes: the largest size of a file of weights.
@@ -187,7 +189,8 @@ def write_like(
     folder: pathlib.Path, like: pathlib.Path, model_config: architecture.ModelConfig, dtype: str
 ) -> None:
     """Writes the config of `like`, changed as little as needed, and copies its other files."""
-    fields = model_files.read_json(like / hf.CONFIG)
+    home = model_files.config_directory(like)
+    fields = model_files.read_json(home / hf.CONFIG)
     theirs = hf_config.read_config(fields)
     ours = stored(model_config)
     if dataclasses.replace(theirs, head=ours.head) != ours:
@@ -202,10 +205,11 @@ def write_like(
         fields |= {name: written[name] for name in names if name in written}
     keys = [name for name in ("dtype", "torch_dtype") if name in fields] or ["torch_dtype"]
     if all(fields.get(key) == dtype for key in keys) and theirs.head == ours.head:
-        shutil.copyfile(like / hf.CONFIG, folder / hf.CONFIG)
+        shutil.copyfile(home / hf.CONFIG, folder / hf.CONFIG)
     else:
         write_json(folder / hf.CONFIG, fields | dict.fromkeys(keys, dtype))
-    for file in _matching(like, _COMPANIONS):
+    tokenizer = _matching(model_files.tokenizer_directory(like), _TOKENIZER)
+    for file in [*_matching(home, _SETTINGS), *tokenizer]:
         shutil.copyfile(file, folder / file.name)
 
 
@@ -285,8 +289,9 @@ def check_apart(directory: str | os.PathLike, *inputs: str | os.PathLike | None)
     for given in inputs:
         if given is None or str(given) == "":
             continue
-        source = pathlib.Path(os.path.realpath(given))
-        if source == target or target in source.parents:
+        homes = (given, model_files.config_directory(given))  # an adapter's base is read too
+        sources = [pathlib.Path(os.path.realpath(home)) for home in homes]
+        if any(source == target or target in source.parents for source in sources):
             raise FileExistsError(
                 f"The output {directory} is or holds the input {given}, which writing there would "
                 "destroy: choose another directory for the output."
