@@ -56,7 +56,7 @@ SLOW = [
     "rewards/test_remote_serving.py", "test_checkpoint.py", "models/test_transformer.py",
     "test_examples.py", "rl/test_interruptions.py", "rewards/test_guard.py", "test_sweep.py",
     "test_ownership.py", "rl/test_learning.py", "models/test_gguf.py",
-    "models/test_gguf_tokenizer.py", "test_extending.py",
+    "models/test_gguf_tokenizer.py", "models/test_peft_adapter.py", "test_extending.py",
     "test_own_code.py::test_a_run_with_a_reward_and_a_task_of_ones_own",
     "data/test_public.py::test_inspect_data",
     "models/test_generation.py::test_a_row_gets_what_it_gets_alone",

@@ -60,9 +60,9 @@ def export_delta(
     if (policy / hf.DELTA).exists():
         return _copy_delta(policy, base, target)
     if hf.is_sum(base):
+        kind = "a delta" if (base / hf.DELTA).exists() else "an adapter"
         raise ValueError(
-            f"The base {base} is a delta or an adapter itself: make a plain model of it with "
-            "export_model first."
+            f"The base {base} is {kind} itself: make a plain model of it with export_model first."
         )
     model_config, after = hf_export.open_checked(policy)
     base_config, before = hf_export.open_checked(base)

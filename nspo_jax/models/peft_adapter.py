@@ -182,9 +182,10 @@ def _check_targets(
     if lost or not targets:
         there = dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)
         raise ValueError(
-            f"{path} has target_modules {_listed(map(repr, lost or [wanted]))}, which the base model "
-            f"lacks: its linear maps are {', '.join(there)} (embeddings, and a head that is tied to "
-            "them, cannot be adapted). Check that the base is the one the adapter was trained on."
+            f"{path} has target_modules {_listed(map(repr, lost or [wanted]))}, which the base "
+            f"model lacks: its linear maps are {', '.join(there)} (embeddings, and a head that is "
+            "tied to them, cannot be adapted). Check that the base is the one the adapter was "
+            "trained on."
         )
 
 
@@ -216,7 +217,8 @@ def _check_tensors(
             f"The tensors in {directory / model_files.ADAPTER_WEIGHTS} are not those that "
             f"{model_files.ADAPTER} describes for its base: {_listed(sorted(problems))}. Check "
             "that the base is the one the adapter was trained on; an adapter with other parts than "
-            "LoRA of linear maps is merged with peft (merge_and_unload, save_pretrained)."
+            "LoRA of linear maps is merged with peft (merge_and_unload, save_pretrained). peft's "
+            "save_pretrained(save_embedding_layers=False) leaves out untrained embeddings."
         )
 
 

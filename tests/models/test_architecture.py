@@ -74,7 +74,7 @@ def test_config_is_hashable():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "mistral"},
+        {"model_type": "phi3"},
         {"architectures": ["LlamaForTokenClassification"]},
         {"architectures": ["Qwen2ForCausalLM"]},
         {"hidden_act": "gelu"},
@@ -226,6 +226,24 @@ PUBLISHED = {
         rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                       "original_max_position_embeddings": 8192, "rope_type": "llama3"},
     ),
+    "Mistral-7B-v0.1": published(
+        architectures=["MistralForCausalLM"], model_type="mistral", hidden_size=4096,
+        intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32,
+        num_hidden_layers=32, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=10000.0,
+        sliding_window=4096, tie_word_embeddings=False, vocab_size=32000,
+    ),
+    "Mistral-7B-Instruct-v0.2": published(
+        architectures=["MistralForCausalLM"], model_type="mistral", hidden_size=4096,
+        intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32,
+        num_hidden_layers=32, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1000000.0,
+        sliding_window=None, tie_word_embeddings=False, vocab_size=32000,
+    ),
+    "gemma-2b": published(
+        architectures=["GemmaForCausalLM"], model_type="gemma", head_dim=256, hidden_act="gelu",
+        hidden_activation=None, hidden_size=2048, intermediate_size=16384,
+        max_position_embeddings=8192, num_attention_heads=8, num_hidden_layers=18,
+        num_key_value_heads=1, rms_norm_eps=1e-6, rope_theta=10000.0, vocab_size=256000,
+    ),
     "Qwen3-8B": published(
         architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=128, hidden_size=4096,
         intermediate_size=12288, max_position_embeddings=40960, max_window_layers=36,
@@ -256,6 +274,12 @@ EXPECTED = {
     "Llama-3.1-8B-Instruct": {
         "rope_theta": 5e5, "rope_scaling": architecture.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
     },
+    "Mistral-7B-v0.1": {"windows": (4096,) * 32, "head_dim": 128, "rope_theta": 1e4},
+    "Mistral-7B-Instruct-v0.2": {"windows": (), "head_dim": 128, "rope_theta": 1e6},
+    "gemma-2b": {
+        "activation": "gelu_tanh", "norm_offset": True, "scale_embedding": True, "head_dim": 256,
+        "post_norms": False, "query_scale": None, "tie_embeddings": True, "windows": (),
+    },
     "Qwen3-8B": {"qk_norm": True, "qkv_bias": False, "head_dim": 128, "windows": ()},
     "gemma-2-2b-it": {
         "windows": (4096, 0) * 13, "query_scale": 256, "attention_softcap": 50.0,
@@ -270,6 +294,11 @@ def test_published_configs_mean_what_they_say(name):
     config = hf_config.read_config(PUBLISHED[name])
     assert {field: getattr(config, field) for field in EXPECTED[name]} == EXPECTED[name]
     assert hf_config.read_config(hf_config.write_config(config)) == config
+
+
+def test_a_mistral_without_the_field_has_transformers_window():
+    fields = {k: v for k, v in PUBLISHED["Mistral-7B-v0.1"].items() if k != "sliding_window"}
+    assert hf_config.read_config(fields).windows == (4096,) * 32
 
 
 def test_a_base_inside_the_scaling_counts():
@@ -297,6 +326,10 @@ def test_two_spellings_must_agree():
         (OLD, {"num_key_value_heads": 0}),
         (GEMMA3, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
         (PUBLISHED["gemma-2-9b"], {"sliding_window_size": 1024}),
+        (PUBLISHED["gemma-2b"], {"hidden_activation": "gelu"}),
+        (PUBLISHED["gemma-2b"], {"hidden_act": "gelu_new"}),
+        (PUBLISHED["Mistral-7B-v0.1"], {"sliding_window": 0}),
+        (PUBLISHED["Mistral-7B-v0.1"], {"layer_types": ["full_attention"] * 32}),
     ],
 )
 def test_a_field_in_the_wrong_place_or_of_the_wrong_kind_is_named(fields, change):

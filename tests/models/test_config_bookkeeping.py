@@ -32,7 +32,7 @@ DUMP = {
 ADDED = {"mirrors": MIRRORS, "exports": EXPORTS, "trainers": TRAINERS, "dump": DUMP}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("name", ADDED)
 def test_they_change_no_config(family, name, caplog):
     fields, added = SIZES | {"model_type": family}, ADDED[name]

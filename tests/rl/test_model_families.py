@@ -20,8 +20,10 @@ LLAMA = models.ModelConfig(
     max_length=64,
 )  # fmt: skip
 FAMILIES = {
+    "mistral": {"windows": (4, 4)},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "tie_embeddings": True},
+    "gemma": {**models.FAMILIES["gemma"].traits, "tie_embeddings": True},
     "gemma2": {
         **models.FAMILIES["gemma2"].traits, "tie_embeddings": True, "windows": (4, 0),
         "query_scale": 8.0, "attention_softcap": 5.0, "logits_softcap": 3.0,
