@@ -80,7 +80,7 @@ def adapter_base(directory: str | os.PathLike) -> pathlib.Path | None:
         )
     remedy = f"Or link the base into the adapter's directory: ln -s BASE {inside}"
     name = read_json(path).get("base_model_name_or_path")
-    if inside.exists():
+    if inside.exists() or inside.is_symlink():
         base = check_directory(inside, f"The base of the adapter {directory}")
     elif isinstance(name, str) and name:
         try:

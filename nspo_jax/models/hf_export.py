@@ -289,13 +289,13 @@ def check_apart(directory: str | os.PathLike, *inputs: str | os.PathLike | None)
     for given in inputs:
         if given is None or str(given) == "":
             continue
-        homes = (given, model_files.config_directory(given))  # an adapter's base is read too
-        sources = [pathlib.Path(os.path.realpath(home)) for home in homes]
-        if any(source == target or target in source.parents for source in sources):
-            raise FileExistsError(
-                f"The output {directory} is or holds the input {given}, which writing there would "
-                "destroy: choose another directory for the output."
-            )
+        for read in (given, model_files.config_directory(given)):  # an adapter reads its base
+            source = pathlib.Path(os.path.realpath(read))
+            if source == target or target in source.parents:
+                raise FileExistsError(
+                    f"The output {directory} is or holds the input {read}, which writing there "
+                    "would destroy: choose another directory for the output."
+                )
 
 
 def check_target(directory: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

@@ -209,6 +209,10 @@ def test_the_base_may_lie_inside(adapter, bases):
         models.load_model(adapter)
     for part in ("base_model_name_or_path of", "hf download google/gemma-2b", "ln -s BASE"):
         assert part in str(error.value)
+    (adapter / "base").symlink_to(adapter / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"The base of the adapter .* does not exist"):
+        models.load_model(adapter)
+    (adapter / "base").unlink()
     (adapter / "base").symlink_to(bases["llama"])
     np.testing.assert_array_equal(logits(adapter), expected)
 
