@@ -171,11 +171,12 @@ class ChatPrompt(Prompt):
 
     def render(self, request: str, answer: str, context: str = "") -> str:
         block = lambda text: [{"type": "text", "text": text}] if self._blocks else text  # noqa: E731
+        messages: Any = [
+            {"role": role, "content": block(text)}
+            for role, text in self.messages(request, answer, context)
+        ]
         rendered = self._tokenizer.apply_chat_template(
-            [
-                {"role": role, "content": block(text)}
-                for role, text in self.messages(request, answer, context)
-            ],
+            messages,
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,
