@@ -145,9 +145,8 @@ def _harmbench(name: str, model: str, licence: str, **fields) -> Row:
 
 
 def _remote(suite: str) -> Row:
-    words = judge_questions.HARM
     refusal = suite in judge_questions.REFUSAL_SUITES
-    words = judge_questions.REFUSAL if refusal else words
+    words = judge_questions.REFUSAL if refusal else judge_questions.HARM
     return Row(
         f"remote_{suite}",
         "remote",

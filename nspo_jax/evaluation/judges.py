@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import difflib
 import hashlib
 import os
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -157,8 +157,9 @@ def open_judge(
       FileNotFoundError, ValueError: those of `check`, before weights are loaded, and those of
         `models.load_model` and `sharding.check_batch`.
     """
-    check(name, place)
     row, place = find(name), os.fspath(place)
+    if row.kind != "model":
+        check(name, place)
     if row.kind == "detector":
         detector = {"refusals": refusals.learned, "refusal_rules": refusals.rules}[name]
         return lambda exchanges: _detect(detector, _rows(exchanges))
@@ -173,9 +174,8 @@ def open_judge(
         )
         return lambda exchanges: _ask(row, asked, _rows(exchanges))
     mesh = sharding.make_mesh() if mesh is None else mesh
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = _ROWS_PER_SHARD * shards if batch_size is None else batch_size
-    sharding.check_batch(mesh, batch_size, f"The batch_size of the judge {name}")
+    rows = batch_size or _ROWS_PER_SHARD * mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding.check_batch(mesh, rows, f"The batch_size of the judge {name}")
     prompt, tree, length = _prepare(row, place)
     model_config, params = verdict_reader.load(place, mesh, dtype)
     reader = verdict_reader.Reader(
@@ -185,7 +185,7 @@ def open_judge(
         tree,
         mesh,
         max_length=length,
-        batch_size=batch_size,
+        batch_size=rows,
         least_mass=row.least_mass,
         fixed=False,
     )
@@ -236,12 +236,12 @@ def _read(
         [(each.request, text, each.context) for each, text in zip(exchanges, texts, strict=True)]
     )
     shares = np.where(silent[:, None], np.nan, read.shares)
-    names = list(row.fields)
+    names, labels = list(row.fields), cast(tuple[tuple[str, ...], ...], tree.labels)
 
     def mean(field: str, values: Mapping[str, float]) -> np.ndarray:
         """Returns the mean value of a field of the answer, float32 [rows]."""
         place = names.index(field)
-        column = np.array([values[words[place]] for words in tree.labels])
+        column = np.array([values[words[place]] for words in labels])
         return (shares * column).sum(axis=1).astype(np.float32)
 
     details = {name: mean(name, values) for name, values in row.others.items()}
@@ -307,7 +307,10 @@ def _answers(row: Row, exchanges: Sequence[Exchange]) -> tuple[list[str], np.nda
     """Returns the answers to judge, and where there are thoughts alone, bool [rows]."""
     if not row.strips_thoughts:
         return [each.answer for each in exchanges], np.zeros(len(exchanges), bool)
-    texts = [refusal_features.strip_thoughts(each.answer) for each in exchanges]
+    texts = []
+    for each in exchanges:
+        text = refusal_features.strip_thoughts(each.answer)
+        texts.append(each.answer if text == each.answer.strip() else text)  # blanks stay too
     pairs = zip(texts, exchanges, strict=True)
     return texts, np.array([not text and bool(each.answer.strip()) for text, each in pairs])
 
