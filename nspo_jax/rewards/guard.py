@@ -6,21 +6,18 @@ not sampled; p(unsafe) is read off the distribution of the token where "safe" an
 """
 
 from collections.abc import Mapping
-import dataclasses
-import functools
 import os
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jinja2
 import numpy as np
 import transformers
 
-from nspo_jax import model_files, models, sharding
+from nspo_jax import models, sharding
 from nspo_jax.data import chat
 from nspo_jax.data import template as template_lib
-from nspo_jax.rewards import batched, reward
+from nspo_jax.rewards import reward, verdict_prompt, verdict_reader
 
 # The names of Llama Guard 3's categories (its model card), described in our own words.
 CATEGORIES = {
@@ -58,11 +55,9 @@ Agent: {answer}
 
 Provide your safety assessment for ONLY THE LAST message of Agent in the conversation above.
 The first line of your answer must be 'safe' or 'unsafe', and nothing else."""
-# The marks of guards' prompts, besides the tokenizer's own tokens; a text must not forge them.
-_MARKS = r"<<?/?(?:BEGIN|END|SYS)\b|\[/?INST\]|^(?:User|Agent):"
 
 
-class GuardPrompt:
+class GuardPrompt(verdict_prompt.ChatPrompt):
     """The prompt of a guard, and the tokens of its verdict.
 
     A chat template that lists UNSAFE CONTENT CATEGORIES, as Llama Guard's do, renders request and
@@ -72,6 +67,7 @@ class GuardPrompt:
       safe_id, unsafe_id: the tokens where the two verdicts part.
       lead: the tokens between the prompt and these two: verdict_prefix and the verdicts' common
         beginning.
+      tree: the two verdicts' tokens.
 
     Args:
       tokenizer: the guard's.
@@ -91,13 +87,7 @@ class GuardPrompt:
         verdict_prefix: str,
         date: str | None = None,
     ):
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "The guard's tokenizer has no chat template: put one in its tokenizer_config.json "
-                "or chat_template.jinja."
-            )
-        self._tokenizer, self._template = tokenizer, template_lib.pin(tokenizer, date)
-        template = self._template
+        template = template_lib.pin(tokenizer, date) if tokenizer.chat_template else ""
         self._own = "UNSAFE CONTENT CATEGORIES" in template
         if self._own and categories is not None and "categories" not in template:
             raise ValueError(
@@ -105,93 +95,25 @@ class GuardPrompt:
                 "categories out, or edit its chat_template.jinja."
             )
         self._categories = categories if self._own or categories is not None else CATEGORIES
-        tokens = (token.content.strip() for token in tokenizer.added_tokens_decoder.values())
-        self._forged = template_lib.spellings(tokens, _MARKS)
-        self._blocks = False
-        if not self._renders():  # templates of multimodal guards read a list of content blocks
-            self._blocks = True
-            if not self._renders():
-                raise ValueError(
-                    "The guard's chat template leaves out the request, the answer or the "
-                    "categories. Correct it in its tokenizer_config.json or chat_template.jinja."
-                )
-        self.lead, self.safe_id, self.unsafe_id = self._parting(verdict_prefix)
+        given = self._own and categories is not None
+        super().__init__(
+            tokenizer,
+            "The guard",
+            date=date,
+            options={"categories": dict(categories or {})} if given else {},
+            shown=tuple((self._categories or {}).values()),
+        )
+        texts = {verdict_prefix + word: word for word in (SAFE, UNSAFE)}
+        self.tree = self.grow(texts, "The guard", alone=True)
+        ends = {label: token for token, label in self.tree.branches[0].ends.items()}
+        self.safe_id, self.unsafe_id = ends[0], ends[1]
 
-    def encode_exchange(
-        self, request: str, answer: str, length: int
-    ) -> tuple[list[int], bool, bool]:
-        """Returns the ids up to the verdict, at most `length`, and two bools: cut, and fits.
-
-        Request and answer are plain text: a token or a mark of the prompt that they spell out gets
-        a blank behind its first character, and ends or begins nothing. An answer that is too long
-        loses its end (cut). The exchange does not fit if the request alone is too long.
-        """
-        request, answer = self._defuse(request), self._defuse(answer)
-        ids = self._ids(request, answer)
-        cut = len(ids) > length
-        while len(ids) > length and answer:
-            kept = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
-            kept = kept[: max(0, len(kept) - (len(ids) - length))]
-            text = cast(str, self._tokenizer.decode(kept))  # one sequence gives one string
-            shorter = self._defuse(text).rstrip("\ufffd")
-            answer = shorter if len(shorter) < len(answer) else answer[: len(answer) // 2]
-            ids = self._ids(request, answer)
-        return ids[-length:], cut, len(ids) <= length
-
-    def render(self, request: str, answer: str) -> str:
-        """Renders the prompt's text up to the guard's own words; it defuses nothing."""
-        options = {}
+    def messages(self, request: str, answer: str, context: str) -> list[tuple[str, str]]:
+        """Returns the exchange itself, or our own text around it."""
         if self._own:
-            messages = [("user", request), ("assistant", answer)]
-            if self._categories is not None:
-                options["categories"] = dict(self._categories)
-        else:
-            listed = "\n".join(f"{name}: {text}" for name, text in (self._categories or {}).items())
-            text = _TEXT.format(categories=listed, request=request, answer=answer)
-            messages = [("user", text)]
-        block = lambda text: [{"type": "text", "text": text}] if self._blocks else text  # noqa: E731
-        messages = [{"role": role, "content": block(text)} for role, text in messages]
-        rendered = self._tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-            chat_template=self._template,
-            **options,
-        )
-        return cast(str, rendered)  # `tokenize` decides the type
-
-    def _ids(self, request: str, answer: str) -> list[int]:
-        text = self.render(request, answer)
-        # the template writes BOS itself where the model wants it
-        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], *self.lead]
-
-    def _defuse(self, text: str) -> str:
-        return template_lib.defuse(text, self._forged)
-
-    def _renders(self) -> bool:
-        wanted = ["the-request-itself", "the-answer-itself", *(self._categories or {}).values()]
-        try:
-            text = self.render(*wanted[:2])
-        except (jinja2.TemplateError, TypeError):  # the template expects blocks and not text
-            return False
-        return all(part in text for part in wanted)
-
-    def _parting(self, prefix: str) -> tuple[list[int], int, int]:
-        pair = [
-            self._tokenizer(prefix + word, add_special_tokens=False)["input_ids"]
-            for word in (SAFE, UNSAFE)
-        ]
-        unknown = self._tokenizer.unk_token_id
-        for place, (safe_id, unsafe_id) in enumerate(zip(*pair, strict=False)):
-            if unknown is not None and unknown in (safe_id, unsafe_id):
-                break  # the tokenizer has no such word
-            if safe_id != unsafe_id:
-                return pair[0][:place], safe_id, unsafe_id
-        raise ValueError(
-            f"The guard's tokenizer cannot tell {prefix + SAFE!r} from {prefix + UNSAFE!r}: their "
-            f"ids are {pair[0]} and {pair[1]}. Is it the guard's own tokenizer?"
-        )
+            return super().messages(request, answer, context)
+        listed = "\n".join(f"{name}: {text}" for name, text in (self._categories or {}).items())
+        return [("user", _TEXT.format(categories=listed, request=request, answer=answer))]
 
 
 class Guard:
@@ -235,15 +157,19 @@ class Guard:
         date: str | None = None,
     ):
         sharding.check_batch(mesh, batch_size, "The guard's batch_size")
-        if not 0 <= least_mass < 1:
-            raise ValueError(f"least_mass is {least_mass}; expected a number in [0, 1).")
         self.verdicts = GuardPrompt(tokenizer, categories, verdict_prefix, date)
         check_verdicts(model_config, tokenizer, self.verdicts, max_length)
-        pair = (self.verdicts.safe_id, self.verdicts.unsafe_id)
-        self._params, self._mesh = params, mesh
-        self._max_length, self._batch_size = max_length, batch_size
-        self._least_mass = least_mass
-        self._read = jax.jit(functools.partial(_read_verdicts, model_config, pair))
+        self._read = verdict_reader.Reader(
+            model_config,
+            params,
+            self.verdicts,
+            self.verdicts.tree,
+            mesh,
+            max_length=max_length,
+            batch_size=batch_size,
+            least_mass=least_mass,
+            fixed=True,
+        )
 
     def __call__(self, conversations, completions):
         """Judges each answer; see `reward.Reward`. Collective: every process passes as many rows.
@@ -256,24 +182,15 @@ class Guard:
           ValueError: if the numbers of rows differ, or there are none.
         """
         reward.check_rows(conversations, completions)
-        found = [
-            self.verdicts.encode_exchange(row.prompt, text, self._max_length)
-            for row, text in zip(conversations, completions, strict=True)
-        ]
-        rows = batched.pad_rows([ids for ids, _, _ in found], self._max_length)
-        pair = batched.score_rows(
-            self._read, self._params, *rows, self._mesh, self._batch_size
-        )  # [rows, 2]
-        mass = np.exp(pair).sum(axis=1)
-        fits = np.array([fits for _, _, fits in found])
-        given = fits & (mass >= self._least_mass)
-        unsafe = 1.0 / (1.0 + np.exp(pair[:, 0] - pair[:, 1]))
-        unsafe = np.where(given, unsafe, np.nan).astype(np.float32)
+        read = self._read(
+            [(row.prompt, text, "") for row, text in zip(conversations, completions, strict=True)]
+        )
+        unsafe = read.shares[:, 1].astype(np.float32)
         return -unsafe, {
             "unsafe": unsafe,
-            "verdict_mass": mass.astype(np.float32),
-            "no_verdict": (~given).astype(np.float32),
-            "cut": np.array([cut for _, cut, _ in found], np.float32),
+            "verdict_mass": read.mass,
+            "no_verdict": (~read.given).astype(np.float32),
+            "cut": read.cut.astype(np.float32),
         }
 
 
@@ -289,22 +206,7 @@ def check_verdicts(
       ValueError: for a model without a language-model head, a max_length that it cannot read or
         that its prompt alone fills, and a tokenizer that is not the model's.
     """
-    if model_config.head == "scalar":
-        raise ValueError(
-            "The guard has a scalar head: it is a reward or cost model, whose score is "
-            "models.scores. Give the directory of a language model."
-        )
-    if not 1 <= max_length <= model_config.max_length:
-        raise ValueError(
-            f"The guard's max_length is {max_length}; expected 1 to {model_config.max_length}, the "
-            "longest text that it was made for."
-        )
-    model_files.check_rows(tokenizer, model_config.vocab_size, "the guard's directory")
-    if not verdicts.encode_exchange("", "", max_length)[2]:
-        raise ValueError(
-            f"The guard's max_length is {max_length}, and its prompt alone, without a "
-            "conversation, is longer: raise it."
-        )
+    verdict_reader.check(model_config, tokenizer, verdicts, verdicts.tree, max_length, "The guard")
 
 
 def open_verdicts(
@@ -340,21 +242,5 @@ def load_guard(
     """
     given = {name: options[name] for name in ("categories", "verdict_prefix") if name in options}
     open_verdicts(directory, options["max_length"], **given)  # mistakes are cheap here
-    model_config, params = models.load_model(
-        directory, dtype, shardings=functools.partial(sharding.shardings, mesh)
-    )
-    model_config = dataclasses.replace(model_config, compute_dtype=jnp.dtype(dtype).name)
+    model_config, params = verdict_reader.load(directory, mesh, dtype)
     return Guard(model_config, params, chat.load_tokenizer(directory), mesh, **options)
-
-
-def _read_verdicts(
-    model_config: models.ModelConfig,
-    pair: tuple[int, int],
-    params: Any,
-    tokens: jax.Array,
-    mask: jax.Array,
-) -> jax.Array:
-    """Returns log-probabilities of two tokens after each row [batch, time]: float32 [batch, 2]."""
-    hidden = models.forward(model_config, params, tokens, mask).hidden
-    logits = models.logits(model_config, params, hidden[:, -1:])[:, 0]  # [batch, vocab]
-    return jax.nn.log_softmax(logits, axis=-1)[:, jnp.asarray(pair)]
