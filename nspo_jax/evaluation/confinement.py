@@ -108,6 +108,8 @@ def _build_root(settings: dict[str, Any]) -> None:
     root = settings["directory"]
     _call("mount", None, b"/", None, _RECURSIVE | _PRIVATE, None)
     _mount_tmpfs(root, 1 << 20, 0o755)
+    os.mkdir(f"{root}/tmp")  # before the others: a Python may lie below /tmp
+    _mount_tmpfs(f"{root}/tmp", settings["limits"]["file_bytes"], 0o1777)
     for path in settings["visible"]:
         _bind(path, root + path)
         _set_attributes(root + path, _ATTR_READ_ONLY | _ATTR_NOSUID | _ATTR_NODEV, _AT_RECURSIVE)
@@ -116,8 +118,6 @@ def _build_root(settings: dict[str, Any]) -> None:
     for name in _DEVICES:
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
     os.symlink("/tmp", f"{root}/dev/shm")
-    os.mkdir(f"{root}/tmp")
-    _mount_tmpfs(f"{root}/tmp", settings["limits"]["file_bytes"], 0o1777)
     _set_attributes(root, _ATTR_READ_ONLY | _ATTR_NOSUID, 0)
 
 
