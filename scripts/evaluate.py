@@ -93,8 +93,8 @@ def main() -> None:
     if (MODEL.value is None) == (CONFIG.value is None):
         raise ValueError(
             "Expected one of --model and --config: --model=DIR --lm_eval=TASK,... for lm-eval's "
-            "benchmarks, --model=DIR --code=NAME,... for programs, --config=FILE.py:ARM for the scores "
-            "of a run's own task."
+            "benchmarks, --model=DIR --code=NAME,... for programs, --config=FILE.py:ARM for the "
+            "scores of a run's own task."
         )
     if CODE.value is not None and MODEL.value is not None:
         by_programs()

@@ -135,8 +135,8 @@ def score(samples: Samples) -> dict[str, dict[str, Any]]:
     """Scores answers that have run.
 
     Returns:
-      benchmark -> n (problems), samples (of each), pass@k for the k of `KS`, low and high (Wilson's
-      interval of pass@1 over problems; cautious for several samples), and the count of each outcome.
+      benchmark -> n (problems), samples (of each), pass@k for the k of `KS`, low and high (the
+      interval of pass@1 over problems; cautious for several samples), and the outcomes' counts.
     """
     scores = {}
     for name, rows in samples.items():

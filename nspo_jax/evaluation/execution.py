@@ -1,8 +1,8 @@
 """A sandbox that runs Python programs which a model wrote, each in a child process of its own.
 
-With isolation a program has its own Linux namespaces: no network, no process but its own, and a file
-system of a read-only Python and a small /tmp. `open_sandbox` proves that by a hostile program before
-any other runs. Without isolation (`unsafe`) the limits on time, memory, processes, open files and
+With isolation a program has its own Linux namespaces: no network, no process but its own, and a
+file system of a read-only Python and a small /tmp. `open_sandbox` proves that by a hostile program
+before any other runs. Without isolation (`unsafe`) the limits on time, memory, processes, open files and
 output remain, and the program sees the files and the network that its user sees.
 
 A program has passed if its checks ran to their end, which it proves by a token that it gets after
@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 from typing import Any, NamedTuple
 
@@ -131,7 +130,7 @@ class Sandbox:
                 child = subprocess.Popen(
                     [sys.executable, "-s", "-S", "-P", "-B", "-u", confinement.__file__,
                      json.dumps(settings)],
-                    stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    stdin=theirs.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     cwd="/", env=_ENVIRONMENT, start_new_session=True,
                 )  # fmt: skip
             with child:
@@ -199,8 +198,9 @@ def open_sandbox(*, unsafe: bool = False, limits: Limits | None = None) -> Sandb
                  if _sysctl(path) == value]  # fmt: skip
         raise RefusedError(
             f"Programs that a model wrote cannot be confined here: {reason}"
-            f"{''.join(f'; {hint}' for hint in hints)}. Expected Linux 5.14 or newer that lets this "
-            "user take namespaces (user, mount, process, network); containers often forbid them. "
+            f"{''.join(f'; {hint}' for hint in hints)}. Expected Linux 5.14 or newer that lets "
+            "this user take namespaces (user, mount, process, network); containers often forbid "
+            "them. "
             f"{_UNSAFE}"
         )
     return sandbox
@@ -397,7 +397,7 @@ if ISOLATED:
     for path in ("/", "/usr", os.path.dirname(os.__file__)):
         holds(f"it writes into {path}", lambda: open(f"{path}/probe", "w"), OSError)
     holds("it has rights over its system", lambda: socket.sethostname("probe"), PermissionError)
-    open("/tmp/probe", "w").write("its own")
+    open("probe", "w").write("its own")
 '''
 
 

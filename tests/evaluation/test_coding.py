@@ -1,5 +1,6 @@
 """Problems, prompts and scores of HumanEval and MBPP, against lm-eval's own task files."""
 
+import gzip
 import itertools
 import json
 import pathlib
@@ -35,8 +36,6 @@ def render(template, row):
 
 
 def test_humaneval_is_that_of_lm_eval(shared_data, lm_eval_files):
-    import gzip
-
     task, chat = (lm_eval_files(f"humaneval/{n}.yaml") for n in ("humaneval", "humaneval_instruct"))
     with gzip.open(shared_data / coding.PATHS["humaneval"], "rt") as file:
         rows = [json.loads(line) for line in file]
@@ -53,8 +52,8 @@ def test_humaneval_is_that_of_lm_eval(shared_data, lm_eval_files):
 
 def test_mbpp_is_that_of_lm_eval(shared_data, lm_eval_files):
     task = lm_eval_files("mbpp/mbpp.yaml")
-    rows = [json.loads(line) for line in (shared_data / coding.PATHS["mbpp"]).open(newline="\n")]
-    rows = {row["task_id"]: row for row in rows}
+    lines = (shared_data / coding.PATHS["mbpp"]).read_bytes().splitlines()
+    rows = {row["task_id"]: row for row in map(json.loads, lines)}
     problems = coding.read("mbpp", shared_data)
     assert [p.identifier for p in problems] == [f"MBPP/{n}" for n in range(11, 511)]
     before = "".join(

@@ -82,8 +82,8 @@ CHEATS = {
     "builtins.compile = lambda *a, **k: compile('', '', 'exec')\nbuiltins.len = lambda _: 32\n",
     "AssertionError replaced": "import builtins\nbuiltins.AssertionError = KeyboardInterrupt\n"
     "def add(a, b): return 0",
-    "os.read, os.write, json replaced": "import os, json, socket\nos.read = os.write = json.dumps = "
-    "lambda *a, **k: b'{}'\nsocket.socket.recv = lambda *a: b''\ndef add(a, b): return 0",
+    "os.read, os.write, json replaced": "import os, json, socket\nos.read = os.write = "
+    "json.dumps = lambda *a, **k: b'{}'\nsocket.socket.recv = lambda *a: b''\ndef add(a, b): return 0",
     "modules removed": "import sys\nsys.modules.clear()",
     "atexit": "import atexit, os\natexit.register(os._exit, 0)\nraise ValueError",
     "the protocol, with a guess": "import os\nfor fd in range(3, 20):\n  try:\n"
@@ -102,17 +102,17 @@ def test_an_end_before_the_checks_end_is_no_pass(sandbox, name):
 FORKS = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 ENDLESS = {
     "a loop": "while True: pass",
-    "a loop that catches all": "import time\nwhile True:\n    try:\n        while True: time.sleep(9)\n"
-    "    except BaseException: pass",
-    "signals ignored": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)"
-    "\n    except (OSError, ValueError): pass\nwhile True: signal.sigtimedwait([], 9)",
+    "a loop that catches all": "import time\nwhile True:\n    try:\n        while True: time.sleep(9)"
+    "\n    except BaseException: pass",
+    "signals ignored": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, "
+    "signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: signal.sigtimedwait([], 9)",
     "a fork bomb": FORKS,
-    "a fork bomb in sessions": "import os\nwhile True:\n    try:\n        os.fork() or os.setsid()\n"
-    "    except OSError: pass",
+    "a fork bomb in sessions": "import os\nwhile True:\n    try:\n        os.fork() or os.setsid()"
+    "\n    except OSError: pass",
     "threads": "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, "
     "args=(99,)).start()\n    except RuntimeError: time.sleep(0.1)",
-    "an end that hangs": "class A(BaseException):\n    def __str__(self):\n        while True: pass\n"
-    "raise A",
+    "an end that hangs": "class A(BaseException):\n    def __str__(self):\n        while True: pass"
+    "\nraise A",
 }
 
 
@@ -175,8 +175,8 @@ def test_nothing_outside_is_seen_or_harmed(isolated, tmp_path, monkeypatch):
     (tmp_path / "kept").write_text("kept")
     with socket.create_server(("127.0.0.1", 0)) as server:
         attempts = {
-            "environment": "found = 'NSPO_SECRET' in os.environ or b'secret' in open('/proc/1/environ',"
-            " 'rb').read()",
+            "environment": "found = 'NSPO_SECRET' in os.environ or b'secret' in "
+            "open('/proc/1/environ', 'rb').read()",
             "read": f"found = open({str(tmp_path / 'kept')!r}).read()",
             "delete": f"shutil.rmtree({str(tmp_path)!r}); found = 1",
             "everything": "shutil.rmtree('/usr'); found = 1",
@@ -222,7 +222,8 @@ def test_the_environment_is_its_own_without_isolation_too(sandbox, monkeypatch):
 def test_ordinary_means_of_a_program_work(sandbox):
     usual = (
         "import dataclasses, multiprocessing, pickle, re, subprocess, sys, tempfile, threading\n"
-        "import collections, decimal, fractions, heapq, itertools, math, random, statistics, typing\n"
+        "import collections, decimal, fractions, heapq, itertools, math, random\n"
+        "import statistics, typing\n"
         "@dataclasses.dataclass\nclass A:\n    x: int = 1\n"
         "assert pickle.loads(pickle.dumps(A(3))) == A(3)\n"
         "t = threading.Thread(target=print, args=('thread',)); t.start(); t.join()\n"
