@@ -167,7 +167,6 @@ def test_the_command_runs_nothing_that_it_was_not_told_to(shared_data, tmp_path)
         ],
         "has no chat template": [*given, "--execute_code", "--apply_chat_template"],
     }  # fmt: skip
-    command_lines.preload("nspo_jax.evaluation.code_scores")
     for words, arguments in cases.items():
         answer = command_lines.run("evaluate", *arguments)
         assert answer.returncode == 1 and "Traceback" not in answer.stderr, (words, answer.stderr)

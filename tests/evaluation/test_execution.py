@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from nspo_jax.evaluation import coding, confinement, execution
+from nspo_jax.evaluation import breakout, coding, confinement, execution
 
 SHORT = execution.Limits(seconds=1.5, memory=256 << 20)
 
@@ -83,7 +83,8 @@ CHEATS = {
     "AssertionError replaced": "import builtins\nbuiltins.AssertionError = KeyboardInterrupt\n"
     "def add(a, b): return 0",
     "os.read, os.write, json replaced": "import os, json, socket\nos.read = os.write = "
-    "json.dumps = lambda *a, **k: b'{}'\nsocket.socket.recv = lambda *a: b''\ndef add(a, b): return 0",
+    "json.dumps = lambda *a, **k: b'{}'\nsocket.socket.recv = lambda *a: b''\n"
+    "def add(a, b): return 0",
     "modules removed": "import sys\nsys.modules.clear()",
     "atexit": "import atexit, os\natexit.register(os._exit, 0)\nraise ValueError",
     "the protocol, with a guess": "import os\nfor fd in range(3, 20):\n  try:\n"
@@ -102,10 +103,11 @@ def test_an_end_before_the_checks_end_is_no_pass(sandbox, name):
 FORKS = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 ENDLESS = {
     "a loop": "while True: pass",
-    "a loop that catches all": "import time\nwhile True:\n    try:\n        while True: time.sleep(9)"
-    "\n    except BaseException: pass",
+    "a loop that catches all": "import time\nwhile True:\n    try:\n        while True: time.sleep"
+    "(9)\n    except BaseException: pass",
     "signals ignored": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, "
-    "signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: signal.sigtimedwait([], 9)",
+    "signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
+    "while True: signal.sigtimedwait([], 9)",
     "a fork bomb": FORKS,
     "a fork bomb in sessions": "import os\nwhile True:\n    try:\n        os.fork() or os.setsid()"
     "\n    except OSError: pass",
@@ -251,7 +253,7 @@ def test_results_come_in_order_and_the_count_is_told(sandbox):
     assert sandbox.run_all([]) == []
 
 
-def test_a_program_ends_with_the_process_that_started_it(sandbox):
+def test_a_program_ends_with_the_process_that_started_it(sandbox, tmp_path):
     code = (
         "from nspo_jax.evaluation import execution\n"
         f"s = execution.Sandbox(isolated={sandbox.isolated}, limits=execution.Limits())\n"
@@ -259,7 +261,10 @@ def test_a_program_ends_with_the_process_that_started_it(sandbox):
     )
     root = pathlib.Path(__file__).resolve().parents[2]
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root, env=os.environ
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        cwd=root,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
     ) as parent:
         assert parent.stdout.readline() == b"ready\n"
         wait_for(lambda: len(children()) >= 2)
@@ -277,7 +282,8 @@ def wait_for(condition, seconds=10):
 def test_a_sandbox_that_does_not_hold_is_refused(monkeypatch):
     """A probe that finds the network or more memory than allowed must tell it."""
     unsafe = execution.Sandbox(isolated=False, limits=SHORT)
-    monkeypatch.setattr(execution, "_PROBE", execution._PROBE.replace("if ISOLATED", "if True"))
+    attempts = breakout.ATTEMPTS.replace("if ISOLATED", "if True")
+    monkeypatch.setattr(breakout, "ATTEMPTS", attempts)
     reason = execution._probe(unsafe)
     for words in ("it reaches the network;", "it sees another process", "it sees /proc;"):
         assert words in reason, reason
