@@ -184,7 +184,10 @@ def by_programs() -> None:
     if OUTPUT.value:
         results = {
             "model": MODEL.value, "results": scores, "chat_template": TEMPLATE.value,
-            "dtype": DTYPE.value, "temperature": CODE_TEMPERATURE.value, "limit": LIMIT.value,
+            "dtype": DTYPE.value, "limit": LIMIT.value,
+            "temperature": code_scores.resolve_temperature(
+                CODE_SAMPLES.value, CODE_TEMPERATURE.value
+            ),
             "isolated": sandbox.isolated, "limits": sandbox.limits._asdict(),
         }  # fmt: skip
         paths = code_scores.write(

@@ -55,7 +55,7 @@ SLOW = [
     "test_launch.py", "test_rendering.py", "nullspace/test_theory.py", "tasks/test_dataset.py",
     "rewards/test_remote_serving.py", "test_checkpoint.py", "models/test_transformer.py",
     "test_examples.py", "rl/test_interruptions.py", "rewards/test_guard.py", "test_sweep.py",
-    "test_ownership.py", "rl/test_learning.py", "models/test_gguf.py",
+    "evaluation/test_execution.py", "test_ownership.py", "rl/test_learning.py", "models/test_gguf.py",
     "models/test_gguf_tokenizer.py", "models/test_peft_adapter.py", "test_extending.py",
     "test_own_code.py::test_a_run_with_a_reward_and_a_task_of_ones_own",
     "data/test_public.py::test_inspect_data",

@@ -62,6 +62,13 @@ def check(
             ) from error
 
 
+def resolve_temperature(samples: int, temperature: float | None) -> float:
+    """Returns the temperature that `answer` draws at."""
+    if temperature is None:
+        return SAMPLED_TEMPERATURE if samples > 1 else 0.0
+    return temperature
+
+
 def answer(
     model: harness.HarnessLM,
     problems: Mapping[str, Sequence[coding.Problem]],
@@ -86,8 +93,7 @@ def answer(
     Raises:
       ValueError: for several greedy samples, which would be equal.
     """
-    if temperature is None:
-        temperature = SAMPLED_TEMPERATURE if samples > 1 else 0.0
+    temperature = resolve_temperature(samples, temperature)
     if samples > 1 and temperature == 0:
         raise ValueError(EQUAL_SAMPLES)
     requests, places = [], []

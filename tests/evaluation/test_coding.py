@@ -190,6 +190,7 @@ def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
     assert line[:4] == ["mbpp", "3", "2", "0.0000"]  # a teller of stories writes no program
     results = json.loads((tmp_path / "results_code.json").read_text())
     assert results["results"]["mbpp"]["outcomes"]["failed"] == 6
+    assert results["temperature"] == 0.8
     assert results["isolated"] is not bool(unsafe)
     rows = [json.loads(text) for text in (tmp_path / "samples_mbpp.jsonl").read_text().splitlines()]
     assert [(row["problem"], row["sample"]) for row in rows][:3] == [

@@ -13,6 +13,7 @@ import pytest
 
 from nspo_jax.evaluation import breakout, coding, confinement, execution
 
+LONG = execution.Limits(seconds=60.0)
 SHORT = execution.Limits(seconds=1.5, memory=256 << 20)
 
 
@@ -37,12 +38,13 @@ def run(sandbox, solution, checks="assert add(1, 2) == 3"):
     return sandbox.run(execution.Program(solution, checks))
 
 
-def children():
-    """The processes of this user's programs that still live, by the name of their directory."""
-    found = []
+def children(parent=None):
+    """The processes of a parent's programs that still live; None: of this process."""
+    found, said = [], f'"parent": {os.getpid() if parent is None else parent}}}'.encode()
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            if confinement.__file__.encode() in (entry / "cmdline").read_bytes():
+            words = (entry / "cmdline").read_bytes()
+            if confinement.__file__.encode() in words and said in words:
                 found.append(entry.name)
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -123,7 +125,15 @@ def test_an_endless_program_is_ended_with_all_its_children(sandbox, name):
     before = time.monotonic()
     found = run(sandbox, ENDLESS[name])
     assert found.outcome == execution.TIMED_OUT, found
-    assert time.monotonic() - before < SHORT.seconds + 3
+    assert time.monotonic() - before < SHORT.seconds + 10
+    assert not children()
+
+
+def test_the_search_for_children_finds_them(sandbox):
+    thread = threading.Thread(target=run, args=(sandbox, "while True: pass"))
+    thread.start()
+    wait_for(lambda: len(children()) >= 2)
+    thread.join()
     assert not children()
 
 
@@ -234,7 +244,7 @@ def test_ordinary_means_of_a_program_work(sandbox):
         "with tempfile.NamedTemporaryFile('w', dir='.') as f: f.write('x')\n"
         "multiprocessing.Queue()\nimport numpy\nassert numpy.ones(3).sum() == 3\n"
     )
-    found = sandbox.run(execution.Program(usual + ADD, "assert add(1, 2) == 3"))
+    found = run(execution.Sandbox(isolated=sandbox.isolated, limits=LONG), usual + ADD)
     assert found.outcome == execution.PASSED, found
 
 
@@ -267,9 +277,9 @@ def test_a_program_ends_with_the_process_that_started_it(sandbox, tmp_path):
         env=os.environ | {"TMPDIR": str(tmp_path)},
     ) as parent:
         assert parent.stdout.readline() == b"ready\n"
-        wait_for(lambda: len(children()) >= 2)
+        wait_for(lambda: len(children(parent.pid)) >= 2)
         parent.kill()
-    wait_for(lambda: not children())
+    wait_for(lambda: not children(parent.pid))
 
 
 def wait_for(condition, seconds=10):
