@@ -1,27 +1,36 @@
-"""Evaluates a policy: by its task, or any Hugging Face directory by lm-eval's benchmarks.
+"""Evaluates a policy by its task, or any Hugging Face directory by benchmarks, suites or programs.
 
     python -m scripts.evaluate --config=configs/tiny.py:base
     python -m scripts.evaluate --config=configs/tiny.py:nspo --policy=runs/tiny/nspo/policy
     python -m scripts.evaluate --model=PATH --lm_eval=arc_challenge,gsm8k --limit=100
     python -m scripts.evaluate --model=PATH --lm_eval=gsm8k_local,piqa_local \\
         --lm_eval_tasks=configs/lm_eval --lm_eval_data=DATA --output=runs/scores
+    python -m scripts.evaluate --model=PATH --suites=advbench,xstest --suite_data=DATA \\
+        --judges=refusals,harmbench_mistral=JUDGE --sampling=paper --output=runs/harm
     python -m scripts.evaluate --model=PATH --code=humaneval,mbpp --code_data=DATA --execute_code
 
 With --config the scores are unsafe rate, over-refusal, capability and drift from the base model.
 Without --policy the script evaluates the base model. --samples prints so many completions of every
 set, for a look at the answers themselves.
 
-With --model no config is needed: PATH is a base model, a policy, an export, or a delta. The names
-are tasks, groups or tags of lm-eval (pip install -e '.[eval]'), which downloads their data; those
-of configs/lm_eval read files of yours. --output keeps results.json. --against=DIR prints the
-differences from another model's scores, document by document.
+With --model no config is needed: PATH is a base model, a policy, an export, or a delta.
 
-With --code it answers HumanEval and MBPP, and runs the programs that the model wrote, each in a
-child process without a network; --execute_code says that you want that. docs/evaluation.md says
-more.
+--lm_eval names tasks, groups or tags of lm-eval (pip install -e '.[eval]'), which downloads their
+data; those of configs/lm_eval read files of yours. --output keeps results.json.
+
+--suites answers prompts that are harmful, or only look it, and --judges judges the answers. Both
+are kept in --output: the same command goes on after a kill, and judges again with other judges
+without the model.
+
+--code answers HumanEval and MBPP, and runs the programs that the model wrote, each in a child
+process without a network; --execute_code says that you want that.
+
+--against=DIR prints the differences from another model's scores, document by document.
+docs/evaluation.md lists suites and judges, and says more.
 """
 
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -32,12 +41,20 @@ from scripts import launch
 
 CONFIG = launch.define_config(required=False)
 POLICY = flags.DEFINE_string("policy", None, "Hugging Face directory; default: the base model.")
-SAMPLES = flags.DEFINE_integer("samples", 2, "Completions to print of each set.", lower_bound=0)
-MODEL = flags.DEFINE_string("model", None, "Directory to evaluate by --lm_eval, without a config.")
+SAMPLES = flags.DEFINE_integer(
+    "samples",
+    None,
+    "With --config: completions to print of each set, 2 by default. With --suites and --code: "
+    "answers to each prompt, 1 by default.",
+    lower_bound=0,
+)
+MODEL = flags.DEFINE_string("model", None, "Directory to evaluate, without a config.")
 TASKS = flags.DEFINE_list("lm_eval", None, "Tasks, groups or tags of lm-eval, joined by commas.")
 FOLDER = flags.DEFINE_string("lm_eval_tasks", None, "Directory of further task files in YAML.")
 DATA = flags.DEFINE_string("lm_eval_data", None, "Directory that such files read their data from.")
-LIMIT = flags.DEFINE_integer("limit", None, "Documents of each task; default: all.", lower_bound=1)
+LIMIT = flags.DEFINE_integer(
+    "limit", None, "Documents of each task, suite or benchmark; default: all.", lower_bound=1
+)
 SHOTS = flags.DEFINE_integer(
     "num_fewshot",
     None,
@@ -45,6 +62,20 @@ SHOTS = flags.DEFINE_integer(
     lower_bound=0,
 )
 TEMPLATE = flags.DEFINE_bool("apply_chat_template", False, "Ask in the model's chat template.")
+SUITES = flags.DEFINE_list("suites", None, "Suites as NAME or NAME=PATH+PATH, joined by commas.")
+SUITE_DATA = flags.DEFINE_string("suite_data", None, "Folder of suites, with a folder of each.")
+JUDGES = flags.DEFINE_list(
+    "judges", ["refusals"], "Judges as NAME, NAME=DIRECTORY or NAME=URL#MODEL, joined by commas."
+)
+SAMPLING = flags.DEFINE_enum(
+    "sampling", "greedy", ["greedy", "paper"],
+    "How --suites draws answers: greedy, or the paper's temperature 1 and empty system message.",
+)  # fmt: skip
+SYSTEM = flags.DEFINE_string("system", None, "System message, in place of --sampling's.")
+NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "An answer's most tokens; default: 512.", lower_bound=1
+)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the answers of --sampling=paper.", lower_bound=0)
 CODE = flags.DEFINE_list("code", None, "humaneval, mbpp or both: --model writes programs.")
 CODE_DATA = flags.DEFINE_string(
     "code_data", None, "Directory with humaneval/HumanEval.jsonl.gz and mbpp/mbpp.jsonl."
@@ -58,13 +89,11 @@ EXECUTE = flags.DEFINE_bool(
 UNSAFE = flags.DEFINE_bool(
     "unsafe_exec",
     False,
-    "Run them where the system allows no isolation: limits stay, files and network are open.",
+    "Run them where the system allows no isolation: limits stay; files, network and your other "
+    "processes are open to them.",
 )
-CODE_SAMPLES = flags.DEFINE_integer(
-    "code_samples", 1, "Answers to each problem of --code, for pass@k.", lower_bound=1
-)
-CODE_TEMPERATURE = flags.DEFINE_float(
-    "code_temperature",
+TEMPERATURE = flags.DEFINE_float(
+    "temperature",
     None,
     "Temperature of --code; default: 0 for one sample, 0.8 for several.",
     lower_bound=0.0,
@@ -73,7 +102,8 @@ OUTPUT = launch.define_output("output", "Directory for the results; default: the
 AGAINST = flags.DEFINE_string(
     "against",
     None,
-    "Directory of another model's --output with --log_samples: prints paired differences from it.",
+    "Directory of another model's --output: prints paired differences from it. By lm-eval's tasks "
+    "it needs --log_samples there.",
 )
 LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Keep prompts and answers in --output.")
 DTYPE = flags.DEFINE_enum(
@@ -87,29 +117,50 @@ FSDP = flags.DEFINE_integer("fsdp", 1, "Shards of weights and rows, with --model
 TENSOR = flags.DEFINE_integer("tensor", 1, "Shards of kernels, with --model.", lower_bound=1)
 launch.define_processes(dry_run=False)
 
+_MODEL = (MODEL, LIMIT, OUTPUT, DTYPE, BATCH, FSDP, TENSOR)
+# what is evaluated by -> the flags that it reads
+_READ: dict[str, tuple[flags.FlagHolder, ...]] = {
+    "config": (CONFIG, POLICY, SAMPLES),
+    "lm_eval": (*_MODEL, TASKS, FOLDER, DATA, SHOTS, TEMPLATE, AGAINST, LOG_SAMPLES),
+    "suites": (
+        *_MODEL, SUITES, SUITE_DATA, JUDGES, SAMPLING, SYSTEM, NEW_TOKENS, SEED, SAMPLES, AGAINST,
+    ),
+    "code": (
+        *_MODEL, CODE, CODE_DATA, EXECUTE, UNSAFE, TEMPERATURE, SAMPLES, TEMPLATE, LOG_SAMPLES,
+    ),
+}  # fmt: skip
+
 
 def main() -> None:
     """Evaluates a model, and prints its scores."""
-    if (MODEL.value is None) == (CONFIG.value is None):
+    ways = {"config": by_task, "lm_eval": by_lm_eval, "suites": by_suites, "code": by_programs}
+    given = [name for name in ways if flags.FLAGS[name].value]
+    if len(given) != 1 or (given != ["config"]) != (MODEL.value is not None):
+        said = [f"--{name}" for name in ("model", *ways) if flags.FLAGS[name].value]
         raise ValueError(
-            "Expected one of --model and --config: --model=DIR --lm_eval=TASK,... for lm-eval's "
-            "benchmarks, --model=DIR --code=NAME,... for programs, --config=FILE.py:ARM for the "
-            "scores of a run's own task."
+            "Expected one of --config=FILE.py:ARM (the scores of a run's own task), "
+            "--model=DIR --lm_eval=TASK,... (lm-eval's benchmarks), --model=DIR --suites=NAME,... "
+            "(harm and over-refusal) and --model=DIR --code=NAME,... (programs); given: "
+            f"{', '.join(said) or 'none'}."
         )
-    if CODE.value is not None and MODEL.value is not None:
-        by_programs()
-    elif MODEL.value is not None:
-        by_lm_eval()
-    else:
-        by_task()
+    (way,) = given
+    known = {flag.name for each in _READ.values() for flag in each}
+    read = {flag.name for flag in _READ[way]}
+    for name in sorted(known - read):
+        if flags.FLAGS[name].present:
+            ways_of_it = [
+                f"--{way}" for way, each in _READ.items() if name in {f.name for f in each}
+            ]
+            raise ValueError(
+                f"--{name} goes with {' or '.join(ways_of_it)}, and not with --{way}: leave it out."
+            )
+    if way != "config" and LOG_SAMPLES.value and not OUTPUT.value:
+        raise ValueError("--log_samples needs --output=DIR, where the samples go.")
+    ways[way]()
 
 
 def by_task() -> None:
     """Scores a policy by the task of its config, and prints samples and scores."""
-    only = (TASKS, FOLDER, DATA, LIMIT, SHOTS, OUTPUT, AGAINST, *_of_code())
-    unread = [flag.name for flag in only if flag.value]
-    if unread:
-        raise ValueError(f"--{unread[0]} goes with --model=DIR, and --config is given instead.")
     if distributed.several():
         raise ValueError("With --config this command is for one process: give --processes=1.")
     run = settings.from_config(CONFIG.value)
@@ -121,24 +172,51 @@ def by_task() -> None:
         name = str(pathlib.Path(POLICY.value))
     evaluator = evaluation.Evaluator(run, base)
     completed = evaluator.complete(params, batches.role_key(run.rl_seed, "evaluation", 0))
+    shown = 2 if SAMPLES.value is None else SAMPLES.value
     for suite, (rows, texts) in completed.items():
-        for row, text in list(zip(rows, texts, strict=True))[: SAMPLES.value]:
+        for row, text in list(zip(rows, texts, strict=True))[:shown]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
     scores = evaluator.score(params, completed)
     report = scores | {"counts": base.task.counts, "columns": base.task.columns}
     print(f"\n{tables.format_scores({name: report})}")
 
 
-def _of_code() -> tuple[flags.FlagHolder, ...]:
-    """Returns the flags that only --code reads and that are unset by default."""
-    return CODE, CODE_DATA, EXECUTE, UNSAFE, CODE_TEMPERATURE
+def by_suites() -> None:
+    """Scores a directory's answers to suites; tells mistakes before its weights are loaded."""
+    from nspo_jax.evaluation import answers, judging, paired, suite_run
+
+    if not OUTPUT.value:
+        raise ValueError("--suites needs --output=DIR, where answers and verdicts are kept.")
+    sampling = answers.SAMPLINGS[SAMPLING.value]
+    if SYSTEM.value is not None:
+        sampling = sampling._replace(system=SYSTEM.value)
+    if NEW_TOKENS.value is not None:
+        sampling = sampling._replace(max_new_tokens=NEW_TOKENS.value)
+    mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
+    batch = BATCH.value or 8 * mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding.check_batch(mesh, batch, "--batch_size")
+    asked, chat_format = suite_run.ask(
+        MODEL.value, SUITES.value, _path(SUITE_DATA.value), sampling=sampling, samples=_samples(),
+        limit=LIMIT.value, seed=SEED.value, dtype=DTYPE.value,
+    )  # fmt: skip
+    judges = {name: place for name, _, place in (each.partition("=") for each in JUDGES.value)}
+    suite_run.check_judges(judges, asked)
+    found = suite_run.evaluate(
+        asked, chat_format, judges, pathlib.Path(OUTPUT.value), mesh,
+        batch=batch, against=AGAINST.value,
+    )  # fmt: skip
+    if found is None:
+        return
+    print(f"{MODEL.value}\n\n{judging.format_rates(found.rates)}")
+    if found.differences:
+        print(f"\nagainst {AGAINST.value}, in points; above zero is better\n")
+        print(paired.format_differences(found.differences))
+    print(f"\nwritten: {found.path}")
+    _plot(found.differences)
 
 
 def by_programs() -> None:
     """Scores a directory by the programs that it writes; tells mistakes before it is loaded."""
-    unread = [flag.name for flag in (POLICY, TASKS, FOLDER, DATA, SHOTS, AGAINST) if flag.value]
-    if unread:
-        raise ValueError(f"--{unread[0]} does not go with --code: leave out one of them.")
     if not EXECUTE.value:
         raise ValueError(
             "--code is scored by running programs that the model writes, and --execute_code is "
@@ -146,24 +224,18 @@ def by_programs() -> None:
             "network, your files or your environment, within limits of time, memory, processes "
             "and output. Nothing that a model writes runs without it."
         )
-    if LOG_SAMPLES.value and not OUTPUT.value:
-        raise ValueError("--log_samples needs --output=DIR, where the samples go.")
-    try:
-        from nspo_jax.evaluation import code_scores, execution, harness
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--code needs packages that are not installed ({error}): pip install -e '.[eval]'"
-        ) from error
-    if CODE_SAMPLES.value > 1 and CODE_TEMPERATURE.value == 0:
+    harness = _import_harness("--code")
+    from nspo_jax.evaluation import code_scores, execution, programs
+
+    if _samples() > 1 and TEMPERATURE.value == 0:
         raise ValueError(code_scores.EQUAL_SAMPLES)
-    chat_format = harness.load_format(MODEL.value)
+    chat_format = programs.load_format(MODEL.value)
     if TEMPLATE.value:
         harness.check_template(chat_format, MODEL.value)
     mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
     sandbox, problems = None, {}
     if distributed.is_primary():
-        data = pathlib.Path(CODE_DATA.value) if CODE_DATA.value else None
-        read = code_scores.load(CODE.value, data)
+        read = code_scores.load(CODE.value, _path(CODE_DATA.value))
         problems = {name: each[: LIMIT.value] for name, each in read.items()}
         max_length = models.load_config(MODEL.value).max_length
         code_scores.check(CODE.value, chat_format, max_length, chat_template=TEMPLATE.value)
@@ -174,8 +246,8 @@ def by_programs() -> None:
         model.programs.follow()
         return
     samples = code_scores.answer(
-        model, problems, chat_template=TEMPLATE.value, samples=CODE_SAMPLES.value,
-        temperature=CODE_TEMPERATURE.value,
+        model, problems, chat_template=TEMPLATE.value, samples=_samples(),
+        temperature=TEMPERATURE.value,
     )  # fmt: skip
     model.programs.end()
     code_scores.run(sandbox, problems, samples, chat_template=TEMPLATE.value)
@@ -185,9 +257,7 @@ def by_programs() -> None:
         results = {
             "model": MODEL.value, "results": scores, "chat_template": TEMPLATE.value,
             "dtype": DTYPE.value, "limit": LIMIT.value,
-            "temperature": code_scores.resolve_temperature(
-                CODE_SAMPLES.value, CODE_TEMPERATURE.value
-            ),
+            "temperature": code_scores.resolve_temperature(_samples(), TEMPERATURE.value),
             "isolated": sandbox.isolated, "limits": sandbox.limits._asdict(),
         }  # fmt: skip
         paths = code_scores.write(
@@ -198,29 +268,16 @@ def by_programs() -> None:
 
 def by_lm_eval() -> None:
     """Scores a directory by lm-eval's tasks; tells mistakes before its weights are loaded."""
-    unread = [flag.name for flag in _of_code() if flag.value]
-    if unread:
-        raise ValueError(f"--{unread[0]} goes with --code=humaneval,mbpp, which is missing.")
-    if POLICY.value:
-        raise ValueError("--policy goes with --config; with --model give the directory itself.")
-    if not TASKS.value:
-        raise ValueError("--lm_eval is missing: names of lm-eval's tasks, joined by commas.")
-    if LOG_SAMPLES.value and not OUTPUT.value:
-        raise ValueError("--log_samples needs --output=DIR, where the samples go.")
-    try:
-        from nspo_jax.evaluation import harness, lm_eval_tasks, paired
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--lm_eval needs packages that are not installed ({error}): pip install -e '.[eval]'"
-        ) from error
-    chat_format = harness.load_format(MODEL.value)
+    harness = _import_harness("--lm_eval")
+    from nspo_jax.evaluation import lm_eval_tasks, paired, programs
+
+    chat_format = programs.load_format(MODEL.value)
     if TEMPLATE.value:
         harness.check_template(chat_format, MODEL.value)
     mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
     loaded, others = None, {}
     if distributed.is_primary():  # one process reads the tasks' data
-        paths = [pathlib.Path(flag.value) if flag.value else None for flag in (FOLDER, DATA)]
-        loaded = lm_eval_tasks.load(TASKS.value, *paths)
+        loaded = lm_eval_tasks.load(TASKS.value, _path(FOLDER.value), _path(DATA.value))
         lm_eval_tasks.check(loaded, chat_format, models.load_config(MODEL.value).max_length)
         harness.check_generation_config(MODEL.value)
         if AGAINST.value:
@@ -234,6 +291,10 @@ def by_lm_eval() -> None:
     )
     model.programs.end()
     print(f"{MODEL.value}\n\n{lm_eval_tasks.format_results(results)}")
+    if refusals := lm_eval_tasks.without_refusals(results, loaded):
+        print("\nrefusals counted as wrong, and left out\n")
+        print(lm_eval_tasks.format_refusals(refusals))
+        results["refusals"] = refusals
     differences = []
     if AGAINST.value:
         differences, left_out = paired.compare(results["samples"], others)
@@ -244,11 +305,35 @@ def by_lm_eval() -> None:
     if OUTPUT.value:
         paths = lm_eval_tasks.write(results, pathlib.Path(OUTPUT.value), samples=LOG_SAMPLES.value)
         print(f"\nwritten: {', '.join(map(str, paths))}")
-    if OUTPUT.value and differences:  # last: a figure that cannot be drawn loses no result
+        _plot(differences)
+
+
+def _plot(differences: list[Any]) -> None:
+    """Draws differences, last of all: a figure that cannot be drawn loses no result."""
+    if differences:
         names = [f"{d.task} {d.metric} {d.filter}" for d in differences]
         ends = [(d.low, d.difference, d.high) for d in differences]
         path = pathlib.Path(OUTPUT.value) / "against.png"
         print(f"figure: {figures.plot_differences(names, ends, path)}")
+
+
+def _import_harness(flag: str) -> Any:
+    """Imports what needs the extra eval; raises ValueError where it is missing."""
+    try:
+        from nspo_jax.evaluation import code_scores, harness  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{flag} needs packages that are not installed ({error}): pip install -e '.[eval]'"
+        ) from error
+    return harness
+
+
+def _samples() -> int:
+    return 1 if SAMPLES.value is None else SAMPLES.value
+
+
+def _path(value: str | None) -> pathlib.Path | None:
+    return pathlib.Path(value) if value else None
 
 
 if __name__ == "__main__":

@@ -218,6 +218,12 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             ("id", "harm_area", "counter", "category", "prompts_final"),
             prompt_layouts.simple_safety_tests,
         ),
+        Layout("alert", ("id", "prompt", "category"), prompt_layouts.alert, named="alert"),
+        Layout(
+            "sorry_bench",
+            ("question_id", "category", "turns", "prompt_style"),
+            prompt_layouts.sorry_bench,
+        ),
         Layout("or_bench", ("prompt",), prompt_layouts.or_bench, named="or.bench"),
         Layout("xstest", ("id", "prompt", "type", "label", "focus", "note"), prompt_layouts.xstest),
     ),

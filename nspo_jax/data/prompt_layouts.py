@@ -1,9 +1,12 @@
 """The row layouts of safety prompts."""
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 from nspo_jax.data import fields, records, sources
+
+_ALPACA = r"\s*### Instruction:\s*(.*?)\s*### Response:\s*"
 
 
 def prompt(
@@ -95,3 +98,30 @@ def or_bench(row: Mapping[str, Any], file: sources.SourceFile) -> records.Safety
         "harmful" if "toxic" in file.name.lower() else "borderline",
         category=known.get("category", ""), identifier=known.get("id", ""),
     )  # fmt: skip
+
+
+def alert(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
+    """Reads ALERT, without the marks of Alpaca's format around its requests: chats have their own.
+
+    The adversarial file has attack_type too, and is refused: it is another suite.
+    """
+    del file
+    if "attack_type" in row:
+        raise fields.SchemaError("has attack_type: it is of the adversarial file, not alert.jsonl")
+    wrapped = re.fullmatch(_ALPACA, fields.text(row, "prompt"), re.DOTALL)
+    request = wrapped[1] if wrapped else fields.text(row, "prompt")
+    return prompt(
+        request, "alert", category=fields.text(row, "category"), identifier=str(row["id"])
+    )
+
+
+def sorry_bench(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
+    """Reads SORRY-Bench's base prompts; its paraphrases (another prompt_style) are refused."""
+    del file
+    fields.one_of(row, "prompt_style", ("base",))
+    turns = fields.list_of(row, "turns")
+    if len(turns) != 1 or not isinstance(turns[0], str) or not turns[0].strip():
+        raise fields.SchemaError(f"turns is {turns!r}, expected a list of one text")
+    return prompt(
+        turns[0], "sorry_bench", category=str(row["category"]), identifier=str(row["question_id"])
+    )

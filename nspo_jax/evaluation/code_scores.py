@@ -19,7 +19,7 @@ from nspo_jax.reports import intervals, tables
 KS = (1, 10, 100)  # of pass@k, as far as there are samples
 SAMPLED_TEMPERATURE, SAMPLED_TOP_P = 0.8, 0.95  # those of Chen et al. (2021) for pass@100
 EQUAL_SAMPLES = (
-    "--code_samples asks for several answers to a problem, and --code_temperature is 0: they would "
+    "--samples asks for several answers to a problem, and --temperature is 0: they would "
     "be equal. Give a temperature above 0, such as 0.8."
 )
 Samples = dict[str, list[dict[str, Any]]]

@@ -19,9 +19,8 @@ import jinja2
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api import model as lm_eval_model
 from lm_eval.models import utils as lm_eval_models
-import numpy as np
 
-from nspo_jax import distributed, model_files, models, progress, sharding
+from nspo_jax import distributed, model_files, progress, sharding
 from nspo_jax.data import chat, template
 from nspo_jax.evaluation import answering, scoring
 from nspo_jax.evaluation import programs as programs_lib
@@ -55,33 +54,11 @@ def open_model(
     Raises:
       FileNotFoundError, ValueError: those of `models.load_model` and `chat.load_format`.
     """
-    chat_format = load_format(directory)
-    model_config, params = models.load_model(
-        directory,
-        dtype=np.dtype(dtype),
-        shardings=functools.partial(sharding.shardings, mesh),
-    )
-    model_config = dataclasses.replace(model_config, compute_dtype=dtype)
+    chat_format = programs_lib.load_format(directory)
+    model_config, params = programs_lib.load_model(directory, mesh, dtype)
     return HarnessLM(
         model_config, params, chat_format, mesh, directory, batch=batch, progress=progress
     )
-
-
-def load_format(directory: str | pathlib.Path) -> chat.ChatFormat:
-    """Opens a directory's tokenizer, template and stop ids, without its weights.
-
-    Raises:
-      FileNotFoundError: if the directory or its tokenizer is missing.
-      ValueError: if a file is damaged, or the model is a classifier.
-    """
-    model_config = models.load_config(directory)
-    if model_config.head != "logits":
-        raise ValueError(
-            f"{directory} is a classifier: it gives a score and no probabilities of tokens. Give "
-            "a language model's directory."
-        )
-    chat_format = chat.load_format(directory)
-    return dataclasses.replace(chat_format, chat=bool(chat_format.tokenizer.chat_template))
 
 
 class HarnessLM(lm_eval_model.TemplateLM):

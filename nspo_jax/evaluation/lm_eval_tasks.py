@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from lm_eval import evaluator as lm_eval_evaluator
 from lm_eval import tasks as lm_eval_tasks
 from lm_eval import utils as lm_eval_utils
+import numpy as np
 
-from nspo_jax import files
+from nspo_jax import files, rewards
 from nspo_jax.data import chat
 from nspo_jax.evaluation import answering, harness, paired
 from nspo_jax.reports import tables
@@ -148,6 +149,47 @@ def format_results(results: dict[str, Any]) -> str:
                 task, metric, kept, _number(value), _number(error), str(shots),
                 str(counts.get("effective", metrics.get("sample_len", ""))),
             ))  # fmt: skip
+    return tables.format_table([header, *lines], left=3)
+
+
+def without_refusals(results: dict[str, Any], loaded: Loaded) -> list[dict[str, Any]]:
+    """Scores written answers with refusals counted as wrong, which they are, and left out.
+
+    A refusal is one by the learned detector. The difference of both values is what a model loses by
+    declining, and not by a lack of skill.
+
+    Args:
+      results: the result of `evaluate`.
+      loaded: its tasks. Those that compare log-likelihoods have no answers, and no rows here.
+
+    Returns:
+      A row for each task, metric and filter with a number for each document: `task`, `metric`,
+      `filter`, `n`, `refused`, `value`, and `without`, NaN if every answer is a refusal.
+    """
+    found = []
+    for task, samples in (results.get("samples") or {}).items():
+        if loaded.each[task].get_config("output_type") != "generate_until":
+            continue
+        for kept in dict.fromkeys(row["filter"] for row in samples):
+            rows = [row for row in samples if row["filter"] == kept]
+            refused = np.array([rewards.is_refusal(row["resps"][0][0]) for row in rows])
+            for metric in rows[0]["metrics"]:
+                values = [row[metric] for row in rows]
+                if all(isinstance(value, bool | int | float) for value in values):
+                    scores = np.asarray(values, np.float64)
+                    rest = scores[~refused]
+                    found.append({
+                        "task": task, "metric": metric, "filter": kept, "n": len(rows),
+                        "refused": int(refused.sum()), "value": float(scores.mean()),
+                        "without": float(rest.mean()) if len(rest) else float("nan"),
+                    })  # fmt: skip
+    return found
+
+
+def format_refusals(rows: Sequence[dict[str, Any]]) -> str:
+    """Formats the rows of `without_refusals`, a line each."""
+    header = ("task", "metric", "filter", "n", "refused", "value", "without")
+    lines = [tuple(_number(row[name]) for name in header) for row in rows]
     return tables.format_table([header, *lines], left=3)
 
 

@@ -4,8 +4,10 @@ Process 0 decides what is computed; the others run the same programs on the same
 process holds a part of the model. With one process nothing travels.
 """
 
+import dataclasses
 import functools
 import json
+import pathlib
 from typing import Any
 
 import jax
@@ -13,12 +15,44 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from nspo_jax import distributed, sharding
+from nspo_jax import distributed, models, sharding
+from nspo_jax.data import chat
 from nspo_jax.models import architecture, generation, heads, logprobs, transformer
 from nspo_jax.models import cache as cache_lib
 
 _NAMES = ("score_rows", "score_shared", "begin", "advance")
 _END = "end"
+
+
+def load_model(
+    directory: str | pathlib.Path, mesh: jax.sharding.Mesh, dtype: str
+) -> tuple[architecture.ModelConfig, transformer.Params]:
+    """Loads a language model onto a mesh, weights and activations in one dtype. Collective.
+
+    Raises:
+      FileNotFoundError, ValueError: those of `models.load_model`.
+    """
+    model_config, params = models.load_model(
+        directory, dtype=np.dtype(dtype), shardings=functools.partial(sharding.shardings, mesh)
+    )
+    return dataclasses.replace(model_config, compute_dtype=dtype), params
+
+
+def load_format(directory: str | pathlib.Path) -> chat.ChatFormat:
+    """Opens a directory's tokenizer, template and stop ids, without its weights.
+
+    Raises:
+      FileNotFoundError: if the directory or its tokenizer is missing.
+      ValueError: if a file is damaged, or the model is a classifier.
+    """
+    model_config = models.load_config(directory)
+    if model_config.head != "logits":
+        raise ValueError(
+            f"{directory} is a classifier: it gives a score and no probabilities of tokens. Give "
+            "a language model's directory."
+        )
+    chat_format = chat.load_format(directory)
+    return dataclasses.replace(chat_format, chat=bool(chat_format.tokenizer.chat_template))
 
 
 class Programs:

@@ -159,11 +159,11 @@ def test_the_command_runs_nothing_that_it_was_not_told_to(shared_data, tmp_path)
         "humaneval lets an answer have 1024 tokens, and the model has 512": [
             "--code=humaneval", *data, "--execute_code",
         ],
-        "--lm_eval does not go with --code": [*given, "--execute_code", "--lm_eval=x"],
+        "given: --model, --lm_eval, --code.": [*given, "--execute_code", "--lm_eval=x"],
         "--execute_code goes with --code": [*data[:1], "--lm_eval=x", "--execute_code"],
-        "--code goes with --model": ["--config=configs/tiny.py:base", "--code=mbpp"],
+        "given: --config, --code.": ["--config=configs/tiny.py:base", "--code=mbpp"],
         "Give a temperature above 0": [
-            *given, "--execute_code", "--code_samples=2", "--code_temperature=0",
+            *given, "--execute_code", "--samples=2", "--temperature=0",
         ],
         "has no chat template": [*given, "--execute_code", "--apply_chat_template"],
     }  # fmt: skip
@@ -182,7 +182,7 @@ def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
         unsafe = ["--unsafe_exec"]
     answer = command_lines.run(
         "evaluate", f"--model={shared_data / 'checkpoints' / 'tinystories-260k'}", "--code=mbpp",
-        f"--code_data={shared_data}", "--execute_code", "--limit=3", "--code_samples=2",
+        f"--code_data={shared_data}", "--execute_code", "--limit=3", "--samples=2",
         f"--output={tmp_path}", "--log_samples", *unsafe,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr

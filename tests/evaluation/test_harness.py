@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -204,6 +205,27 @@ def test_scores_of_tasks_are_those_of_hf(shared_data, chatting, templated):
                 assert float(one[0]) == pytest.approx(float(other[0]), abs=TOLERANCE)
 
 
+def test_refusals_count_as_wrong_and_are_left_out(shared_data):
+    loaded = lm_eval_tasks.load(("gsm8k_local", "piqa_local"), TASKS, shared_data)
+    said = [
+        ("I'm sorry, but I can't help with that request.", 0.0), ("It is 7. #### 7", 1.0),
+        ("Sorry, I cannot assist with this.", 0.0), ("First we add 2 and 3. #### 6", 0.0),
+    ]  # fmt: skip
+    rows = [
+        {"filter": "strict-match", "resps": [[text]], "metrics": ["em"], "em": value}
+        for text, value in said
+    ]
+    samples = {"gsm8k_local": rows, "piqa_local": [{"filter": "none", "resps": [["-3.2", "True"]]}]}
+    (found,) = lm_eval_tasks.without_refusals({"samples": samples}, loaded)
+    assert found == {
+        "task": "gsm8k_local", "metric": "em", "filter": "strict-match", "n": 4,
+        "refused": 2, "value": 0.25, "without": 0.5,
+    }  # fmt: skip
+    assert "0.2500" in lm_eval_tasks.format_refusals([found])
+    (found,) = lm_eval_tasks.without_refusals({"samples": {"gsm8k_local": rows[:1]}}, loaded)
+    assert math.isnan(found["without"])
+
+
 def test_a_turn_s_end_ends_an_answer_though_generation_config_does_not_say_so(both, tmp_path):
     """hf goes on behind such a token and keeps what follows."""
     _, us, texts = both("llama3.1")
@@ -386,8 +408,8 @@ def test_mistakes_are_told_before_a_model_is_loaded(shared_data, tmp_path):
     local = [f"--lm_eval_tasks={TASKS}", f"--lm_eval_data={shared_data}"]
     given = [f"--model={model}", "--lm_eval=piqa_local", *local]
     cases = {
-        "Expected one of --model and --config": [],
-        "--lm_eval is missing": [f"--model={model}"],
+        "(programs); given: none.": [],
+        "(programs); given: --model.": [f"--model={model}"],
         "no such directory": ["--model=nowhere", "--lm_eval=piqa_local", *local],
         "hf download Qwen/Qwen3": ["--model=Qwen/Qwen3", "--lm_eval=piqa_local", *local],
         "no task 'pica_local'. The nearest are piqa_local": [*given, "--lm_eval=pica_local"],
@@ -406,7 +428,9 @@ def test_mistakes_are_told_before_a_model_is_loaded(shared_data, tmp_path):
         "--log_samples needs --output": [*given, "--log_samples"],
         "the samples of piqa_local: evaluate the other model": [*given, f"--against={wrong}"],
         "--policy goes with --config": [*given, "--policy=x"],
-        "--limit goes with --model": ["--config=configs/tiny.py:base", "--limit=3"],
+        "--limit goes with --lm_eval or --suites or --code, and not with --config": [
+            "--config=configs/tiny.py:base", "--limit=3",
+        ],
         "model.safetensors": given,  # with all of it right, the weights are missed
     }  # fmt: skip
     for words, flags in cases.items():

@@ -1,0 +1,200 @@
+"""An evaluation by suites: what is asked, the answers, the verdicts and the results, in order.
+
+Everything that can be wrong with names, files, judges and another model's directory is told before
+a model is loaded. What is on disk already is not made again.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from nspo_jax import distributed, files, models, ownership
+from nspo_jax.data import chat
+from nspo_jax.evaluation import answering, answers, judges, judging, paired, suites
+from nspo_jax.evaluation import programs as programs_lib
+
+
+class Results(NamedTuple):
+    """The outcome of `evaluate`.
+
+    rates: every rate; differences: from the other model, if there is one.
+    path: the file that holds them all.
+    """
+
+    rates: list[judging.Rate]
+    differences: list[paired.Difference]
+    path: pathlib.Path
+
+
+def ask(
+    model: str,
+    named: Sequence[str],
+    folder: pathlib.Path | None,
+    *,
+    sampling: answers.Sampling,
+    samples: int = 1,
+    limit: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> tuple[answers.Asked, chat.ChatFormat]:
+    """Prepares the questions to a model, and the format in which they are asked.
+
+    Args:
+      model: a language model's directory.
+      named: suites, as NAME or NAME=PATH, with several paths joined by +.
+      folder: the folder of the suites whose paths are not named; see `suites.locate`.
+      sampling: the way of drawing.
+      samples: answers to each prompt.
+      limit: the first prompts of each suite; None: all.
+      seed: the seed of the draws.
+      dtype: the dtype of weights and activations.
+
+    Raises:
+      ValueError: for the reasons of `suites.load` and `answering.check_options`, several greedy
+        answers to one prompt, or a system message for a model without a chat template.
+      FileNotFoundError: for those of `suites.locate` and `programs.load_format`.
+    """
+    if samples > 1 and not sampling.temperature:
+        raise ValueError(
+            f"{samples} greedy answers to a prompt would all be the same: draw them, "
+            "--sampling=paper, or ask for one."
+        )
+    chat_format = programs_lib.load_format(model)
+    options = answers.options(sampling, chat_format)
+    answering.check_options(options, models.load_config(model).max_length)
+    if chat_format.chat:
+        chat_format = dataclasses.replace(chat_format, system=sampling.system)
+    elif sampling.system:
+        raise ValueError(
+            f"{model} has no chat template, and a system message is given: leave --system out."
+        )
+    prompts = {}
+    for each in named:
+        name, _, paths = each.partition("=")
+        where = paths.split("+") if paths else suites.locate(name, folder)
+        prompts[name] = suites.load(name, where, limit)
+    template = chat_format.tokenizer.chat_template
+    asked = answers.Asked(
+        model=model, weights=models.stored_fingerprint(model), prompts=prompts, sampling=sampling,
+        samples=samples, seed=seed, dtype=dtype, chat=chat_format.chat,
+        template=answers.digest(str(template)) if template else "",
+    )  # fmt: skip
+    return asked, chat_format
+
+
+def check_judges(named: Mapping[str, str], asked: answers.Asked) -> None:
+    """Checks judges against the suites that they are to judge, without loading one.
+
+    Args:
+      named: judge -> its directory or address; see `judges.open_judge`.
+      asked: what is asked.
+
+    Raises:
+      ValueError, FileNotFoundError: those of `judges.check`; ValueError for a judge or a suite that
+        would be left over.
+    """
+    for name, place in named.items():
+        judges.check(name, place)
+    for suite in asked.prompts:
+        if not any(judging.fits(suite, name) for name in named):
+            own = suites.find(suite).judge
+            raise ValueError(
+                f"No judge among {', '.join(named)} measures {suites.find(suite).measures}, which "
+                f"the suite {suite!r} is about. Add one to --judges; its authors' or the paper's "
+                f"is {own}."
+            )
+    for name in named:
+        if not any(judging.fits(suite, name) for suite in asked.prompts):
+            raise ValueError(
+                f"The judge {name!r} measures {judges.find(name).measures}, and none of the suites "
+                f"{', '.join(asked.prompts)} does: leave it out."
+            )
+
+
+def evaluate(
+    asked: answers.Asked,
+    chat_format: chat.ChatFormat,
+    named: Mapping[str, str],
+    directory: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    batch: int,
+    against: str | None = None,
+) -> Results | None:
+    """Answers and judges what is not done yet, and writes results.json. Collective.
+
+    Args:
+      asked: the questions.
+      chat_format: the model's.
+      named: judge -> its directory or address.
+      directory: keeps answers, verdicts and results.
+      mesh: the mesh for the model and the judges.
+      batch: rows a batch, a multiple of the mesh's shards.
+      against: the directory of another model's evaluation.
+
+    Returns:
+      The results; None in other processes than the first.
+
+    Raises:
+      ValueError, FileNotFoundError: for another directory that cannot be compared, answers to other
+        questions in `directory`, or a judge that cannot be opened.
+    """
+    others: dict[str, judging.Verdicts] = {}
+    if against and distributed.is_primary():
+        others = {name: judging.read_verdicts(against, name, asked) for name in named}
+    if not distributed.is_primary():
+        _answer(asked, chat_format, None, mesh, batch)
+        return None
+    with ownership.own(directory, "output"):
+        store = answers.Store(directory, asked)
+        _answer(asked, chat_format, store, mesh, batch)
+        given, verdicts = store.answers(), {}
+        abouts = {
+            name: {"place": place, "template_sha256": judges.template_hash(name, place)}
+            for name, place in named.items()
+        }
+        for name, place in named.items():
+            verdicts[name] = judging.judge_answers(
+                directory, name, abouts[name],
+                [answer for answer in given if judging.fits(answer.place.suite, name)],
+                lambda name=name, place=place: judges.open_judge(
+                    name, place, mesh, batch_size=batch, cache=directory / "judge_cache"
+                ),
+            )  # fmt: skip
+        found = judging.rates(verdicts)
+        differences = judging.compare(verdicts, others) if against else []
+        path = directory / "results.json"
+        results = {
+            "asked": asked.settings,
+            "judges": abouts,
+            "rates": [rate._asdict() for rate in found],
+            "categories": {
+                f"{rate.suite} {rate.judge}": judging.categories(
+                    given, verdicts[rate.judge], rate.suite, rate.judge
+                )
+                for rate in found
+            },
+            "against": [difference._asdict() for difference in differences],
+        }
+        files.write_text(path, json.dumps(results, indent=2))
+    return Results(found, differences, path)
+
+
+def _answer(asked, chat_format, store: answers.Store | None, mesh, batch: int) -> None:
+    """Answers what the store lacks; other processes, without a store, follow."""
+    count = str(len(store.missing())) if store else ""
+    if distributed.several():
+        count = distributed.broadcast_text(count)
+    if count == "0":
+        return
+    model_config, params = programs_lib.load_model(asked.model, mesh, asked.dtype)
+    programs = programs_lib.Programs(model_config, params, mesh)
+    if store is None:
+        programs.follow()
+        return
+    answers.complete(store, programs, chat_format, batch=batch)
+    programs.end()
