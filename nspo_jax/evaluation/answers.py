@@ -1,6 +1,6 @@
 """A model's answers to the prompts of suites, kept on disk as they come.
 
-A directory holds `evaluation.json`, which says what was asked in which way, and `answers.jsonl`. A
+A directory holds `asked.json`, which says what was asked in which way, and `answers.jsonl`. A
 row's answer depends on its suite, number, sample and seed alone, so an evaluation that was killed
 goes on, and gives what it would have given. Verdicts are kept apart: `evaluation.judging`.
 """
@@ -18,7 +18,7 @@ from nspo_jax.data import chat
 from nspo_jax.evaluation import answering, suites
 from nspo_jax.evaluation import programs as programs_lib
 
-SETTINGS, ANSWERS = "evaluation.json", "answers.jsonl"
+SETTINGS, ANSWERS = "asked.json", "answers.jsonl"
 _BATCHES = 4  # batches between two writes
 
 
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What is asked, in which way; answers to other questions are not mixed with these.
+    """Questions to a model and the way of asking; answers to other ones are not mixed with these.
 
     Attributes:
       model: the model's directory; weights: their `models.stored_fingerprint`.
@@ -84,7 +84,7 @@ class Asked:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The content of evaluation.json."""
+        """The content of asked.json."""
         values: dict[str, Any] = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
@@ -96,7 +96,7 @@ class Asked:
         return values
 
     def places(self) -> Iterator[Place]:
-        """Every answer's place, suite by suite."""
+        """Yields every answer's place, suite by suite."""
         for name, rows in self.prompts.items():
             for row in range(len(rows)):
                 for sample in range(self.samples):
@@ -134,7 +134,7 @@ class Store:
         }
 
     def missing(self) -> list[Place]:
-        """The places of what is asked and not answered."""
+        """Lists the places of what is asked and not answered."""
         return [place for place in self.asked.places() if place not in self._texts]
 
     def add(self, texts: Mapping[Place, str]) -> None:
@@ -151,7 +151,7 @@ class Store:
         self._texts |= texts
 
     def answers(self) -> list[Answer]:
-        """Every answer of what is asked; all must be there."""
+        """Lists the answers of all that is asked, which must be there."""
         return [
             Answer(place, self.asked.prompts[place.suite][place.row], self._texts[place])
             for place in self.asked.places()

@@ -280,7 +280,7 @@ def test_the_command_goes_on_after_a_kill_and_judges_again_without_the_model(sha
         (["--samples=2"], "2 greedy answers to a prompt would all be the same"),
         (["--system=Be good."], "has no chat template, and a system message is given"),
         (["--lm_eval=gsm8k"], "given: --model, --lm_eval, --suites."),
-        (["--against=nowhere"], "nowhere/evaluation.json"),
+        (["--against=nowhere"], "nowhere/asked.json"),
         (["--max_new_tokens=512"], "512 new tokens are asked for"),
     ],
 )
