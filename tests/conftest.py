@@ -54,7 +54,7 @@ SLOW = [
     "models/test_hf_export.py", "nullspace/test_calibration.py", "rl/test_remote_judge.py",
     "test_launch.py", "test_rendering.py", "nullspace/test_theory.py", "tasks/test_dataset.py",
     "rewards/test_remote_serving.py", "test_checkpoint.py", "models/test_transformer.py",
-    "test_examples.py", "rl/test_interruptions.py", "rewards/test_guard.py", "test_sweep.py",
+    "test_examples.py", "rl/test_interruptions.py", "rewards/test_guard.py", "evaluation/test_judges.py", "test_sweep.py",
     "evaluation/test_execution.py", "test_ownership.py", "rl/test_learning.py",
     "models/test_gguf.py",
     "models/test_gguf_tokenizer.py", "models/test_peft_adapter.py", "test_extending.py",
