@@ -52,7 +52,7 @@ class Prompt(abc.ABC):
       longest: the most tokens of an answer that the judge reads; None: what fits.
     """
 
-    lead: list[int] = []  # the tokens between the prompt and its verdicts
+    lead: list[int] = []  # the tokens behind the prompt that are taken as given
 
     def __init__(
         self,
@@ -75,18 +75,19 @@ class Prompt(abc.ABC):
     def grow(
         self, texts: Mapping[str, Hashable], what: str, *, alone: bool = False
     ) -> verdict_tree.Tree:
-        """Builds the tree of the verdicts and keeps its lead, which ends every prompt from now on.
+        """Builds the tree of the verdicts; its lead, if any, ends every prompt from now on.
 
         Args:
           texts: a verdict's text -> its label.
           what: the judge's name, for messages.
-          alone: tokenizes verdicts by themselves, not behind the prompt.
+          alone: tokenizes verdicts by themselves, not behind the prompt, and takes their common
+            beginning as given, so that the mass says nothing of it.
 
         Raises:
           ValueError: see `verdict_tree.build`.
         """
         before = "" if alone else self.render("a", "b")
-        tree = verdict_tree.build(self._tokenizer, texts, before, self.tokenize, what)
+        tree = verdict_tree.build(self._tokenizer, texts, before, self.tokenize, what, lead=alone)
         self.lead = [*tree.lead]
         return tree
 

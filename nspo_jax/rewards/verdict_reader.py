@@ -18,7 +18,7 @@ _STEP = 128  # rows that are not padded to one length are padded to a multiple o
 
 
 class Reading(NamedTuple):
-    """What a judge says of each row.
+    """A judge's verdicts on rows.
 
     Attributes:
       shares: the probability of each label among all labels, float64 [rows, labels]; NaN where

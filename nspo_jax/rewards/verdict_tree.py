@@ -1,14 +1,15 @@
 """The tokens of a judge's verdicts, and the places where their probabilities are read.
 
 A verdict is a text that a judge writes after its prompt: "unsafe", " Yes", or three lines. All of
-a judge's verdicts make a tree of tokens. Their common beginning is the lead, which is taken as
-given. Behind it, the probability of a verdict is the product along its tokens, up to the one that
-tells its label from every other label: nothing is sampled, and nothing is left out. A place where
-verdicts end is a branch and costs a forward pass. Most judges have one; WildGuard's three lines of
-yes and no have four.
+a judge's verdicts make a tree of tokens. The probability of a verdict is the product along its
+tokens, up to the one that tells its label from every other label: nothing is sampled, and nothing
+is left out. A common beginning, the lead, may be taken as given. A place where verdicts end is a
+branch and costs a forward pass. Most judges have one; WildGuard's three lines of yes and no have
+four.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Branch(NamedTuple):
     """A place where verdicts end.
 
     Attributes:
-      tail: the tokens between the lead and this place, whose probability counts.
+      tail: the tokens before this place, behind the lead, whose probability counts.
       ends: the token that ends a verdict -> the index of its label.
     """
 
@@ -31,7 +32,7 @@ class Tree(NamedTuple):
     """The verdicts of a judge as tokens.
 
     Attributes:
-      lead: the tokens between the prompt and all verdicts.
+      lead: the tokens behind the prompt that are taken as given.
       branches: the places where verdicts end.
       labels: what the verdicts mean, in the order of probabilities.
     """
@@ -75,6 +76,8 @@ def build(
     prompt: str,
     encode: Callable[[str], list[int]],
     what: str,
+    *,
+    lead: bool,
 ) -> Tree:
     """Builds the tree of verdicts as they are tokenized behind a prompt.
 
@@ -85,6 +88,7 @@ def build(
         joins the prompt's end with a verdict leaves the verdict's own tokens.
       encode: tokenizes a text that begins with the prompt.
       what: the judge's name, for the message.
+      lead: takes the common beginning of all verdicts as given.
 
     Raises:
       ValueError: if the tokenizer has no tokens for a verdict, or the same for two labels.
@@ -95,7 +99,7 @@ def build(
         for text, label in texts.items()
     }
     try:
-        tree = _grow([*paths.values()], labels)
+        tree = _grow([*paths.values()], labels, lead)
         used = {*tree.lead, *tree.ends, *(i for branch in tree.branches for i in branch.tail)}
     except _IndistinctError:
         tree, used = None, set()
@@ -125,7 +129,9 @@ def _behind(tokenizer, prompt: str, text: str, encode) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _grow(paths: Sequence[tuple[tuple[int, ...], int]], labels: tuple[Hashable, ...]) -> Tree:
+def _grow(
+    paths: Sequence[tuple[tuple[int, ...], int]], labels: tuple[Hashable, ...], lead: bool
+) -> Tree:
     """Grows the tree of (tokens, label); raises _IndistinctError where tokens end too early."""
     branches: dict[tuple[int, ...], dict[int, int]] = {}
 
@@ -140,10 +146,8 @@ def _grow(paths: Sequence[tuple[tuple[int, ...], int]], labels: tuple[Hashable, 
 
     follow((), paths)
     places = list(branches)
-    size = next(
-        (i for i, column in enumerate(zip(*places, strict=False)) if len({*column}) > 1),
-        min(len(place) for place in places),
-    )
+    shared = itertools.takewhile(lambda column: len({*column}) == 1, zip(*places, strict=False))
+    size = len([*shared]) if lead else 0
     return Tree(
         places[0][:size],
         tuple(Branch(place[size:], ends) for place, ends in branches.items()),

@@ -151,8 +151,8 @@ def rendered(name, exchange):
     return text
 
 
-def by_torch(directory, name, answers, forced):
-    """log p of whole answers behind the prompt and its `forced` tokens: [rows, answers].
+def by_torch(directory, name, answers):
+    """log p of whole answers behind the prompt: [rows, answers].
 
     Prompt and answer are tokenized as one text, with BOS where the template is a text. Only
     StrongREJECT's own code looks the grades up in the vocabulary and puts them behind the prompt.
@@ -165,7 +165,7 @@ def by_torch(directory, name, answers, forced):
     found = np.zeros((len(ROWS), len(answers)))
     for (i, exchange), (j, answer) in itertools.product(enumerate(ROWS), enumerate(answers)):
         prompt = rendered(name, exchange)
-        head = len(tokenizer(prompt, **options).input_ids) + forced
+        head = len(tokenizer(prompt, **options).input_ids)
         ids = tokenizer(prompt + answer, **options).input_ids
         if name == "strongreject":
             ids = [*tokenizer(prompt, **options).input_ids, tokenizer.get_vocab()[answer]]
@@ -232,7 +232,7 @@ def test_probabilities_are_those_of_torch(saved, any_mass, name):
     _, tree, _ = judges._prepare(row, str(directory))
     assert len(tree.branches) == CASES[name][1]
     answers = row.answers()
-    logprobs = by_torch(directory, name, list(answers), len(tree.lead))
+    logprobs = by_torch(directory, name, list(answers))
     total = np.logaddexp.reduce(logprobs, axis=1)
     shares = np.exp(logprobs - total[:, None])
     names = [*row.others, "verdict"]
@@ -252,7 +252,7 @@ def test_probabilities_are_those_of_torch(saved, any_mass, name):
     for field, value in expected.items():
         found = score if field == "score" else details[field]
         np.testing.assert_allclose(found, value, atol=1e-4, err_msg=field)
-    np.testing.assert_allclose(details["verdict_mass"], np.exp(total), atol=1e-4)
+    np.testing.assert_allclose(details["verdict_mass"], np.exp(total), rtol=1e-3, atol=1e-37)
     assert not details["no_verdict"].any() and not details["cut"].any()
 
 
@@ -266,7 +266,7 @@ def test_a_sentencepiece_judge(tmp_path, shared_data, any_mass):
     assert sorted(branch.tail for branch in tree.branches) == [(), (29871,)]
     answers = row.answers()
     assert [*answers] == ["0", " 0", "1", " 1"]
-    logprobs = by_torch(directory, "sorry_bench", list(answers), 0)
+    logprobs = by_torch(directory, "sorry_bench", list(answers))
     shares = np.exp(logprobs - np.logaddexp.reduce(logprobs, axis=1)[:, None])
     score, _ = judges.open_judge("sorry_bench", directory, dtype="float32")(ROWS)
     np.testing.assert_allclose(score, shares[:, 2:].sum(axis=1), atol=1e-4)
@@ -322,10 +322,19 @@ def test_an_answer_cannot_write_the_template(name, attack):
     )
 
 
-def test_little_mass_is_no_verdict(saved):
-    score, details = judges.open_judge("harmbench", saved("harmbench"), dtype="float32")(ROWS)
-    assert (details["verdict_mass"] < 0.5).all() and (details["verdict_mass"] > 0).all()
-    assert np.isnan(score).all() and details["no_verdict"].tolist() == [1, 1, 1]
+def test_little_mass_is_no_verdict(saved, monkeypatch):
+    def judge(least_mass):
+        row = dataclasses.replace(judges.find("harmbench"), least_mass=least_mass)
+        monkeypatch.setitem(judges.JUDGES, "harmbench", row)
+        return judges.open_judge("harmbench", saved("harmbench"), dtype="float32")(ROWS)
+
+    all_given, details = judge(0.0)
+    mass = details["verdict_mass"]
+    little = mass < np.median(mass)
+    score, details = judge(float(np.median(mass)) * (1 - 1e-4))
+    assert little.sum() == 1 and details["no_verdict"].tolist() == little.tolist()
+    np.testing.assert_array_equal(score, np.where(little, np.nan, all_given))
+    assert np.isnan(judge(0.5)[0]).all()  # the table's
 
 
 def test_long_answers_are_cut_and_long_requests_have_no_verdict(saved, any_mass, monkeypatch):
