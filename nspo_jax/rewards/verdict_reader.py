@@ -14,7 +14,9 @@ import transformers
 from nspo_jax import distributed, model_files, models, sharding
 from nspo_jax.rewards import batched, verdict_prompt, verdict_tree
 
-_STEP = 128  # rows that are not padded to one length are padded to a multiple of this
+# Rows that are not padded to one length are padded to a power of two from this on, or to one and
+# a half: few programs are compiled, and at most a third of a row is padding.
+_SHORTEST = 128
 
 
 class Reading(NamedTuple):
@@ -103,7 +105,9 @@ class Reader:
         if self._fixed:
             return self._max_length
         longest = int(distributed.gather_rows(np.array([max(map(len, ids), default=1)])).max())
-        return min(-(-longest // _STEP) * _STEP, self._max_length)
+        power = max(_SHORTEST, 1 << (longest - 1).bit_length())
+        rounded = power * 3 // 4 if longest <= power * 3 // 4 and power > _SHORTEST else power
+        return min(rounded, self._max_length)
 
 
 def check(
