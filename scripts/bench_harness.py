@@ -7,8 +7,10 @@ Both load the same directory in float32 and get the same requests in the same ba
 `repeats` times after a first turn that compiles and is not timed. The script prints one JSON line.
 For each task it has the number of requests, seconds and processor seconds as [median, least,
 largest] of each adapter, and the ratio of hf's median to ours (above 1: faster here). It also has
-the largest difference of log-likelihoods, or the share of equal texts. The script needs the extra
-eval, torch and accelerate, and a CPU on which nothing else runs.
+the largest difference of log-likelihoods, or the share of equal texts. With --float64 the model is
+loaded a third time, by hf in float64, and `largest_error` has each adapter's largest difference
+from it: the sum over a text's tokens is rounded in both. The script needs the extra eval, torch and
+accelerate, and a CPU on which nothing else runs.
 """
 
 from collections.abc import Callable
@@ -32,6 +34,7 @@ SHOTS = flags.DEFINE_integer("num_fewshot", 0, "Examples before each document.",
 REPEATS = flags.DEFINE_integer("repeats", 3, "Timed turns of each adapter.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Rows at a time of both.", lower_bound=1)
 NEW_TOKENS = flags.DEFINE_integer("max_gen_toks", 64, "Tokens of an answer.", lower_bound=1)
+FLOAT64 = flags.DEFINE_bool("float64", False, "Also compare log-likelihoods with hf in float64.")
 
 
 def main() -> None:
@@ -50,6 +53,11 @@ def main() -> None:
             MODEL.value, sharding.make_mesh(), batch=BATCH.value, progress=False
         ),
     }
+    exact = None
+    if FLOAT64.value:
+        exact = huggingface.HFLM(
+            pretrained=MODEL.value, device="cpu", dtype="float64", batch_size=BATCH.value
+        )
     report = {}
     for name, task in loaded.each.items():
         requests = build_requests(task)
@@ -69,6 +77,12 @@ def main() -> None:
                 for label, column in columns.items()
             } | {"ratio": round(middle["hf"] / middle["ours"], 3)}
         report[name] |= compare(kind, answers["hf"], answers["ours"])
+        if exact is not None and kind != "generate_until":
+            wanted = getattr(exact, kind)(requests, disable_tqdm=True)
+            report[name]["largest_error"] = {
+                label: compare(kind, wanted, found)["largest_difference"]
+                for label, found in answers.items()
+            }
     print(json.dumps({"model": MODEL.value, "batch_size": BATCH.value, "tasks": report}))
 
 

@@ -17,7 +17,16 @@ import sys
 
 from absl import flags
 
-from nspo_jax import base_model, files, general_text, models, nullspace, settings, sharding
+from nspo_jax import (
+    base_model,
+    distributed,
+    files,
+    general_text,
+    models,
+    nullspace,
+    settings,
+    sharding,
+)
 from nspo_jax.nullspace import limits as limits_lib
 from nspo_jax.rl import checks
 from scripts import launch
@@ -29,6 +38,7 @@ OUTPUT = launch.define_output("output", "Also write the certificate there, as JS
 FAIL_ABOVE = flags.DEFINE_string(
     "fail_above", "", f"NAME=NUMBER joined by '+'; names: {', '.join(limits_lib.QUANTITIES)}."
 )
+launch.define_processes(dry_run=False)
 
 
 def main() -> None:
@@ -53,12 +63,15 @@ def main() -> None:
         base.model_config, base.params, policy, projectors, calibration, held_out, change=change
     )
     report["provenance"]["stored"] = models.stored_as(POLICY.value)
+    broken = limits_lib.exceeded(report, limits)
+    if not distributed.is_primary():
+        sys.exit(int(bool(broken)))
     print(nullspace.format_certificate(report))
     if OUTPUT.value:
         output = pathlib.Path(OUTPUT.value)
         output.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(output, json.dumps(report, indent=1))
-    if broken := limits_lib.exceeded(report, limits):
+    if broken:
         print(
             f"\nerror: {POLICY.value} changes more of the base model than --fail_above allows: "
             f"{'; '.join(broken)}.", file=sys.stderr,

@@ -161,8 +161,6 @@ def main() -> None:
 
 def by_task() -> None:
     """Scores a policy by the task of its config, and prints samples and scores."""
-    if distributed.several():
-        raise ValueError("With --config this command is for one process: give --processes=1.")
     run = settings.from_config(CONFIG.value)
     checks.check_config(run, is_run=False)
     base = base_model.open_base(run, sharding.mesh_from_config(run))
@@ -172,11 +170,13 @@ def by_task() -> None:
         name = str(pathlib.Path(POLICY.value))
     evaluator = evaluation.Evaluator(run, base)
     completed = evaluator.complete(params, batches.role_key(run.rl_seed, "evaluation", 0))
+    scores = evaluator.score(params, completed)
+    if not distributed.is_primary():
+        return
     shown = 2 if SAMPLES.value is None else SAMPLES.value
     for suite, (rows, texts) in completed.items():
         for row, text in list(zip(rows, texts, strict=True))[:shown]:
             print(f"{suite:18} {row.prompt}  ->  {text}")
-    scores = evaluator.score(params, completed)
     report = scores | {"counts": base.task.counts, "columns": base.task.columns}
     print(f"\n{tables.format_scores({name: report})}")
 

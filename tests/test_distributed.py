@@ -116,28 +116,36 @@ class Pods:
     folder: pathlib.Path
 
     def start(self, name: str, processes: int, *flags: str, pause: float = 0.0, devices: int = 1):
-        workdir, port = self.folder / name, free_port()
+        workdir = self.folder / name
+        notes = [self.folder / f"{name}.{process}.jsonl" for process in range(processes)]
+        targets = [(child, note, pause) for note in notes]
+        return self._start(name, targets, [*flags, f"--workdir={workdir}"], devices, notes)
+
+    def start_script(self, script: str, name: str, processes: int, *flags: str):
+        return self._start(name, [(forks.run_script, script)] * processes, [*flags], 1, [])
+
+    def _start(self, name, targets, flags, devices, notes) -> Run:
+        processes, port = len(targets), free_port()
         argv = [
             f"--config={ROOT / 'configs' / 'default.py'}",
-            f"--config.workspace={self.folder / 'workspace'}", f"--workdir={workdir}",
+            f"--config.workspace={self.folder / 'workspace'}",
             *(f"--config.{field}={value}" for field, value in MICRO.items()), *flags,
             f"--processes={processes}",
         ]  # fmt: skip
         outputs = [self.folder / f"{name}.{process}.txt" for process in range(processes)]
-        notes = [self.folder / f"{name}.{process}.jsonl" for process in range(processes)]
         children = []
-        for process in range(processes):
+        for process, (target, *arguments) in enumerate(targets):
             joins = [f"--coordinator=localhost:{port}", f"--process={process}"]
             children.append(
                 forks.start(
-                    child, notes[process], pause,
+                    target, *arguments,
                     argv=(*argv, *(joins if processes > 1 else [])), stdout=outputs[process],
                     JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"),
                     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
                     XLA_FLAGS=compiling.xla_flags(devices),
                 )
             )  # fmt: skip
-        return Run(workdir, children, outputs, notes)
+        return Run(self.folder / name, children, outputs, notes)
 
     def finish(self, *arguments, **options) -> Run:
         run = self.start(*arguments, **options)
@@ -236,6 +244,35 @@ def test_process_0_writes_and_the_others_are_silent(two):
         "weight change inside the protected subspace" in first and "process 0 of 2 is up" in first
     )
     assert [line for line in second.splitlines() if "Gloo" not in line] == ["process 1 of 2 is up"]
+
+
+def test_two_processes_evaluate_and_certify_as_one_does(pods, two):
+    """Also with a limit that is broken, which every process tells by its exit status."""
+    policy, reports, tables = f"--policy={two.workdir / 'policy'}", [], []
+    for processes in (1, 2):
+        output = pods.folder / f"certificate.{processes}.json"
+        run = pods.start_script(
+            "certify", f"certify.{processes}", processes, policy, f"--output={output}",
+            "--fail_above=held_out.kl=1e-30",
+        )  # fmt: skip
+        assert run.wait() == [1] * processes, run.said()
+        assert "changes more of the base model than --fail_above allows" in run.said()
+        reports.append(json.loads(output.read_text()))
+        run = pods.start_script("evaluate", f"evaluate.{processes}", processes, policy)
+        assert run.wait() == [0] * processes, run.said()
+        tables.append(run.outputs[0].read_text().splitlines()[-6:])
+    one, both = ({**report, "provenance": None} for report in reports)
+    assert len(numbers(one)) > 9
+    assert numbers(both) == pytest.approx(numbers(one), rel=1e-3, abs=1e-7)
+    assert tables[0] == tables[1] and any("unsafe" in line for line in tables[0])
+
+
+def numbers(report, place=""):
+    """Every number of a report, by its place."""
+    if isinstance(report, dict | list):
+        items = report.items() if isinstance(report, dict) else enumerate(report)
+        return {k: v for name, part in items for k, v in numbers(part, f"{place}/{name}").items()}
+    return {place: report} if isinstance(report, int | float) else {}
 
 
 def test_a_run_of_one_device_continues_on_eight(pods, one):

@@ -98,6 +98,7 @@ def _arc(row, file: sources.SourceFile, stem: str, choices) -> records.GeneralQu
 
 
 def humaneval(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
+    """Reads HumanEval."""
     del file
     return _question(
         fields.text(row, "prompt"), fields.text(row, "canonical_solution"), "code", "humaneval",
@@ -107,6 +108,7 @@ def humaneval(row: Mapping[str, Any], file: sources.SourceFile) -> records.Gener
 
 
 def ifeval(row: Mapping[str, Any], file: sources.SourceFile) -> records.GeneralQuestion:
+    """Reads IFEval."""
     del file
     instructions, arguments = (
         fields.list_of(row, "instruction_id_list"),

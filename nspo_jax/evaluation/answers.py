@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import zlib
 
 from nspo_jax import files, progress
-from nspo_jax.data import chat
-from nspo_jax.evaluation import answering, suites
+from nspo_jax.data import chat, suites
+from nspo_jax.evaluation import answering
 from nspo_jax.evaluation import programs as programs_lib
 
 SETTINGS, ANSWERS = "asked.json", "answers.jsonl"

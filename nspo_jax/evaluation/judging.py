@@ -15,7 +15,8 @@ import numpy as np
 from scipy import stats
 
 from nspo_jax import files, progress
-from nspo_jax.evaluation import answers, judges, paired, suites
+from nspo_jax.data import suites
+from nspo_jax.evaluation import answers, judges, paired
 from nspo_jax.reports import intervals, tables
 
 _BATCH = 32  # answers between two writes

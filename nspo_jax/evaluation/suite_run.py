@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 
 from nspo_jax import distributed, files, models, ownership
-from nspo_jax.data import chat
-from nspo_jax.evaluation import answering, answers, judges, judging, paired, suites
+from nspo_jax.data import chat, suites
+from nspo_jax.evaluation import answering, answers, judges, judging, paired
 from nspo_jax.evaluation import programs as programs_lib
 
 
@@ -99,6 +99,12 @@ def check_judges(named: Mapping[str, str], asked: answers.Asked) -> None:
     """
     for name, place in named.items():
         judges.check(name, place)
+        if distributed.several() and judges.find(name).kind == "model":
+            raise ValueError(
+                f"The judge {name!r} is a model, and judges in one process: let several processes "
+                "answer with --judges=refusals, then give the same command with this judge and "
+                "--processes=1, which judges the answers that are there."
+            )
     for suite in asked.prompts:
         if not any(judging.fits(suite, name) for name in named):
             own = suites.find(suite).judge

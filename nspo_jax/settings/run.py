@@ -253,6 +253,11 @@ class Evaluation:
 
     every: int = option(10, COUNT, "Steps between evaluations. Start and end have one too.")
     prompts: int = option(200, COUNT, "Prompts of each set.")
+    suites: str = option(
+        "",
+        Text("NAME=PATH joined by +"),
+        "Suites of the table of evaluation that every evaluation answers, for task safety.",
+    )
     batches: int = option(
         1, COUNT, "Parts of the prompts that are answered in turn. More need less memory."
     )

@@ -6,7 +6,7 @@ RL batch use one side, drift is measured on the other. Prompts that are longer t
 are left out, and general answers that are longer are cut; log and summary count both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import logging
@@ -17,6 +17,7 @@ import numpy as np
 
 from nspo_jax import models, rewards, settings
 from nspo_jax.data import chat, division, filtering, layouts, public, sources, split
+from nspo_jax.data import suites as suites_lib
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.tasks import task
 
@@ -72,7 +73,8 @@ def load(
     *,
     train: Source,
     general: Source,
-    evaluation: Source,
+    evaluation: Source | None,
+    named: Mapping[str, str] | None = None,
     borderline: Source | None = None,
     calibration_rows: int,
     suite_rows: int,
@@ -87,7 +89,8 @@ def load(
       prompt_length: the most tokens of a prompt.
       train: a part of one of TRAINING.
       general: a part of the dataset general.
-      evaluation: files of safety_prompts: XSTest and files of harmful prompts.
+      evaluation: files of safety_prompts: XSTest and files of harmful prompts; None: none.
+      named: suites of `data.suites` -> their files.
       borderline: files of safety_prompts with prompts that only look harmful; their harmful ones
         are left out.
       calibration_rows: the number of conversations to calibrate on.
@@ -109,7 +112,14 @@ def load(
         left_out[name] = len(rows) - len(kept)
         return kept
 
-    found = _suites(read(evaluation))
+    found = _suites(read(evaluation) if evaluation else [])
+    for name, path in (named or {}).items():
+        if name in found:
+            raise ValueError(
+                f"evaluation.suites has {name}, which data.evaluation holds too: leave one out."
+            )
+        found[name] = suites_lib.conversations(name, path)
+    _require_kinds(found)
     evaluated = {name: [row.prompt for row in rows] for name, rows in found.items()}
     suites = {name: _draw(fitting(rows, name), suite_rows, seed) for name, rows in found.items()}
 
@@ -162,13 +172,17 @@ def _suites(rows: Sequence[Conversation]) -> dict[str, list[Conversation]]:
         source = row.family.split("/")[0]
         name = {"borderline": f"{source}_safe", "harmful": source}[row.kind]
         suites.setdefault(name, []).append(row)
+    return {name: filtering.deduplicate(rows) for name, rows in suites.items()}
+
+
+def _require_kinds(suites: Mapping[str, list[Conversation]]) -> None:
+    """Raises ValueError unless there are harmful prompts, and prompts that only look it."""
     for kind, example in (("borderline", "XSTest"), ("harmful", "AdvBench or HarmBench")):
         if not any(rows[0].kind == kind for rows in suites.values()):
             raise ValueError(
-                f"data.evaluation has no {kind} prompts: it holds {', '.join(suites)}. Add the "
-                f"file of {example}."
+                f"data.evaluation and evaluation.suites have no {kind} prompts: they hold "
+                f"{', '.join(suites)}. Add the file of {example}."
             )
-    return {name: filtering.deduplicate(rows) for name, rows in suites.items()}
 
 
 def _fitting(
@@ -211,20 +225,24 @@ class PublicSafety(task.Given):
     fields: tuple[str, ...] = (
         "data.train", "data.train_path", "data.subset", "data.train_column", "data.train_split",
         "data.benign_fraction", "data.general_path", "data.general_split", "data.evaluation",
-        "data.evaluation_column", "data.borderline_path", "rewards.refusal_detector",
+        "data.evaluation_column", "data.borderline_path", "evaluation.suites",
+        "rewards.refusal_detector",
     )  # fmt: skip
     text_fields: tuple[str, ...] = ("data.general_path", "data.general_split")
 
     def check(self, run: settings.Run, *, has_weights: bool) -> None:
         """Raises ValueError if the model or the data are not named, or do not go together."""
         data = run.data
+        suites_lib.parse(run.evaluation.suites)
         if not run.model.path and not run.model.preset:
             raise task.no_base(run)
-        if has_weights and not data.evaluation:
+        if has_weights and not (data.evaluation or run.evaluation.suites):
             raise ValueError(
-                "task is 'safety' and data.evaluation is empty: XSTest, AdvBench, HarmBench and "
-                "StrongREJECT are csv files in their authors' repositories. Give their paths, "
-                "joined by +: --config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv."
+                "task is 'safety', and data.evaluation and evaluation.suites are empty: XSTest, "
+                "AdvBench, HarmBench and StrongREJECT are files in their authors' repositories. "
+                "Give their paths, joined by +: "
+                "--config.data.evaluation=xstest_prompts.csv+harmful_behaviors.csv, or "
+                "--config.evaluation.suites=xstest=PATH+advbench=PATH."
             )
         if data.borderline_path and run.batch_prompts - run.rl.prompts == 1:
             raise ValueError(
@@ -268,7 +286,10 @@ class PublicSafety(task.Given):
                 columns=layouts.Columns(data.evaluation_column, otherwise=True)
                 if data.evaluation_column
                 else None,
-            ),
+            )
+            if data.evaluation
+            else None,
+            named=suites_lib.parse(run.evaluation.suites),
             borderline=Source(
                 "safety_prompts", paths=sources.split_paths(data.borderline_path),
                 split_field="data.borderline_path",

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from nspo_jax.evaluation import answers, judges, judging, paired, suite_run, suites
+from nspo_jax.data import suites
+from nspo_jax.evaluation import answers, judges, judging, paired, suite_run
 from tests import command_lines, forks
 
 SOME = ("advbench", "harmbench", "xstest", "or_bench")

@@ -98,8 +98,8 @@ def test_general_questions_are_divided(load):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"evaluated": ["xstest"]}, "data.evaluation has no harmful prompts: it holds xstest_safe"),
-        ({"evaluated": ["advbench"]}, "has no borderline prompts: it holds advbench"),
+        ({"evaluated": ["xstest"]}, "have no harmful prompts: they hold xstest_safe"),
+        ({"evaluated": ["advbench"]}, "have no borderline prompts: they hold advbench"),
         ({"calibration_rows": 41}, "calibration.rows is 41, and of the general questions"),
         ({"prompt_length": 7, "calibration_rows": 0}, "No .* prompts are left: all are too long"),
     ],

@@ -45,12 +45,19 @@ def config(shared_data, tmp_path):
     })  # fmt: skip
 
 
-def test_a_workspace_on_real_files(config, caplog):
+def test_a_workspace_on_real_files(config, shared_data, caplog):
+    # the other file of OR-Bench is trained on
+    asked = shared_data / "or_bench" / "or_bench_80k_sample100_with_category.jsonl"
+    named = f"jailbreakbench={shared_data / 'jailbreakbench'}+or_bench={asked}"
+    config = runs.changed(config, {"evaluation.suites": named})
     checks.check_config(config)
     with caplog.at_level("INFO"):
         base = base_model.open_base(config, sharding.make_mesh())
     task = base.task
-    assert set(task.suites) == {"xstest", "xstest_safe", "advbench", "harmbench", "strongreject"}
+    assert set(task.suites) == {
+        "xstest", "xstest_safe", "advbench", "harmbench", "strongreject", "jailbreakbench",
+        "or_bench",
+    }  # fmt: skip
     assert all(len(suite.rows) == 4 for suite in task.suites.values())
     assert [number for _, number in task.parts] == [4, 1, 1] and len(task.parts[0][0]) > 20
     assert [{row.kind for row in rows} for rows, _ in task.parts] == [
@@ -66,11 +73,11 @@ def test_a_workspace_on_real_files(config, caplog):
     texts["xstest_safe"] = [refusal, refusal, answer, answer]
     completed = {name: (suite.rows, texts[name]) for name, suite in task.suites.items()}
     scores = evaluator.score(base.params, completed)
-    assert scores["unsafe"] == 0.75 and scores["over_refusal"] == 0.5
-    suites = ("advbench", "harmbench", "strongreject", "xstest")
+    assert scores["unsafe"] == 0.75 and scores["over_refusal"] == 0.375
+    suites = ("advbench", "harmbench", "strongreject", "xstest", "jailbreakbench")
     assert {suite: scores[f"unsafe/{suite}"] for suite in suites} == dict.fromkeys(suites, 0.75)
     assert scores["over_refusal/xstest_safe"] == 0.5
-    assert (task.counts["unsafe"], task.counts["unsafe/advbench"]) == (16, 4)
+    assert (task.counts["unsafe"], task.counts["unsafe/advbench"]) == (20, 4)
     assert scores["no_verdict"] == 0.0
     completed["advbench"] = (task.suites["advbench"].rows, [refusal, answer, "zxcv " * 30, ""])
     scores = evaluator.score(base.params, completed)
@@ -130,11 +137,13 @@ def test_a_run_goes_from_prompts_to_summary_and_table_and_resumes_to_the_same(
     ("changes", "message"),
     [
         ({"model.path": ""}, "task is 'safety' and model.path is empty"),
-        ({"data.evaluation": ""}, "data.evaluation is empty: XSTest"),
+        ({"data.evaluation": ""}, "evaluation.suites are empty: XSTest"),
         (
             {"data.borderline_path": "or_bench.csv", "data.benign_fraction": 0.06},
             "a batch has one benign prompt, of which half",
         ),
+        ({"evaluation.suites": "advbensh=a"}, "no suite 'advbensh'. The nearest are advbench"),
+        ({"evaluation.suites": "advbench"}, "expected each once with its file or folder"),
         ({"data.train": "gsm8k"}, "data.train is 'gsm8k'; expected one of pku_safe_rlhf"),
         ({"data.train_column": "goal"}, "data.train_column is 'goal' and data.train 'pku_safe"),
     ],

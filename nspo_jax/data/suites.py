@@ -1,4 +1,4 @@
-"""The table of evaluation suites: what each measures, how, by whose judge, under which licence.
+"""The table of evaluation suites: what each measures, by whose judge, under which licence.
 
 A suite of harmful or of borderline prompts is answered and judged (`evaluation.answers`,
 `evaluation.judging`). Suites that lm-eval has, or that run code, name the flag that runs them.
@@ -12,6 +12,7 @@ import pathlib
 import re
 
 from nspo_jax.data import layouts, raw, records, sources
+from nspo_jax.data.conversation import Conversation
 
 HARM, OVER_REFUSAL, CAPABILITY = "harm", "over_refusal", "capability"
 _log = logging.getLogger(__name__)
@@ -140,6 +141,36 @@ class Prompt:
     request: str
     context: str
     category: str
+
+
+def parse(text: str) -> dict[str, str]:
+    """Reads suites with their files, NAME=PATH joined by +, as name -> path.
+
+    Raises:
+      ValueError: for an unknown suite, one without a path, or one that is there twice.
+    """
+    found: dict[str, str] = {}
+    for each in text.split("+") if text else ():
+        name, _, path = each.partition("=")
+        find(name)
+        if not path or name in found:
+            raise ValueError(
+                f"The suites are {text!r}; expected each once with its file or folder, such as "
+                f"{name}=PATH, joined by +."
+            )
+        found[name] = path
+    return found
+
+
+def conversations(name: str, path: str) -> list[Conversation]:
+    """Reads a suite's prompts as conversations without an answer; see `load`."""
+    kind = {HARM: "harmful", OVER_REFUSAL: "borderline"}[find(name).measures]
+    return [
+        Conversation(
+            prompt.text, "", f"{name}/{prompt.category}" if prompt.category else name, kind
+        )
+        for prompt in load(name, [path])
+    ]
 
 
 def find(name: str) -> Suite:
