@@ -59,6 +59,10 @@ SLOW = [
     "evaluation/test_execution.py", "test_ownership.py", "rl/test_learning.py",
     "models/test_gguf.py",
     "models/test_gguf_tokenizer.py", "models/test_peft_adapter.py", "test_extending.py",
+    "rl/test_shared_prompt.py",
+    "evaluation/test_suites.py::"
+    "test_the_command_goes_on_after_a_kill_and_judges_again_without_the_model",
+    "evaluation/test_coding.py::test_the_command_prints_a_table_and_keeps_results",
     "test_own_code.py::test_a_run_with_a_reward_and_a_task_of_ones_own",
     "data/test_public.py::test_inspect_data",
     "models/test_generation.py::test_a_row_gets_what_it_gets_alone",

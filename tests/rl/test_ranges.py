@@ -19,6 +19,7 @@ FREE_TEXT = {
     "data.evaluation", "data.evaluation_column", "rewards.cost_model", "rewards.reward_model",
     "rewards.guard.path", "rewards.guard.categories", "rewards.judge.url", "rewards.judge.model",
     "rewards.judge.api_key_env", "reward_training.path", "reward_training.subset",
+    "evaluation.suites",
 }  # fmt: skip
 
 
