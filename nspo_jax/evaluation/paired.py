@@ -162,11 +162,10 @@ def _conclusion(differences: Sequence[Difference]) -> str:
     if others:
         largest = max(others, key=lambda d: -d.low)
         said.append(
-            f"{'on the others' if fell else 'here'} no loss is detectable above "
+            f"{'on the others' if fell else 'Here'} no loss is detectable above "
             f"{max(0.0, -100 * largest.low):.1f} points ({largest.task} {largest.metric})"
         )
-    text = "; ".join(said)
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{'; '.join(said)}."
 
 
 def _pair(task: str, own: Sequence[Any], other: Sequence[Any]) -> list[tuple[Any, Any]]:

@@ -71,7 +71,7 @@ def test_metrics_are_compared_document_by_document_whatever_their_order():
     ]  # fmt: skip
     assert (found[0].other, found[0].own, found[0].difference) == (0.5, 0.3, pytest.approx(-0.2))
     table = paired.format_differences(found)
-    assert "T acc fell by 20.0 points; on the others no loss is detectable above 0.0" in table
+    assert "t acc fell by 20.0 points; on the others no loss is detectable above 0.0" in table
     assert "-20.0" in table and len({len(line) for line in table.splitlines()[:4]}) == 1
     only = paired.format_differences(found[1:])
     assert only.endswith("Here no loss is detectable above 0.0 points (t f1).")
