@@ -22,8 +22,8 @@ data; those of configs/lm_eval read files of yours. --output keeps results.json.
 are kept in --output: the same command goes on after a kill, and judges again with other judges
 without the model.
 
---code answers HumanEval and MBPP, and runs the programs that the model wrote, each in a child
-process without a network; --execute_code says that you want that.
+--code answers HumanEval, MBPP and LiveCodeBench, and runs the programs that the model wrote, each
+in a child process without a network; --execute_code says that you want that.
 
 --against=DIR prints the differences from another model's scores, document by document.
 docs/evaluation.md lists suites and judges, and says more.
@@ -76,9 +76,13 @@ NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "An answer's most tokens; default: 512.", lower_bound=1
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the answers of --sampling=paper.", lower_bound=0)
-CODE = flags.DEFINE_list("code", None, "humaneval, mbpp or both: --model writes programs.")
+CODE = flags.DEFINE_list(
+    "code", None, "Some of humaneval, mbpp and livecodebench: --model writes programs."
+)
 CODE_DATA = flags.DEFINE_string(
-    "code_data", None, "Directory with humaneval/HumanEval.jsonl.gz and mbpp/mbpp.jsonl."
+    "code_data",
+    None,
+    "Directory with humaneval/HumanEval.jsonl.gz, mbpp/mbpp.jsonl and livecodebench/*.jsonl.",
 )
 EXECUTE = flags.DEFINE_bool(
     "execute_code",
@@ -225,7 +229,7 @@ def by_programs() -> None:
             "and output. Nothing that a model writes runs without it."
         )
     harness = _import_harness("--code")
-    from nspo_jax.evaluation import code_scores, execution, programs
+    from nspo_jax.evaluation import code_scores, coding, execution, programs
 
     if _samples() > 1 and TEMPERATURE.value == 0:
         raise ValueError(code_scores.EQUAL_SAMPLES)
@@ -235,10 +239,9 @@ def by_programs() -> None:
     mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
     sandbox, problems = None, {}
     if distributed.is_primary():
-        read = code_scores.load(CODE.value, _path(CODE_DATA.value))
-        problems = {name: each[: LIMIT.value] for name, each in read.items()}
         max_length = models.load_config(MODEL.value).max_length
         code_scores.check(CODE.value, chat_format, max_length, chat_template=TEMPLATE.value)
+        problems = code_scores.load(CODE.value, _path(CODE_DATA.value), LIMIT.value)
         harness.check_generation_config(MODEL.value)
         sandbox = execution.open_sandbox(unsafe=UNSAFE.value)
     model = harness.open_model(MODEL.value, mesh, dtype=DTYPE.value, batch=BATCH.value)
@@ -258,7 +261,8 @@ def by_programs() -> None:
             "model": MODEL.value, "results": scores, "chat_template": TEMPLATE.value,
             "dtype": DTYPE.value, "limit": LIMIT.value,
             "temperature": code_scores.resolve_temperature(_samples(), TEMPERATURE.value),
-            "isolated": sandbox.isolated, "limits": sandbox.limits._asdict(),
+            "isolated": sandbox.isolated,
+            "limits": {name: coding.limits(name)._asdict() for name in CODE.value},
         }  # fmt: skip
         paths = code_scores.write(
             results, samples, pathlib.Path(OUTPUT.value), keep_samples=LOG_SAMPLES.value

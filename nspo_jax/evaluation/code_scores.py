@@ -1,9 +1,10 @@
-"""The scores of a model on HumanEval and MBPP: it answers, the answers are run, and counted.
+"""The scores of a model that writes programs: it answers, the answers are run, and counted.
 
 This module needs the extra `eval`, like `harness`.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 import pathlib
 import statistics
@@ -25,8 +26,10 @@ EQUAL_SAMPLES = (
 Samples = dict[str, list[dict[str, Any]]]
 
 
-def load(names: Sequence[str], directory: pathlib.Path | None) -> dict[str, list[coding.Problem]]:
-    """Reads benchmarks by name.
+def load(
+    names: Sequence[str], directory: pathlib.Path | None, most: int | None = None
+) -> dict[str, Sequence[coding.AnyProblem]]:
+    """Reads benchmarks by name, with `most` the first problems of each.
 
     Raises:
       FileNotFoundError: if the directory or a file in it is not there.
@@ -34,8 +37,8 @@ def load(names: Sequence[str], directory: pathlib.Path | None) -> dict[str, list
     """
     if directory is None:
         raise ValueError(
-            "--code_data is missing: the directory that holds "
-            f"{' and '.join(coding.PATHS[name] for name in coding.NAMES)}."
+            "--code_data is missing: the directory that holds some of "
+            f"{', '.join(coding.PATHS.values())}."
         )
     if not directory.is_dir():
         raise FileNotFoundError(
@@ -43,13 +46,16 @@ def load(names: Sequence[str], directory: pathlib.Path | None) -> dict[str, list
         )
     if len({*names}) < len(names):
         raise ValueError(f"--code is {','.join(names)!r}; expected each name once.")
-    return {name: coding.read(name, directory) for name in names}
+    return {name: coding.read(name, directory, most) for name in names}
 
 
 def check(
     names: Sequence[str], chat_format: chat.ChatFormat, max_length: int, *, chat_template: bool
 ) -> None:
-    """Raises ValueError for a benchmark whose answers do not fit into a model's context."""
+    """Raises ValueError for a benchmark whose answers do not fit into a model's context.
+
+    And for those of `coding.generation_kwargs`.
+    """
     for name in names:
         given = coding.generation_kwargs(name, chat=chat_template)
         try:
@@ -71,7 +77,7 @@ def resolve_temperature(samples: int, temperature: float | None) -> float:
 
 def answer(
     model: harness.HarnessLM,
-    problems: Mapping[str, Sequence[coding.Problem]],
+    problems: Mapping[str, Sequence[coding.AnyProblem]],
     *,
     chat_template: bool = False,
     samples: int = 1,
@@ -104,7 +110,7 @@ def answer(
         for problem in each:
             prompt = problem.text
             if chat_template:
-                prompt = model.apply_chat_template([{"role": "user", "content": problem.message}])
+                prompt = model.apply_chat_template(problem.messages())
             for number in range(samples):
                 row = {"problem": problem.identifier, "sample": number, "prompt": prompt}
                 places.append((name, row))
@@ -118,23 +124,26 @@ def answer(
 
 def run(
     sandbox: execution.Sandbox,
-    problems: Mapping[str, Sequence[coding.Problem]],
+    problems: Mapping[str, Sequence[coding.AnyProblem]],
     samples: Samples,
     *,
     chat_template: bool = False,
     bar: bool = True,
 ) -> None:
-    """Runs every answer's program, and adds program, outcome, detail and output to its row."""
-    rows, programs = [], []
+    """Runs every answer's program, and adds what a problem's `judge` returns to its row."""
+    rows, tasks = [], []
     for name, each in problems.items():
         by_name = {problem.identifier: problem for problem in each}
         for row in samples[name]:
+            problem = by_name[row["problem"]]
             rows.append(row)
-            programs.append(by_name[row["problem"]].program(row["answer"], chat=chat_template))
+            tasks.append(
+                functools.partial(problem.judge, sandbox, row["answer"], chat=chat_template)
+            )
     with progress.Bar(total=len(rows), desc="programs", unit="program", disable=not bar) as shown:
-        results = sandbox.run_all(programs, told=shown.update)
-    for row, program, result in zip(rows, programs, results, strict=True):
-        row |= {"program": program.solution, "checks": program.checks, **result._asdict()}
+        results = execution.run_parallel(tasks, told=shown.update)
+    for row, result in zip(rows, results, strict=True):
+        row |= result
 
 
 def score(samples: Samples) -> dict[str, dict[str, Any]]:

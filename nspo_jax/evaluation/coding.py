@@ -1,5 +1,7 @@
 """The problems of HumanEval and MBPP: their prompts, and the programs that judge completions.
 
+The benchmarks of programs are named here, LiveCodeBench (`livecodebench`) among them.
+
 Sources: Chen et al., "Evaluating Large Language Models Trained on Code" (2021); Austin et al.,
 "Program Synthesis with Large Language Models" (2021). Without a chat template prompts, stop strings
 and lengths are those of lm-eval's tasks `humaneval` and `mbpp`. In a template the user's message is
@@ -13,16 +15,21 @@ import re
 from typing import Any, NamedTuple
 
 from nspo_jax.data import fields, raw
-from nspo_jax.evaluation import execution
+from nspo_jax.evaluation import contest_tests, execution, livecodebench
 
-NAMES = ("humaneval", "mbpp")
-PATHS = {"humaneval": "humaneval/HumanEval.jsonl.gz", "mbpp": "mbpp/mbpp.jsonl"}
+PATHS = {
+    "humaneval": "humaneval/HumanEval.jsonl.gz", "mbpp": "mbpp/mbpp.jsonl",
+    "livecodebench": "livecodebench",  # a folder
+}  # fmt: skip
+NAMES = tuple(PATHS)
 # MBPP's official split, by task_id
 MBPP_SPLIT = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 MBPP_SHOTS = (2, 3, 4)
 _STOPS = {"humaneval": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"), "mbpp": ("[DONE]",)}
+_CHAT_STOPS = {"livecodebench": (livecodebench.STOP,)}
 _NEW_TOKENS = {"humaneval": 1024, "mbpp": 256}
-_CHAT_NEW_TOKENS = 1024
+_CHAT_NEW_TOKENS = {"livecodebench": livecodebench.NEW_TOKENS}
+_CHAT_DEFAULT_NEW_TOKENS = 1024
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 
 
@@ -46,6 +53,18 @@ class Problem(NamedTuple):
     checks: str
     reference: str
 
+    def messages(self) -> list[dict[str, str]]:
+        """Returns the conversation that asks for a solution."""
+        return [{"role": "user", "content": self.message}]
+
+    def judge(
+        self, sandbox: execution.Sandbox, answer: str, *, chat: bool = False
+    ) -> dict[str, Any]:
+        """Judges an answer: its program and checks, and the fields of their `execution.Result`."""
+        program = self.program(answer, chat=chat)
+        result = sandbox.run(program)
+        return {"program": program.solution, "checks": program.checks, **result._asdict()}
+
     def program(self, completion: str, *, chat: bool = False) -> execution.Program:
         """Builds the program that judges a completion, or with `chat` a whole answer."""
         if not chat:
@@ -54,20 +73,25 @@ class Problem(NamedTuple):
                                  self.checks)  # fmt: skip
 
 
-def read(name: str, directory: pathlib.Path) -> list[Problem]:
+AnyProblem = Problem | livecodebench.Problem
+
+
+def read(name: str, directory: pathlib.Path, most: int | None = None) -> Sequence[AnyProblem]:
     """Reads the problems of a benchmark that a model is scored on, in the order of the file.
 
     Args:
-      name: humaneval (164 problems) or mbpp (its test split, 500).
-      directory: holds the file of `PATHS`.
+      name: humaneval (164 problems), mbpp (its test split, 500) or livecodebench.
+      directory: holds the file or folder of `PATHS`.
+      most: so many of the first problems; None: all.
 
     Raises:
       FileNotFoundError: if the file is not there.
       ValueError: for an unknown name or a row that cannot be read.
     """
-    if name not in NAMES:
-        raise ValueError(f"There are no problems {name!r}; expected {' or '.join(NAMES)}.")
+    _check_name(name)
     path = directory / PATHS[name]
+    if name == "livecodebench":
+        return livecodebench.read(path, most)
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no {path}; expected the published file of {name}: copy it there, or give "
@@ -81,16 +105,33 @@ def read(name: str, directory: pathlib.Path) -> list[Problem]:
     found = _mbpp(rows, path) if name == "mbpp" else _each(rows, path, _humaneval)
     if not found:
         raise ValueError(f"{path} has no problem; expected those of {name}.")
-    return found
+    return found[:most]
+
+
+def limits(name: str) -> execution.Limits:
+    """Returns the limits of a benchmark's programs."""
+    return contest_tests.LIMITS if name == "livecodebench" else execution.Limits()
 
 
 def generation_kwargs(
     name: str, *, chat: bool, temperature: float = 0.0, top_p: float = 1.0
 ) -> dict[str, Any]:
-    """Returns lm-eval's generation_kwargs of a benchmark; temperature 0 is greedy."""
+    """Returns lm-eval's generation_kwargs of a benchmark; temperature 0 is greedy.
+
+    Raises:
+      ValueError: for an unknown name, and for livecodebench without a chat template.
+    """
+    _check_name(name)
+    if name == "livecodebench" and not chat:
+        raise ValueError(
+            "livecodebench is asked by its prompt for chat models, and --apply_chat_template is "
+            "missing: add the flag. Its prompt for other models needs examples that are not here."
+        )
     given: dict[str, Any] = {
-        "until": [] if chat else [*_STOPS[name]],
-        "max_gen_toks": _CHAT_NEW_TOKENS if chat else _NEW_TOKENS[name],
+        "until": [*_CHAT_STOPS.get(name, ())] if chat else [*_STOPS[name]],
+        "max_gen_toks": (
+            _CHAT_NEW_TOKENS.get(name, _CHAT_DEFAULT_NEW_TOKENS) if chat else _NEW_TOKENS[name]
+        ),
         "do_sample": temperature > 0,
     }
     return given | ({"temperature": temperature, "top_p": top_p} if temperature > 0 else {})
@@ -120,6 +161,11 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
             f"{passed} of {samples} samples passed, and k is {k}; expected k from 1 to the samples."
         )
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"There are no problems {name!r}; expected some of {', '.join(NAMES)}.")
 
 
 def _join(head: str, code: str) -> str:

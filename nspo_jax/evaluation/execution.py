@@ -13,6 +13,7 @@ everything, passes here as it does in other evaluators.
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
+import functools
 import json
 import os
 import pathlib
@@ -30,7 +31,7 @@ from nspo_jax.evaluation import breakout, confinement
 
 PASSED, FAILED, TIMED_OUT, OUT_OF_MEMORY = "passed", "failed", "timed out", "out of memory"
 OUTCOMES = (PASSED, FAILED, TIMED_OUT, OUT_OF_MEMORY)
-TAIL = 2000  # bytes of output that are kept, the last
+TAIL = 2000  # bytes of output that are kept, the last, unless limits say more
 _GRACE = 3.0  # seconds for a child to end what it started, before it is killed
 _LARGEST_TALK = 1 << 16  # bytes that a program says to the parent
 # all that a program finds in its environment; one arena and one thread need little memory
@@ -63,6 +64,7 @@ class Limits(NamedTuple):
     file_bytes: the largest file; with isolation also all files together.
     open_files: for each process.
     output_bytes: printed bytes that end a program.
+    kept_bytes: printed bytes that a result keeps, the last.
     """
 
     seconds: float = 10.0
@@ -71,6 +73,7 @@ class Limits(NamedTuple):
     file_bytes: int = 16 << 20
     open_files: int = 64
     output_bytes: int = 16 << 20
+    kept_bytes: int = TAIL
 
 
 class Program(NamedTuple):
@@ -85,7 +88,7 @@ class Result(NamedTuple):
 
     outcome: one of `OUTCOMES`.
     detail: why it did not pass, in a line; "" if it did.
-    output: the last `TAIL` bytes that it printed.
+    output: the last bytes that it printed, as many as the limits keep.
     seconds: of wall clock, with the start of the child.
     """
 
@@ -114,6 +117,10 @@ class Sandbox:
             "packages": [os.path.realpath(path) for path in packages],
             "executable": os.path.realpath(sys.executable),
         }
+
+    def limited(self, limits: Limits) -> "Sandbox":
+        """Returns the same sandbox with other limits."""
+        return Sandbox(isolated=self.isolated, limits=limits)
 
     def run(self, program: Program) -> Result:
         """Runs a program to its end, which comes within the limits.
@@ -158,16 +165,28 @@ class Sandbox:
         Raises:
           RefusedError: that of `run`.
         """
-        results: dict[int, Result] = {}
-        pool = futures.ThreadPoolExecutor(min(workers or 2**31, os.cpu_count() or 1))
-        try:
-            started = {pool.submit(self.run, each): n for n, each in enumerate(programs)}
-            for ended in futures.as_completed(started):
-                results[started[ended]] = ended.result()
-                told(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return [results[number] for number in range(len(programs))]
+        return run_parallel(
+            [functools.partial(self.run, each) for each in programs], workers=workers, told=told
+        )
+
+
+def run_parallel(
+    tasks: Sequence[Callable[[], Any]],
+    *,
+    workers: int | None = None,
+    told: Callable[[int], Any] = lambda count: None,
+) -> list[Any]:
+    """Calls functions that wait for programs, several at a time; see `Sandbox.run_all`."""
+    results: dict[int, Any] = {}
+    pool = futures.ThreadPoolExecutor(min(workers or 2**31, os.cpu_count() or 1))
+    try:
+        started = {pool.submit(task): n for n, task in enumerate(tasks)}
+        for ended in futures.as_completed(started):
+            results[started[ended]] = ended.result()
+            told(1)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [results[number] for number in range(len(tasks))]
 
 
 def open_sandbox(*, unsafe: bool = False, limits: Limits | None = None) -> Sandbox:
@@ -234,7 +253,7 @@ class _Talk:
         self._child, self._control, self._program, self._limits = child, control, program, limits
         self._token = secrets.token_hex(confinement.TOKEN_BYTES // 2).encode()
         self._said, self._verdict = b"", b""
-        self._printed, self._tail = 0, b""
+        self._printed, self._tail = 0, bytearray()
         self._late = False  # the child did not end in time itself
         self._unsent = memoryview(_framed(program.solution.encode("utf-8", "replace")))
         self._checks_sent = False
@@ -296,7 +315,8 @@ class _Talk:
         """Reads output; returns whether there can be more."""
         data = _read(self._child.stdout)
         self._printed += len(data or b"")
-        self._tail = (self._tail + (data or b""))[-TAIL:]
+        self._tail += data or b""
+        del self._tail[: -self._limits.kept_bytes]
         at_most = whole or self._printed <= self._limits.output_bytes + (1 << 20)
         return data != b"" and (whole or data is not None) and at_most
 

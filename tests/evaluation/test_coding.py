@@ -140,7 +140,7 @@ def test_damaged_files_are_told(tmp_path):
         path.write_text("\n".join(rows))
         with pytest.raises(ValueError, match=words):
             coding.read("mbpp", tmp_path)
-    with pytest.raises(ValueError, match="no problems 'apps'; expected humaneval or mbpp"):
+    with pytest.raises(ValueError, match="no problems 'apps'; expected some of humaneval, mbpp"):
         coding.read("apps", tmp_path)
 
 
