@@ -159,6 +159,9 @@ def test_the_command_runs_nothing_that_it_was_not_told_to(shared_data, tmp_path)
         "humaneval lets an answer have 1024 tokens, and the model has 512": [
             "--code=humaneval", *data, "--execute_code",
         ],
+        "livecodebench is asked by its prompt for chat models": [
+            "--code=livecodebench", *data, "--execute_code",
+        ],
         "given: --model, --lm_eval, --code.": [*given, "--execute_code", "--lm_eval=x"],
         "--execute_code goes with --code": [*data[:1], "--lm_eval=x", "--execute_code"],
         "given: --config, --code.": ["--config=configs/tiny.py:base", "--code=mbpp"],
