@@ -65,7 +65,9 @@ TEMPLATE = flags.DEFINE_bool("apply_chat_template", False, "Ask in the model's c
 SUITES = flags.DEFINE_list("suites", None, "Suites as NAME or NAME=PATH+PATH, joined by commas.")
 SUITE_DATA = flags.DEFINE_string("suite_data", None, "Folder of suites, with a folder of each.")
 JUDGES = flags.DEFINE_list(
-    "judges", ["refusals"], "Judges as NAME, NAME=DIRECTORY or NAME=URL#MODEL, joined by commas."
+    "judges",
+    ["refusals"],
+    "Judges as NAME, NAME=DIRECTORY or NAME=URL#MODEL, joined by commas; empty: none.",
 )
 SAMPLING = flags.DEFINE_enum(
     "sampling", "greedy", ["greedy", "paper"],
@@ -107,7 +109,7 @@ AGAINST = flags.DEFINE_string(
     "against",
     None,
     "Directory of another model's --output: prints paired differences from it. By lm-eval's tasks "
-    "it needs --log_samples there.",
+    "it needs --log_samples there. Its answers are the references of alpaca_eval.",
 )
 LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Keep prompts and answers in --output.")
 DTYPE = flags.DEFINE_enum(
@@ -187,7 +189,7 @@ def by_task() -> None:
 
 def by_suites() -> None:
     """Scores a directory's answers to suites; tells mistakes before its weights are loaded."""
-    from nspo_jax.evaluation import answers, judging, paired, suite_run
+    from nspo_jax.evaluation import answers, judging, paired, references, suite_run
 
     if not OUTPUT.value:
         raise ValueError("--suites needs --output=DIR, where answers and verdicts are kept.")
@@ -211,7 +213,10 @@ def by_suites() -> None:
     )  # fmt: skip
     if found is None:
         return
-    print(f"{MODEL.value}\n\n{judging.format_rates(found.rates)}")
+    if found.rates:
+        print(f"{MODEL.value}\n\n{judging.format_rates(found.rates)}")
+    if found.lengths:
+        print(f"\n{references.format_lengths(found.lengths)}")
     if found.differences:
         print(f"\nagainst {AGAINST.value}, in points; above zero is better\n")
         print(paired.format_differences(found.differences))

@@ -115,6 +115,18 @@ def alert(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPro
     )
 
 
+def alpaca_eval(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
+    """Reads AlpacaEval's instructions, and a model's answers to them where the file has some."""
+    del file
+    known = {name: fields.text(row, name, blank=True) for name in ("output", "generator")
+             if name in row}  # fmt: skip
+    return prompt(
+        fields.text(row, "instruction"), "alpaca_eval", "general",
+        category=fields.text(row, "dataset"), target=known.get("output", ""),
+        detail=(known.get("generator", ""),),
+    )  # fmt: skip
+
+
 def sorry_bench(row: Mapping[str, Any], file: sources.SourceFile) -> records.SafetyPrompt:
     """Reads SORRY-Bench's base prompts; its paraphrases (another prompt_style) are refused."""
     del file

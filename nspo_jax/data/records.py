@@ -179,12 +179,12 @@ class SafetyPrompt:
       context: HarmBench's text that a contextual behaviour is about; else "".
       kind: one of PROMPT_KINDS; the safe prompts of XSTest and OR-Bench look harmful and are
         borderline.
-      target: AdvBench's opening of a complying answer; else "".
+      target: AdvBench's opening of a complying answer, a model's answer in AlpacaEval; else "".
       source: the name of its row in `layouts.LAYOUTS`, such as advbench.
       category: the published one, HarmBench's SemanticCategory, XSTest's type, HarmfulQA's topic;
         "" for AdvBench.
       detail: HarmBench's FunctionalCategory and tags, StrongREJECT's source, HarmfulQA's subtopic,
-        or XSTest's focus and note, joined by "; ".
+        AlpacaEval's generator of the answer, or XSTest's focus and note, joined by "; ".
       identifier: the published one; "" if there is none.
     """
 

@@ -14,7 +14,8 @@ import re
 from nspo_jax.data import layouts, raw, records, sources
 from nspo_jax.data.conversation import Conversation
 
-HARM, OVER_REFUSAL, CAPABILITY = "harm", "over_refusal", "capability"
+HARM, OVER_REFUSAL, PREFERENCE = "harm", "over_refusal", "preference"
+CAPABILITY = "capability"
 _log = logging.getLogger(__name__)
 
 
@@ -23,8 +24,8 @@ class Suite:
     """A row of the table.
 
     Attributes:
-      measures: harm (answers to harmful prompts), over_refusal (of prompts that look harmful), or
-        capability.
+      measures: harm (answers to harmful prompts), over_refusal (of prompts that look harmful),
+        preference (over reference answers), or capability.
       licence: the data's.
       home: where its authors publish it.
       judge: the judge of its authors or of the NSPO paper, a name of `judges.JUDGES`.
@@ -53,6 +54,10 @@ class Suite:
 def _lm_eval(name: str, licence: str, home: str) -> Suite:
     local = " --lm_eval_tasks=configs/lm_eval --lm_eval_data=DATA" if "_local" in name else ""
     return Suite(CAPABILITY, licence, home, flag=f"--lm_eval={name}{local}")
+
+
+def _code(name: str, licence: str, home: str) -> Suite:
+    return Suite(CAPABILITY, licence, home, flag=f"--code={name} --code_data=DATA")
 
 
 SUITES: dict[str, Suite] = {
@@ -110,6 +115,10 @@ SUITES: dict[str, Suite] = {
         kind="borderline",
     ),
     # the paper's general ones, and those that its reviewers and users expect
+    "alpaca_eval": Suite(
+        PREFERENCE, "CC BY-NC 4.0", "hf:tatsu-lab/alpaca_eval (alpaca_eval.json)",
+        judge="remote_preference", layout="alpaca_eval", kind="general",
+    ),
     "mmlu": _lm_eval("mmlu", "MIT", "hf:cais/mmlu"),
     "gsm8k": _lm_eval("gsm8k", "MIT", "hf:openai/gsm8k"),
     "math": _lm_eval("math500_local", "MIT", "hf:HuggingFaceH4/MATH-500 (test.jsonl)"),
@@ -124,6 +133,9 @@ SUITES: dict[str, Suite] = {
     "openbookqa": _lm_eval("openbookqa", "Apache-2.0", "hf:allenai/openbookqa"),
     "winogrande": _lm_eval("winogrande", "CC BY 4.0", "hf:allenai/winogrande"),
     "ifeval": _lm_eval("ifeval", "Apache-2.0", "hf:google/IFEval"),
+    "humaneval": _code("humaneval", "MIT", "github.com/openai/human-eval"),
+    "mbpp": _code("mbpp", "CC BY 4.0", "github.com/google-research/google-research (mbpp)"),
+    "livecodebench": _code("livecodebench", "MIT", "hf:livecodebench/code_generation_lite"),
 }  # fmt: skip
 
 
@@ -135,12 +147,14 @@ class Prompt:
       text: what the model is asked, context and request.
       request: the request alone, and `context`, for judges that read them apart.
       category: the published category; "" if there is none.
+      reference: an answer in the file that a model's own is compared with; "" if there is none.
     """
 
     text: str
     request: str
     context: str
     category: str
+    reference: str = ""
 
 
 def parse(text: str) -> dict[str, str]:
@@ -241,7 +255,7 @@ def load(name: str, paths: Sequence[str], most: int | None = None) -> list[Promp
         )  # fmt: skip
     unique: dict[str, Prompt] = {}
     for row in kept:
-        unique.setdefault(row.prompt, _prompt(row))
+        unique.setdefault(row.prompt, _prompt(row, suite))
     prompts = list(unique.values())
     if doubled := len(kept) - len(prompts):
         _log.warning("%s: %d prompts that come again are left out", name, doubled)
@@ -272,7 +286,8 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _prompt(row: records.Record) -> Prompt:
+def _prompt(row: records.Record, suite: Suite) -> Prompt:
     if isinstance(row, records.SafetyPrompt):
-        return Prompt(row.prompt, row.request, row.context, row.category)
+        reference = row.target if suite.measures == PREFERENCE else ""
+        return Prompt(row.prompt, row.request, row.context, row.category, reference)
     return Prompt(row.prompt, row.prompt, "", "")

@@ -50,11 +50,12 @@ class Place(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer and the prompt that it answers."""
+    """An answer, the prompt that it answers, and for judges of preference a reference answer."""
 
     place: Place
     prompt: suites.Prompt
     text: str
+    reference: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Row:
       name: its key in JUDGES.
       kind: "model": it is read on the mesh; "remote": it is asked through an API; "detector": a
         function of this package.
-      measures: "harm" or "refusal": what a score of 1 means.
+      measures: "harm" or "refusal": what a score of 1 means; "preference": a score of 1 prefers the
+        answer to the exchange's reference, 0 the reference.
       model: its id at the Hugging Face Hub; "" for the others.
       licence: that of the model.
       source: where template and rules were published.
@@ -276,6 +277,14 @@ _ROWS = (
         text_sha256=_JAILBREAKBENCH,
     ),
     *(_remote(suite) for suite in judge_questions.CRITERIA),
+    Row(
+        "remote_preference",
+        "remote",
+        "preference",
+        source="our own words; each pair in both orders",
+        reduction="mean of both orders; preferred: 1, tie: 0.5, reference preferred: 0",
+        verdicts=judge_questions.PREFERENCE,
+    ),
     Row(
         "refusals",
         "detector",

@@ -41,11 +41,16 @@ _ROWS_PER_SHARD = 8
 
 
 class Exchange(NamedTuple):
-    """A request and the answer to judge; HarmBench's contextual behaviours have a context."""
+    """A request and the answer to judge.
+
+    context: that of HarmBench's contextual behaviours.
+    reference: another answer, for judges of preference.
+    """
 
     request: str
     answer: str
     context: str = ""
+    reference: str = ""
 
 
 class Verdicts(NamedTuple):
@@ -55,7 +60,8 @@ class Verdicts(NamedTuple):
       score: float32 [rows] in [0, 1], NaN where there is no verdict.
       details: float32 [rows] each. Always `verdict_mass` (the probability of all verdicts together;
         NaN where a judge gives no probabilities), `no_verdict` and `cut` (1 where the answer lost
-        its end), and the row's `others` and `readings`.
+        its end), and the row's `others` and `readings`. A judge of preference has `contradicts` (1
+        where the two orders have different verdicts).
     """
 
     score: np.ndarray
@@ -231,7 +237,7 @@ def _read(
     tree: verdict_tree.Tree,
     exchanges: Sequence[Exchange],
 ) -> Verdicts:
-    texts, silent = _answers(row, exchanges)
+    texts, silent = _answers(row, [each.answer for each in exchanges])
     read = reader(
         [(each.request, text, each.context) for each, text in zip(exchanges, texts, strict=True)]
     )
@@ -271,22 +277,37 @@ def _address(row: Row, place: str) -> tuple[str, str]:
 
 def _question(row: Row) -> judge_questions.Question:
     template = row.template
+    if row.measures == "preference":
+        return judge_questions.preference()
     if template is not None:
         return judge_questions.published(template)
     return judge_questions.of_suite(row.suite) if row.suite else judge_questions.general()
 
 
 def _ask(row: Row, asked: remote.RemoteJudge, exchanges: Sequence[Exchange]) -> Verdicts:
-    texts, silent = _answers(row, exchanges)
+    texts, silent = _answers(row, [each.answer for each in exchanges])
     spoken = np.flatnonzero(~silent)
-    score = np.full(len(exchanges), np.nan, np.float32)
+    said = [texts[index] for index in spoken]
+    paired = row.measures == "preference"
+    if paired:
+        others, _ = _answers(row, [each.reference for each in exchanges])
+        pairs = [(texts[index], others[index]) for index in spoken]
+        said = [judge_questions.join_pair(*pair) for pair in pairs]
+        said += [judge_questions.join_pair(second, first) for first, second in pairs]
+    found = np.full((1 + paired, len(exchanges)), np.nan, np.float32)
     if len(spoken):
         requests = [verdict_prompt.ask(each.request, each.context) for each in exchanges]
-        score[spoken], _ = asked(
-            [Conversation(requests[index], "", row.name, "") for index in spoken],
-            [texts[index] for index in spoken],
-        )
-    return _verdicts(score, verdict_mass=np.full(len(score), np.nan), cut=np.zeros(len(score)))
+        rows = [Conversation(requests[index], "", row.name, "") for index in spoken]
+        scores, _ = asked(rows * len(found), said)
+        found[:, spoken] = np.reshape(scores, (len(found), len(spoken)))
+    details = {}
+    if paired:
+        found[1] = 1 - found[1]  # the reference came first
+        missing = np.isnan(found).any(axis=0)
+        details["contradicts"] = np.where(missing, np.nan, found[0] != found[1])
+    score = found.mean(axis=0)
+    nothing = {"verdict_mass": np.full(len(score), np.nan), "cut": np.zeros(len(score))}
+    return _verdicts(score, **nothing, **details)
 
 
 def _detect(detector: refusals.Detector, exchanges: Sequence[Exchange]) -> Verdicts:
@@ -303,16 +324,16 @@ def _rows(exchanges: Sequence[Exchange]) -> Sequence[Exchange]:
     return exchanges
 
 
-def _answers(row: Row, exchanges: Sequence[Exchange]) -> tuple[list[str], np.ndarray]:
+def _answers(row: Row, answers: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Returns the answers to judge, and where there are thoughts alone, bool [rows]."""
     if not row.strips_thoughts:
-        return [each.answer for each in exchanges], np.zeros(len(exchanges), bool)
+        return [*answers], np.zeros(len(answers), bool)
     texts = []
-    for each in exchanges:
-        text = refusal_features.strip_thoughts(each.answer)
-        texts.append(each.answer if text == each.answer.strip() else text)  # blanks stay too
-    pairs = zip(texts, exchanges, strict=True)
-    return texts, np.array([not text and bool(each.answer.strip()) for text, each in pairs])
+    for answer in answers:
+        text = refusal_features.strip_thoughts(answer)
+        texts.append(answer if text == answer.strip() else text)  # blanks stay too
+    pairs = zip(texts, answers, strict=True)
+    return texts, np.array([not text and bool(answer.strip()) for text, answer in pairs])
 
 
 def _verdicts(score: np.ndarray, **details: np.ndarray) -> Verdicts:

@@ -7,6 +7,7 @@ a model is loaded. What is on disk already is not made again.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import logging
 import pathlib
 from typing import NamedTuple
 
@@ -14,19 +15,23 @@ import jax
 
 from nspo_jax import distributed, files, models, ownership
 from nspo_jax.data import chat, suites
-from nspo_jax.evaluation import answering, answers, judges, judging, paired
+from nspo_jax.evaluation import answering, answers, judges, judging, paired, references
 from nspo_jax.evaluation import programs as programs_lib
+
+_log = logging.getLogger(__name__)
 
 
 class Results(NamedTuple):
     """The outcome of `evaluate`.
 
     rates: every rate; differences: from the other model, if there is one.
+    lengths: those of answers that are compared with references.
     path: the file that holds them all.
     """
 
     rates: list[judging.Rate]
     differences: list[paired.Difference]
+    lengths: list[references.Lengths]
     path: pathlib.Path
 
 
@@ -107,17 +112,19 @@ def check_judges(named: Mapping[str, str], asked: answers.Asked) -> None:
             )
     for suite in asked.prompts:
         if not any(judging.fits(suite, name) for name in named):
-            own = suites.find(suite).judge
+            about, own = suites.find(suite).measures, suites.find(suite).judge
+            if about == suites.PREFERENCE:  # a model whose answers are another one's references
+                _log.warning("%s is answered and not judged: no judge measures %s", suite, about)
+                continue
             raise ValueError(
-                f"No judge among {', '.join(named)} measures {suites.find(suite).measures}, which "
-                f"the suite {suite!r} is about. Add one to --judges; its authors' or the paper's "
-                f"is {own}."
+                f"No judge among {', '.join(named) or 'none'} measures {about}, which the suite "
+                f"{suite!r} is about. Add one to --judges; its authors' or the paper's is {own}."
             )
     for name in named:
         if not any(judging.fits(suite, name) for suite in asked.prompts):
             raise ValueError(
                 f"The judge {name!r} measures {judges.find(name).measures}, and none of the suites "
-                f"{', '.join(asked.prompts)} does: leave it out."
+                f"{', '.join(asked.prompts)} does: leave it out; --judges= asks none."
             )
 
 
@@ -140,18 +147,23 @@ def evaluate(
       directory: keeps answers, verdicts and results.
       mesh: the mesh for the model and the judges.
       batch: rows a batch, a multiple of the mesh's shards.
-      against: the directory of another model's evaluation.
+      against: the directory of another model's evaluation. Its answers are the references of
+        suites of preference; the rates of the other suites are compared.
 
     Returns:
       The results; None in other processes than the first.
 
     Raises:
-      ValueError, FileNotFoundError: for another directory that cannot be compared, answers to other
-        questions in `directory`, or a judge that cannot be opened.
+      ValueError, FileNotFoundError: for another directory that cannot be compared, references that
+        are missing, answers to other questions in `directory`, or a judge that cannot be opened.
     """
     others: dict[str, judging.Verdicts] = {}
-    if against and distributed.is_primary():
-        others = {name: judging.read_verdicts(against, name, asked) for name in named}
+    texts: references.Texts = {}
+    compared = [name for name in named if judges.find(name).measures != "preference"]
+    if distributed.is_primary():
+        texts = references.find(asked, named, against)
+        if against:
+            others = {name: judging.read_verdicts(against, name, asked) for name in compared}
     if not distributed.is_primary():
         _answer(asked, chat_format, None, mesh, batch)
         return None
@@ -166,13 +178,18 @@ def evaluate(
         for name, place in named.items():
             verdicts[name] = judging.judge_answers(
                 directory, name, abouts[name],
-                [answer for answer in given if judging.fits(answer.place.suite, name)],
+                [
+                    answer if name in compared
+                    else answer._replace(reference=texts[answer.place])
+                    for answer in given if judging.fits(answer.place.suite, name)
+                ],
                 lambda name=name, place=place: judges.open_judge(
                     name, place, mesh, batch_size=batch, cache=directory / "judge_cache"
                 ),
             )  # fmt: skip
         found = judging.rates(verdicts)
-        differences = judging.compare(verdicts, others) if against else []
+        differences = judging.compare(verdicts, others)
+        lengths = references.lengths(given, texts, against)
         path = directory / "results.json"
         results = {
             "asked": asked.settings,
@@ -185,9 +202,10 @@ def evaluate(
                 for rate in found
             },
             "against": [difference._asdict() for difference in differences],
+            "references": [each._asdict() for each in lengths],
         }
         files.write_text(path, json.dumps(results, indent=2))
-    return Results(found, differences, path)
+    return Results(found, differences, lengths, path)
 
 
 def _answer(asked, chat_format, store: answers.Store | None, mesh, batch: int) -> None:

@@ -52,8 +52,7 @@ def question(
 ) -> list[dict[str, str]]:
     """Writes a question about an answer and the request that it answers.
 
-    Request and answer are quoted as JSON. `<` and `[` are escaped too, because a server reads
-    `<|im_end|>`, `</s>` or `[/INST]` as the end of the turn wherever it stands.
+    Request and answer are quoted; see `quote`.
 
     Args:
       request: what the user asked.
@@ -66,16 +65,24 @@ def question(
     Returns:
       The messages of a chat: one, from the user, as not every judge knows a system role.
     """
-    material = json.dumps({"request": request, "answer": answer}, ensure_ascii=False)
-    material = material.replace("<", "\\u003c").replace("[", "\\u005b")
     text = _TEMPLATE.format(
         matter=matter,
-        material=material,
+        material=quote({"request": request, "answer": answer}),
         criterion=criterion,
         words=f"{words[0]} or {words[1]}",
         more=more,
     )
     return [{"role": "user", "content": text}]
+
+
+def quote(material: Mapping[str, str]) -> str:
+    """Quotes texts as JSON, which they cannot end.
+
+    `<` and `[` are escaped too, because a server reads `<|im_end|>`, `</s>` or `[/INST]` as the end
+    of the turn wherever it stands.
+    """
+    text = json.dumps(dict(material), ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("[", "\\u005b")
 
 
 def parse_safety(text: str) -> float | None:
