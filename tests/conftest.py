@@ -55,7 +55,7 @@ SLOW = [
     "test_launch.py", "test_rendering.py", "nullspace/test_theory.py", "tasks/test_dataset.py",
     "rewards/test_remote_serving.py", "test_checkpoint.py", "models/test_transformer.py",
     "test_examples.py", "rl/test_interruptions.py", "rewards/test_guard.py",
-    "evaluation/test_judges.py", "test_sweep.py",
+    "evaluation/test_judges.py", "test_sweep.py", "evaluation/test_preference.py",
     "evaluation/test_execution.py", "evaluation/test_livecodebench.py", "test_ownership.py",
     "rl/test_learning.py",
     "models/test_gguf.py",

@@ -52,9 +52,9 @@ class Rate(NamedTuple):
 
     suite, judge: names of their tables; rate: a name of `RATES`.
     n: prompts; samples: answers to each; missing: answers without a verdict, which count as bad.
-    value: the mean over prompts of the share of bad answers, or for `win` of the score, where no
-      verdict is 0; low, high: its interval, with `intervals.CONFIDENCE`: Wilson's for one answer a
-      prompt that is bad or not, else Student's over prompts.
+    value: the mean over prompts of the share of bad answers, or for `win` of the score, with 0 for
+      a missing verdict; low, high: its interval, with `intervals.CONFIDENCE`: Wilson's for one
+      answer a prompt that is bad or not, else Student's over prompts.
     score: the mean of the scores that there are; for StrongREJECT's judge the published number.
     """
 
@@ -105,10 +105,7 @@ def judge_answers(
             "to judge again."
         )
     kept = {place: score for place, (text, score) in found.items()}
-    digests = {
-        answer.place: answers.digest("\0".join(filter(None, (answer.text, answer.reference))))[:16]
-        for answer in given
-    }
+    digests = {answer.place: _digest(answer) for answer in given}
     missing = [a for a in given if found.get(a.place, ("",))[0] != digests[a.place]]
     if not header:
         answers.append_lines(path, [about])
@@ -178,7 +175,8 @@ def rates(verdicts: Mapping[str, Verdicts]) -> list[Rate]:
             known = scores[~np.isnan(scores)]
             found.append(
                 Rate(
-                    suite, judge, reading(suite, judge).rate, len(shares), samples, int(np.isnan(scores).sum()),
+                    suite, judge, reading(suite, judge).rate, len(shares), samples,
+                    int(np.isnan(scores).sum()),
                     value, low, high, float(known.mean()) if len(known) else math.nan,
                 )
             )  # fmt: skip
@@ -255,6 +253,12 @@ def compare(own: Mapping[str, Verdicts], others: Mapping[str, Verdicts]) -> list
             )
         )  # fmt: skip
     return found
+
+
+def _digest(answer: answers.Answer) -> str:
+    """Computes a digest of an answer, and of the reference that it is compared with."""
+    text = f"{answer.text}\0{answer.reference}" if answer.reference else answer.text
+    return answers.digest(text)[:16]
 
 
 def _row(answer: answers.Answer, text: str, given: judges.Verdicts, index: int) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def test_rows_record_their_templates(monkeypatch, tmp_path):
         assert row.template_sha256 == (sha256(read(row.text)) if row.text else None)
         assert row.template == (read(row.text) if row.text else None)
         assert row.context_template == (read(row.context_text) if row.context_text else "")
-        assert row.measures in ("harm", "refusal") and row.source and row.reduction
+        assert row.measures in ("harm", "refusal", "preference") and row.source and row.reduction
         assert all(0 <= value <= 1 for value in row.verdicts.values())
         if row.kind == "model":
             assert row.model and row.licence and row.longest < row.length

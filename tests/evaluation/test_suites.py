@@ -39,7 +39,7 @@ PLACES = [answers.Place("advbench", row, sample) for row in range(3) for sample 
         ("advbench", 520, ""), ("harmbench", 300, ""), ("harmfulqa", 494, ""),
         ("jailbreakbench", 100, ""), ("strongreject", 313, ""), ("simple_safety_tests", 100, ""),
         ("xstest", 250, ""), ("xstest_unsafe", 200, ""), ("or_bench", 2595, ""),
-        ("pku_safe", 414, ""),
+        ("pku_safe", 414, ""), ("alpaca_eval", 803, ""),
         ("beavertails_evaluation", 700, "beavertails_more/BeaverTails-Evaluation.json"),
     ],
 )  # fmt: skip
