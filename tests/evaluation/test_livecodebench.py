@@ -20,7 +20,7 @@ def packed(tests):
     return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
 
 
-def tests_of(kind, *pairs):
+def cases_of(kind, *pairs):
     return [{"input": given, "output": told, "testtype": kind} for given, told in pairs]
 
 
@@ -36,17 +36,17 @@ def row(identifier, public, private, *, starter="", function=None, **changes):
 
 
 ADD = row(
-    "add", tests_of("stdin", ("1 2\n", "3\n")),
-    packed(tests_of("stdin", ("5 5\n", "10"), ("-1 1\n", "0\n"))),
+    "add", cases_of("stdin", ("1 2\n", "3\n")),
+    packed(cases_of("stdin", ("5 5\n", "10"), ("-1 1\n", "0\n"))),
 )  # fmt: skip
 PAIRS = row(
-    "pairs", tests_of("functional", ("[1, 2]\n3", "[[1, 3], [2, 3]]")),
-    packed(tests_of("functional", ("[]\n0", "[]"))),
+    "pairs", cases_of("functional", ("[1, 2]\n3", "[[1, 3], [2, 3]]")),
+    packed(cases_of("functional", ("[]\n0", "[]"))),
     starter="class Solution:\n    def pairs(self, a: List[int], b: int) -> List[List[int]]:\n",
     function="pairs", platform="leetcode",
 )  # fmt: skip
 LINES = row(
-    "lines", tests_of("stdin", ("2\n", "0\n1\n")), json.dumps(tests_of("stdin", ("1\n", "0\n"))),
+    "lines", cases_of("stdin", ("2\n", "0\n1\n")), json.dumps(cases_of("stdin", ("1\n", "0\n"))),
     platform="codeforces",
 )  # fmt: skip
 ANSWERS = {
@@ -194,7 +194,7 @@ def test_damaged_rows_are_told(tmp_path):
         "it has no tests": ADD | {"private_test_cases": "[]", "public_test_cases": "[]"},
         "testtype is 'functional', expected one of stdin": PAIRS | {"metadata": "{}"},
         "a test is not JSON": PAIRS
-        | {"public_test_cases": json.dumps(tests_of("functional", ("a", "1")))},
+        | {"public_test_cases": json.dumps(cases_of("functional", ("a", "1")))},
         "KeyError 'platform'": {name: ADD[name] for name in ADD if name != "platform"},
     }
     for words, each in cases.items():

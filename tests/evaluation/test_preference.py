@@ -1,5 +1,6 @@
 """Answers compared with reference answers by a remote judge, in both orders."""
 
+import dataclasses
 import json
 import math
 
@@ -128,7 +129,7 @@ def test_a_win_rate_is_the_mean_score_and_a_missing_verdict_is_a_loss():
     assert (rate.low, rate.high) == pytest.approx((low, high))
     assert rate.score == pytest.approx(np.nanmean(scores))
     (whole,) = judging.rates({"remote_preference": {place: 1.0 for place in places}})
-    assert whole.value == whole.high == 1.0 and 0.9 < whole.low < 1.0
+    assert whole.value == 1.0 and whole.high == pytest.approx(1.0) and 0.9 < whole.low < 1.0
 
 
 def test_another_reference_is_judged_anew(tmp_path):
@@ -153,9 +154,8 @@ def test_another_reference_is_judged_anew(tmp_path):
 
 
 def test_references_are_the_file_s_or_another_model_s(tmp_path):
-    asked, judge = asked_of(*PROMPTS, samples=2, sampling=answers.SAMPLINGS["paper"]), (
-        "remote_preference",
-    )  # fmt: skip
+    judge = ["remote_preference"]
+    asked = asked_of(*PROMPTS, samples=2, sampling=answers.SAMPLINGS["paper"])
     texts = references.find(asked, judge, None)
     assert texts == {place: f"baseline {place.row}" for place in asked.places()}
     assert references.find(asked, ["refusals"], None) == {}
@@ -166,12 +166,11 @@ def test_references_are_the_file_s_or_another_model_s(tmp_path):
     with pytest.raises(ValueError, match="lacks 1 of 6 answers, first .*alpaca_eval', 2, 1"):
         references.find(asked, judge, str(tmp_path))
     store.add({place: "other" for place in store.missing()})
-    bare = [prompt._replace(reference="") for prompt in PROMPTS]
+    bare = [dataclasses.replace(prompt, reference="") for prompt in PROMPTS]
     mine = asked_of(*bare, samples=2, sampling=answers.SAMPLINGS["paper"], weights="mine")
     texts = references.find(mine, judge, str(tmp_path))
     assert texts[answers.Place("alpaca_eval", 1, 1)] == "other 1" and len(texts) == 6
-    with pytest.raises(ValueError, match="alpaca_eval.*compares answers with references.*AGAINST"
-                       .replace("AGAINST", "--against=DIR")):  # fmt: skip
+    with pytest.raises(ValueError, match="compares answers with references.*--against=DIR"):
         references.find(mine, judge, None)
     with pytest.raises(ValueError, match="sampling: "):
         references.find(asked_of(*bare, samples=2), judge, str(tmp_path))
