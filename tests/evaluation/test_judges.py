@@ -132,7 +132,7 @@ def any_mass(monkeypatch):
 
 def rendered(name, exchange):
     """The prompt, by plain replacement."""
-    request, answer, context = exchange
+    request, answer, context, _ = exchange
     if judges.JUDGES[name].text == "harmbench_llama2" and context:
         text = read("harmbench_llama2_context").replace("{context}", context)
         return text.replace("{behavior}", request).replace("{generation}", answer)
