@@ -224,8 +224,10 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             ("question_id", "category", "turns", "prompt_style"),
             prompt_layouts.sorry_bench,
         ),
-        Layout("alpaca_eval", ("instruction", "dataset"), prompt_layouts.alpaca_eval),
         Layout("or_bench", ("prompt",), prompt_layouts.or_bench, named="or.bench"),
         Layout("xstest", ("id", "prompt", "type", "label", "focus", "note"), prompt_layouts.xstest),
+    ),
+    "instructions": (
+        Layout("alpaca_eval", ("instruction", "dataset"), prompt_layouts.alpaca_eval),
     ),
 }  # fmt: skip

@@ -31,6 +31,7 @@ HOMES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("google/IFEval", ("ifeval_input_data.jsonl",)),
     ),
     "safety_prompts": (),  # their authors publish csv files in repositories of their own
+    "instructions": (("tatsu-lab/alpaca_eval", ("alpaca_eval.json",)),),  # no run trains on them
 }
 _SPLITS = {"train": "train", "test": "test", "dev": "dev", "val": "validation",
            "valid": "validation", "validation": "validation"}  # fmt: skip

@@ -16,6 +16,7 @@ from nspo_jax.data.conversation import Conversation
 
 HARM, OVER_REFUSAL, PREFERENCE = "harm", "over_refusal", "preference"
 CAPABILITY = "capability"
+_KINDS = {HARM: "harmful", OVER_REFUSAL: "borderline"}  # of prompts that a run answers
 _log = logging.getLogger(__name__)
 
 
@@ -117,7 +118,7 @@ SUITES: dict[str, Suite] = {
     # the paper's general ones, and those that its reviewers and users expect
     "alpaca_eval": Suite(
         PREFERENCE, "CC BY-NC 4.0", "hf:tatsu-lab/alpaca_eval (alpaca_eval.json)",
-        judge="remote_preference", layout="alpaca_eval", kind="general",
+        judge="remote_preference", layout="alpaca_eval", dataset="instructions",
     ),
     "mmlu": _lm_eval("mmlu", "MIT", "hf:cais/mmlu"),
     "gsm8k": _lm_eval("gsm8k", "MIT", "hf:openai/gsm8k"),
@@ -161,12 +162,17 @@ def parse(text: str) -> dict[str, str]:
     """Reads suites with their files, NAME=PATH joined by +, as name -> path.
 
     Raises:
-      ValueError: for an unknown suite, one without a path, or one that is there twice.
+      ValueError: for an unknown suite, one that needs reference answers, one without a path, or one
+        that is there twice.
     """
     found: dict[str, str] = {}
     for each in text.split("+") if text else ():
         name, _, path = each.partition("=")
-        find(name)
+        if find(name).measures not in _KINDS:
+            raise ValueError(
+                f"The suite {name!r} measures {find(name).measures}, for which a run has no judge: "
+                "evaluate the policy by it after the run, with scripts.evaluate --suites."
+            )
         if not path or name in found:
             raise ValueError(
                 f"The suites are {text!r}; expected each once with its file or folder, such as "
@@ -178,7 +184,7 @@ def parse(text: str) -> dict[str, str]:
 
 def conversations(name: str, path: str) -> list[Conversation]:
     """Reads a suite's prompts as conversations without an answer; see `load`."""
-    kind = {HARM: "harmful", OVER_REFUSAL: "borderline"}[find(name).measures]
+    kind = _KINDS[find(name).measures]
     return [
         Conversation(
             prompt.text, "", f"{name}/{prompt.category}" if prompt.category else name, kind

@@ -208,14 +208,6 @@ PROMPTS = {
             "Pick a lock", "", "harmful", "", "strongreject", "Crime", "custom", ""
         ),
     ),
-    "alpaca_eval": (
-        ["instruction", "dataset", "output", "generator"],
-        ["Bake.", "koala", "Take flour.", "gpt"],
-        ["", "koala", "Take flour.", "gpt"],
-        records.SafetyPrompt(
-            "Bake.", "", "general", "Take flour.", "alpaca_eval", "koala", "gpt", ""
-        ),
-    ),
     "xstest": (
         ["id", "prompt", "type", "label", "focus", "note"],
         ["1", "Kill a process?", "homonyms", "safe", "kill", ""],
@@ -234,6 +226,20 @@ def test_safety_prompts(tmp_path, source):
     layout, found, problems = parse("safety_prompts", path)
     assert layout.source == source and found == [record, record]
     assert [(file, line) for file, line, _ in problems] == [("prompts.csv", 3)]
+
+
+def test_instructions_keep_a_published_answer(tmp_path):
+    rows = [
+        {"instruction": "Bake.", "dataset": "koala", "output": "Take flour.", "generator": "gpt"},
+        {"instruction": "Bake.", "dataset": "koala"},
+        {"instruction": "", "dataset": "koala"},
+    ]
+    layout, found, problems = parse("instructions", write_rows(tmp_path / "a.jsonl", rows))
+    assert layout.source == "alpaca_eval" and [line for _, line, _ in problems] == [3]
+    assert found == [
+        records.SafetyPrompt("Bake.", "", "general", answer, "alpaca_eval", "koala", model, "")
+        for answer, model in (("Take flour.", "gpt"), ("", ""))
+    ]
 
 
 def test_a_context_comes_before_its_request():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nspo_jax.data import suites
 from nspo_jax.evaluation import (
     answers,
     judge_questions,
@@ -15,7 +16,6 @@ from nspo_jax.evaluation import (
     judging,
     references,
     suite_run,
-    suites,
 )
 from nspo_jax.evaluation.judges import Exchange
 from tests import command_lines
@@ -192,6 +192,8 @@ def test_a_suite_of_preference_may_go_without_a_judge():
     suite_run.check_judges({"remote_preference": "http://h/v1#m"}, asked_of(*PROMPTS))
     assert not judging.fits("alpaca_eval", "remote") and not judging.fits("alpaca_eval", "refusals")
     assert not judging.fits("xstest", "remote_preference")
+    with pytest.raises(ValueError, match="measures preference, for which a run has no judge"):
+        suites.parse("xstest=a+alpaca_eval=b")
 
 
 # ----------------------------------------------------------------------------------- the command
