@@ -1,7 +1,10 @@
 """LiveCodeBench's problems in files of its layout; programs that are right, wrong or hostile."""
 
+import ast
 import base64
 import functools
+import gzip
+import itertools
 import json
 import pathlib
 import pickle
@@ -294,6 +297,37 @@ def test_a_method_is_called_with_its_arguments(sandbox, name):
     code, expected = METHODS[name]
     found = judge(sandbox, code, ("1\n2", expected), function="f")
     assert (found["outcome"], found["detail"]) == (execution.PASSED, ""), found
+
+
+def test_published_solutions_pass(sandbox, shared_data):
+    """LeetCodeDataset has solutions of the same kind, with their examples as assertions."""
+    path = shared_data / "leetcode" / "LeetCodeDataset-v0.1.0-test.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 12)]
+    tasks, changed, counts = [], [], []
+    for each in rows:
+        name = each["entry_point"].removeprefix("Solution().")
+        tests = []
+        for node in ast.walk(ast.parse(each["test"])):
+            if isinstance(node, ast.Assert):
+                call, (expected,) = node.test.left, node.test.comparators
+                given = [ast.literal_eval(keyword.value) for keyword in call.keywords]
+                tests.append((given, ast.literal_eval(expected)))
+        found = [
+            contest_tests.Test("\n".join(map(json.dumps, given)), json.dumps(expected))
+            for given, expected in tests
+        ]
+        wrong = found[-1]._replace(expected=json.dumps([tests[-1][1]]))
+        counts.append(len(found))
+        judged = functools.partial(contest_tests.judge, sandbox, each["completion"])
+        tasks.append(functools.partial(judged, found, name))
+        changed.append(functools.partial(judged, [*found[:-1], wrong], name))
+    passed = execution.run_parallel(tasks, workers=2)
+    assert [each["right"] for each in passed] == counts and min(counts) > 0
+    assert {each["outcome"] for each in passed} == {execution.PASSED}, passed
+    failed = execution.run_parallel(changed, workers=2)
+    assert [each["right"] + 1 for each in failed] == counts
+    assert {each["outcome"] for each in failed} == {execution.FAILED}
 
 
 SEARCH = f"""
