@@ -20,7 +20,7 @@ data; those of configs/lm_eval read files of yours. --output keeps results.json.
 
 --suites answers prompts that are harmful, or only look it, and --judges judges the answers. Both
 are kept in --output: the same command goes on after a kill, and judges again with other judges
-without the model.
+without the model. The suite alpaca_eval compares answers with those of --against or of its file.
 
 --code answers HumanEval, MBPP and LiveCodeBench, and runs the programs that the model wrote, each
 in a child process without a network; --execute_code says that you want that.

@@ -58,7 +58,7 @@ def _lm_eval(name: str, licence: str, home: str) -> Suite:
 
 
 def _code(name: str, licence: str, home: str) -> Suite:
-    return Suite(CAPABILITY, licence, home, flag=f"--code={name} --code_data=DATA")
+    return Suite(CAPABILITY, licence, home, flag=f"--code={name} --code_data=DATA --execute_code")
 
 
 SUITES: dict[str, Suite] = {

@@ -151,17 +151,23 @@ def judge(
 
     Args:
       sandbox: where it runs, with `LIMITS` in place of its own limits.
-      code: the program.
+      code: the program; one of blanks fails without being run.
       tests: one or more.
       function: see `build`.
 
     Returns:
       program, tests (all), right (tests before the first that failed), and a `Result`'s fields:
       outcome and detail of the last test that ran, its output's end, the seconds of all.
+
+    Raises:
+      ValueError: for no tests.
+      execution.RefusedError: that of `execution.Sandbox.run`.
     """
+    if not tests:
+        raise ValueError("There are no tests: a program passes none of them. Give at least one.")
     limited, right, seconds, detail = sandbox.limited(LIMITS), 0, 0.0, ""
-    result = None
-    for test in tests:
+    result = execution.Result(execution.FAILED, "The answer holds no program.", "", 0.0)
+    for test in tests if code.strip() else ():
         result = limited.run(build(code, test.given, function))
         seconds += result.seconds
         outcome, detail = result.outcome, result.detail
@@ -173,9 +179,7 @@ def judge(
             detail = f"Test {right + 1} of {len(tests)}: {detail}"
             break
         right += 1
-    if result is None:
-        raise ValueError("There are no tests: a program passes none of them. Give at least one.")
-    row = result._asdict() | {"detail": detail, "seconds": seconds}
+    row = result._asdict() | {"detail": detail or result.detail, "seconds": seconds}
     row["output"] = result.output[-execution.TAIL :]
     return {"program": code, "tests": len(tests), "right": right, **row}
 

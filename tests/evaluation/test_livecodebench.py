@@ -352,7 +352,7 @@ FORGERS = {
     "the protocol": ("import os\nfor n in range(3, 20):\n    try:\n        os.write(n, b'ready\\n"
                      "token ' + b'0' * 32 + b'\\n{}\\n')\n    except OSError: pass", SECRET,
                      "is ''"),
-    "nothing": ("", "1", ""),
+    "nothing": ("# YOUR CODE HERE", "1", "empty body"),
     "no Python": ("for", "1", "SyntaxError"),
     "a global of another scope": ("n = 1\ndef f():\n    global n\n    n += 1\nf()\nprint(n)", "2",
                                   "NameError"),  # as in LiveCodeBench's own function
@@ -434,6 +434,9 @@ def test_a_model_s_answers_are_scored(sandbox, tmp_path, monkeypatch):
     assert json.loads(prompt) == problems["livecodebench"][0].messages()
     assert (given["until"], given["max_gen_toks"], given["temperature"]) == (["###"], 2000, 0.8)
     assert json.dumps(samples)
+    found = problems["livecodebench"][0].judge(sandbox, "I cannot.")
+    assert (found["outcome"], found["right"], found["tests"]) == ("failed", 0, 3)
+    assert found["detail"] == "The answer holds no program."
     fresh = functools.partial(contest_tests.judge, sandbox, "print(1)", [])
     with pytest.raises(ValueError, match="There are no tests"):
         fresh()
