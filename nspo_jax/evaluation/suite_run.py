@@ -164,10 +164,10 @@ def evaluate(
         texts = references.find(asked, named, against)
         if against:
             others = {name: judging.read_verdicts(against, name, asked) for name in compared}
-    if not distributed.is_primary():
-        _answer(asked, chat_format, None, mesh, batch)
-        return None
     with ownership.own(directory, "output"):
+        if not distributed.is_primary():
+            _answer(asked, chat_format, None, mesh, batch)
+            return None
         store = answers.Store(directory, asked)
         _answer(asked, chat_format, store, mesh, batch)
         given, verdicts = store.answers(), {}

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import socket
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from nspo_jax.data import suites
 from nspo_jax.evaluation import answers, judges, judging, paired, suite_run
-from tests import command_lines, forks
+from tests import command_lines, compiling, forks
 
 SOME = ("advbench", "harmbench", "xstest", "or_bench")
 
@@ -300,3 +301,31 @@ def test_suites_that_no_judge_fits_and_judges_that_fit_none(shared_data):
             patch.setattr(judges, "check", lambda name, place: None)
             patch.setattr(judging, "fits", lambda suite, name: False)
             suite_run.check_judges({"harm_only": ""}, only)
+
+
+def test_two_processes_on_a_mesh_answer_as_one_does(shared_data, tmp_path):
+    flags = ["--sampling=paper", "--fsdp=2", "--batch_size=4"]
+    done = command_lines.run(
+        "evaluate", *command(shared_data, tmp_path / "one", *flags),
+        XLA_FLAGS=compiling.xla_flags(2),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    joined = command(shared_data, tmp_path / "two", *flags, f"--coordinator=localhost:{port}")
+    outputs = [tmp_path / f"{number}.txt" for number in range(2)]
+    children = [
+        forks.start(
+            forks.run_script, "evaluate", stdout=output, XLA_FLAGS=compiling.xla_flags(1),
+            argv=(*joined, "--processes=2", f"--process={number}"),
+        )
+        for number, output in enumerate(outputs)
+    ]  # fmt: skip
+    for child in children:
+        child.join(300)
+    assert [child.exitcode for child in children] == [0, 0], outputs[0].read_text()
+    assert "advbench" in outputs[0].read_text() and "advbench" not in outputs[1].read_text()
+    one, two = (
+        (tmp_path / name / answers.ANSWERS).read_text().splitlines() for name in ("one", "two")
+    )
+    assert one == two and len(one) == 12
