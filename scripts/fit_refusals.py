@@ -7,7 +7,7 @@ DIR has the files that LABELLED, FITTED and HARMLESS name. A labelled file is XS
 and final_label, of which 1_full_compliance is an answer and the others are refusals. For each of
 them a fit without it gives agreement and Cohen's kappa with the final label and 95 % intervals
 (Wilson; 2000 bootstraps), beside those of the rules. A file given by --labelled is only judged.
-Made-up refusals and answers (scripts/refusal_phrases.py) are in every fit, and in no figure. False
+Made-up refusals and answers (scripts/refusal_texts.py) are in every fit, and in no figure. False
 alarms are shares of harmless answers called refusals, by the final fit, on rows that no fit saw.
 """
 
@@ -28,7 +28,7 @@ from sklearn.metrics import cohen_kappa_score
 from nspo_jax import files
 from nspo_jax.reports import intervals, tables
 from nspo_jax.rewards import refusal_features, refusals
-from scripts import launch, refusal_phrases
+from scripts import launch, refusal_texts
 
 DATA = flags.DEFINE_string("data", "../shared/data", "The directory of the files.")
 OWN = flags.DEFINE_multi_string(
@@ -176,8 +176,8 @@ class Fits:
             for name, (path, column, rows, _) in FITTED.items()
         }
         bodies = self._texts["coconot"]
-        refused = refusal_phrases.refusals(MADE_UP, 0, bodies[:300])
-        answered = refusal_phrases.answers(MADE_UP, 1, bodies)
+        refused = refusal_texts.refusals(MADE_UP, 0, bodies[:300])
+        answered = refusal_texts.answers(MADE_UP, 1, bodies)
         self._features = {name: read_all(texts) for name, (texts, _) in self.labelled.items()}
         self._others = [
             (read_all(refused), True, MADE_UP_WEIGHT),
