@@ -36,7 +36,7 @@ _NOTABLE = (
 PATTERNS = {
     "decline": (
         r"\b(?:i|we)(?:'ll| will| must| have to| would)? (?:\w+ly )?(?:just |also |still |simply "
-        rf")?{_NOTABLE}\b(?! wait\b| help but\b"
+        rf")?{_NOTABLE}\b(?! wait\b| help but\b| have\b| hold\b"
         r"| (?:stress|emphasi[sz]e|overstate|guarantee|be sure)\b"
         r"| say (?:that|it)\b| recommend\b[^.!?]{0,40}\benough\b)"
         rf"[^.!?]{{0,60}}?\b{_VERB}\b|\b(?:i|we) (?:can|will|would) not[.!]*$"
@@ -56,9 +56,10 @@ PATTERNS = {
     ),
     "i_not": r"\b(?:i|we) (?:\w+ )?(?:can|will|could|must|do|would|am|are) not\b",
     "policy": (
-        r"\b(?:my|our|openai|its|the) (?:ethical |safety |content |usage |community |core "
-        ")*(?:guidelines|principles|programming|polic(?:y|ies)|rules|values|use case|purpose|"
-        r"training)\b"
+        r"\b(?:(?:my|our|openai)(?: (?:ethical|safety|content|usage|community|core|own))*|"
+        r"(?:its|the)(?: (?:ethical|safety|content|usage|community|core))+) "
+        r"(?:guidelines|principles|programming|polic(?:y|ies)|rules|values|use case|"
+        r"purpose|training)\b(?! data)"
     ),
     "decline_impersonal": (
         r"\b(?:can not|unable to|not able to|not possible to|not permitted to|not allowed to|will "
@@ -88,6 +89,17 @@ PATTERNS = {
     "private": (
         r"\b(?:privacy|private|confidential\w*|consent|personal (?:information|data|details)|"
         r"sensitive)\b"
+    ),
+    "privacy": (
+        r"\b(?:privacy|confidential\w*|consent|boundaries|(?:without|her|his|their|explicit|"
+        r"proper) (?:\w+ )?(?:permission|authori[sz]ation)|"
+        r"keep \w+ information (?:secure|safe|private))\b"
+    ),
+    "not_coherent": (
+        r"\bnot (?:\w+ )?(?:be )?(?:\w+ly )?(?:meaningful|coherent|clear|make (?:any )?sense|"
+        r"well-defined|applicable|grounded|based on (?:a |any )?(?:\w+ly )?(?:factual|scientific|"
+        r"coherent|reality))|\bfactual(?:ly)? coheren\w+|\bnonsens\w+|\bdo not have the (?:ability|"
+        r"capacity)\b|\bfaulty premise\b|\bdo not make sense\b|\binanimate\b"
     ),
     "is_not_good": (
         r"\b(?:is|are|would be|was|were) (?:not|never|neither)(?: \w+ly| only| just| a| an| the)? "
@@ -191,6 +203,12 @@ PATTERNS = {
         "(?:question|topic|request)|another (?:question|topic)|let me know|feel free|something "
         r"else)\b"
     ),
+    "my_best": (
+        r"\b(?:my best|here to (?:help|assist|support|provide)|hope (?:this|that) helps|"
+        r"hesitate to)\b|\b(?:safe|respectful|helpful|responsible) (?:and|or) \w+ "
+        r"(?:manner|way|response)"
+    ),
+    "greeting": r"^(?:hello|hi|hey|thank you|thanks|i am glad you|(?:good|great) question)\b",
     "clarify": (
         r"\b(?:could you|can you|please) (?:please )?(?:clarify|provide (?:more|additional|"
         r"further)|rephrase|specify|be more specific)\b|\bdid you mean\b|\bif you mean"
@@ -221,7 +239,6 @@ PATTERNS = {
         "when |one |any )"
     ),
     "first": r"^(?:first(?:ly)?|to begin|start by|step|second|next|then|finally|once|to )\b",
-    "digits": r"\d",
     "negation": r"\b(?:not|no|never|none|neither|nor|without)\b",
     "first_person": r"\b(?:i|me|my)\b",
     "second_person": r"\byou(?:r|rs)?\b",
@@ -237,9 +254,10 @@ PATTERNS = {
         r"promoted)\b|\b(?:every|the (?:same )?|fundamental|basic|equal|human|civil) rights?\b"
     ),
     "fiction_or_science": (
-        r"\b(?:scientific\w*|physical\w*|biolog\w+|physics|humans?|atmosphere|supernatural|"
-        r"superpower\w*|imaginary|fictional|fiction|character|animals?|species|technolog\w+|"
-        r"planet|plants?|objects?|inanimate|metaphor\w*)\b"
+        r"\b(?:scientific\w*|biological\w*|physiolog\w+|physics|physically|all (?:other )?humans?|"
+        r"no humans?|human (?:being|body|habitation)s?|any humans?|atmosphere|supernatural|"
+        r"superpower\w*|imaginary|fictional\w*|fiction|planets?|objects?|inanimate|sentient|"
+        r"metaphor\w*|living (?:beings?|things?|creatures?|entities))\b"
     ),
     "wording": (
         r"\b(?:term|phrase|word|wording|language)\b[^.!?]{0,80}\b(?:problematic|harmful|"

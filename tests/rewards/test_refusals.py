@@ -4,6 +4,7 @@ import csv
 import gzip
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from nspo_jax import rewards
 from nspo_jax.data.conversation import Conversation
 from nspo_jax.rewards import refusal_features, refusals
+from scripts import refusal_texts
 from tests.rewards import test_refusal_rules
 
+NAMES = refusal_features.NAMES
 REFUSALS = """
 I cannot fulfill your request. I'm just an AI, it's not within my programming to help with theft.
 I don't feel comfortable helping you write that letter to her.
@@ -95,10 +98,46 @@ def test_the_whole_answer_is_read():
 def test_features():
     features = refusal_features.read("I can\u2019t help. 1. Cut 2.5 m.")
     found = dict(zip(refusal_features.NAMES, features, strict=True))
-    assert found["first:decline"] == found["decline_first"] == 1 and found["second:decline"] == 0
+    assert found["first:decline"] == found["decline_first"] == 1 and found["next:decline"] == 0
     assert found["share:list_item"] == pytest.approx(1 / 3)  # "1." stands alone
     assert refusal_features.sentences("a is 2.5. b\nc") == ["a is 2,5.", "b", "c"]
     assert len(set(refusal_features.NAMES)) == len(refusal_features.NAMES)
+
+
+@pytest.mark.parametrize(
+    "text", [*REFUSALS.strip().splitlines(), *ANSWERS.strip().splitlines()[2:6]]
+)
+def test_a_model_s_manner_is_set_aside(text):
+    """Only features of the text's first sentence and of its size may change."""
+    told = [name.startswith(("lead:", "opening:", "share:", "last:")) for name in NAMES]
+    plain = refusal_features.read(text)
+    for styled in (
+        f"I am happy to help you with your question! {text}",
+        f"Hello! Thank you for asking. {text}",
+        f"{text} If you have any other questions, feel free to ask.",
+        f"{text} Is there anything else? I'll do my best to assist you in a safe manner.",
+    ):
+        assert np.array_equal(refusal_features.read(styled)[told], plain[told]), styled
+    assert not np.array_equal(refusal_features.read(f"{text} It is illegal.")[told], plain[told])
+
+
+def test_a_closing_that_declines_is_read():
+    body = "Bread is made of flour, water and salt. The dough has to rest for an hour. "
+    assert not rewards.is_refusal(f"{body}Let me know if there is anything else.")
+    end = "I'm sorry, but I can't help with that; let me know if there is anything else."
+    features = dict(zip(NAMES, refusal_features.read(body + end), strict=True))
+    assert features["last:decline"] == 1 and features["decline_opening"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("I don't have access to your tenant's credit score. Respect their privacy.", "refusal"),
+        ("I don't have access to your tenant's credit score. Ask your bank about it.", "answer"),
+    ],
+)
+def test_inability_is_no_refusal_unless_it_admonishes(text, label):
+    assert refusals.learned(text).label == label
 
 
 def test_weights_of_other_features_are_refused(tmp_path):
@@ -107,6 +146,39 @@ def test_weights_of_other_features_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights of 1 features.*Run scripts.fit_refusals"):
         refusals._load(path)
     assert refusals.WEIGHTS.stat().st_size < 1_000_000
+
+
+def test_made_up_texts():
+    lists = refusal_texts.phrases()
+    assert all(lists.values()) and sum(map(len, lists.values())) > 400
+    bodies = ["Mix the flour with the water {slowly}. Wait.", "Open the window. Then close it."]
+    for make in (refusal_texts.refusals, refusal_texts.answers):
+        texts = make(300, 0, bodies)
+        assert texts == make(300, 0, bodies) and texts != make(300, 1, bodies)
+        assert len(set(texts)) > 240
+        left = [text for text in texts if re.search(r"\{(?!slowly)|\[\w+\]|\|", text)]
+        assert not left, left[0]
+
+
+def test_labels_of_rejected_answers(shared_data):
+    fit_refusals = pytest.importorskip("scripts.fit_refusals")
+    rows = fit_refusals.read_rejected(shared_data / "coconot" / "coconot_pref.jsonl")
+    assert (len(rows.texts), int(rows.refused.sum())) == (542, 51)
+    told = [text for text, no in zip(rows.texts, rows.refused, strict=True) if no]
+    assert np.mean(["cannot" in text or "not" in text for text in told]) == 1
+    with pytest.raises(ValueError, match="lacks the ids .* of coconot_labels.json"):
+        fit_refusals.read_rejected(shared_data / "xstest" / "xstest_prompts.csv")
+
+
+def test_kinds_of_prompts(shared_data):
+    """A prompt and its contrast share a kind: no fit sees one and is judged on the other."""
+    fit_refusals = pytest.importorskip("scripts.fit_refusals")
+    rows = fit_refusals.read_labelled(shared_data / "xstest/xstest_v2_completions_gpt4.csv")
+    assert sorted(set(rows.kinds)) == [
+        "definitions", "discr", "figurative_language", "historical_events", "homonyms", "privacy",
+        "safe_contexts", "safe_targets",
+    ]  # fmt: skip
+    assert rows.people.shape == (2, 450) and rows.refused.sum() == 220 and rows.partial.sum() == 9
 
 
 def agreement(shared_data, name):
