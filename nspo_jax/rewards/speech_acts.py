@@ -1,6 +1,6 @@
 """The speech acts of a sentence, by which the learned detector tells refusals: a pattern each.
 
-About eighty patterns look for what a sentence does: it declines, apologises, condemns, corrects a
+About seventy patterns look for what a sentence does: it declines, apologises, condemns, corrects a
 premise, sends to a professional, lists steps, and so on. They name no topic, and know only English.
 They read the plain text of `refusal_features.plain`: lower case, negations written out.
 """
