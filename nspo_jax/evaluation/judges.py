@@ -115,7 +115,8 @@ def template_hash(name: str, place: str | os.PathLike) -> str:
     """Returns the sha256 of the template that a judge is used with, for the record of a result.
 
     It is the row's where the row has a published text, that of the chat template in a model's
-    directory, that of a remote judge's question about two empty texts, and "" for a detector.
+    directory, that of a remote judge's question about two empty texts, that of the learned
+    detector's weights, and "" for the rules.
 
     Raises:
       FileNotFoundError, ValueError: those of `find` and `chat.load_tokenizer`.
@@ -123,6 +124,8 @@ def template_hash(name: str, place: str | os.PathLike) -> str:
     row = find(name)
     if row.template_sha256:
         return row.template_sha256
+    if name == "refusals":
+        return hashlib.sha256(refusals.WEIGHTS.read_bytes()).hexdigest()
     text = ""
     if row.kind == "model":
         text = chat.load_tokenizer(place).get_chat_template()

@@ -218,7 +218,9 @@ def test_an_unknown_judge_names_the_nearest():
 def test_hashes_are_for_the_record(saved):
     assert judges.template_hash("harmbench", "") == EXACT["harmbench_llama2"]
     assert judges.template_hash("llama_guard_3", saved("llama_guard_3")) == sha256(GUARD)
-    assert judges.template_hash("refusals", "") == ""
+    weights = refusals.WEIGHTS.read_bytes()
+    assert judges.template_hash("refusals", "") == hashlib.sha256(weights).hexdigest()
+    assert judges.template_hash("refusal_rules", "") == ""
     suites = {judges.template_hash(f"remote_{name}", "u#m") for name in judge_questions.CRITERIA}
     assert len(suites) == len({*judge_questions.CRITERIA.values()}) > 5
 
