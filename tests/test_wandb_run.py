@@ -161,8 +161,9 @@ def _core() -> int:
     """The library's process, a child of this one, which may take a moment to become it."""
     for _ in range(100):
         children = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-        ).stdout.splitlines()
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())],  # -ww cuts no line
+            capture_output=True, text=True,
+        ).stdout.splitlines()  # fmt: skip
         found = [int(line.split()[0]) for line in children if "wandb-core" in line]
         if found:
             (core,) = found
