@@ -48,6 +48,11 @@ class Place(NamedTuple):
     row: int
     sample: int
 
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> "Place":
+        """Reads the place in a line of answers or verdicts."""
+        return cls(line["suite"], line["row"], line["sample"])
+
 
 class Answer(NamedTuple):
     """An answer, the prompt that it answers, and for judges of preference a reference answer."""
@@ -129,10 +134,7 @@ class Store:
             _check_same(path, there, settings)
             settings["prompts"] = there["prompts"] | settings["prompts"]
         files.write_text(path, json.dumps(settings, indent=2))
-        self._texts = {
-            Place(row["suite"], row["row"], row["sample"]): row["answer"]
-            for row in read_lines(self.directory / ANSWERS)
-        }
+        self._texts = {Place.of(row): row["answer"] for row in read_lines(self.directory / ANSWERS)}
 
     def missing(self) -> list[Place]:
         """Lists the places of what is asked and not answered."""
@@ -225,9 +227,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    whole, _, cut = text.rpartition("\n")
-    if cut:  # by a kill; what follows must not be glued to it
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    whole = text.rpartition("\n")[0]
     rows = []
     for number, line in enumerate(whole.split("\n") if whole else [], 1):
         try:
@@ -241,9 +241,13 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def append_lines(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Appends rows as lines of JSON."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    """Appends rows as lines of JSON, in place of a last line that a kill cut."""
+    with path.open("ab+") as file:
+        file.seek(max(0, file.tell() - 1))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.writelines(json.dumps(row, ensure_ascii=True).encode() + b"\n" for row in rows)
 
 
 def check_comparable(

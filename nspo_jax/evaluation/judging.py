@@ -238,7 +238,7 @@ def read_verdicts(directory: str | pathlib.Path, judge: str, asked: answers.Aske
 def compare(own: Mapping[str, Verdicts], others: Mapping[str, Verdicts]) -> list[paired.Difference]:
     """Compares two models' bad shares prompt by prompt, for each suite and judge of `others`.
 
-    A difference above zero is a loss: goodness is compared, one minus the rate.
+    A difference above zero is a gain: goodness is compared, one minus the rate.
     """
     found = []
     for rate in rates({judge: own[judge] for judge in others}):
@@ -277,7 +277,7 @@ def _read(path: pathlib.Path) -> tuple[dict[answers.Place, tuple[str, float]], d
     rows = answers.read_lines(path)
     header = rows[0] if rows else {}
     found = {
-        answers.Place(row["suite"], row["row"], row["sample"]): (
+        answers.Place.of(row): (
             row["answer"], math.nan if row["score"] is None else row["score"],
         )
         for row in rows[1:]

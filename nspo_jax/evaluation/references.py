@@ -101,10 +101,7 @@ def _of_directory(asked: answers.Asked, wanted: Sequence[str], directory: pathli
     ours = asked.settings
     ours["prompts"] = {name: ours["prompts"][name] for name in wanted}
     answers.check_comparable(settings, there, ours)
-    found = {
-        answers.Place(row["suite"], row["row"], row["sample"]): row["answer"]
-        for row in answers.read_lines(path)
-    }
+    found = {answers.Place.of(row): row["answer"] for row in answers.read_lines(path)}
     places = [place for place in asked.places() if place.suite in wanted]
     if lacking := [place for place in places if place not in found]:
         raise ValueError(

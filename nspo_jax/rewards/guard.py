@@ -138,8 +138,8 @@ class Guard:
       date: see `GuardPrompt`.
 
     Raises:
-      ValueError: those of `GuardPrompt` and `check_verdicts`, and one for a batch that does not
-        divide over the mesh.
+      ValueError: those of `GuardPrompt` and `verdict_reader.check`, and one for a batch that does
+        not divide over the mesh.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Guard:
     ):
         sharding.check_batch(mesh, batch_size, "The guard's batch_size")
         self.verdicts = GuardPrompt(tokenizer, categories, verdict_prefix, date)
-        check_verdicts(model_config, tokenizer, self.verdicts, max_length)
+        _check(model_config, tokenizer, self.verdicts, max_length)
         self._read = verdict_reader.Reader(
             model_config,
             params,
@@ -194,18 +194,7 @@ class Guard:
         }
 
 
-def check_verdicts(
-    model_config: models.ModelConfig,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    verdicts: GuardPrompt,
-    max_length: int,
-) -> None:
-    """Checks a guard's prompt and its verdicts' tokens against the model that reads them.
-
-    Raises:
-      ValueError: for a model without a language-model head, a max_length that it cannot read or
-        that its prompt alone fills, and a tokenizer that is not the model's.
-    """
+def _check(model_config, tokenizer, verdicts: GuardPrompt, max_length: int) -> None:
     verdict_reader.check(model_config, tokenizer, verdicts, verdicts.tree, max_length, "The guard")
 
 
@@ -222,7 +211,7 @@ def open_verdicts(
     """
     model_config, tokenizer = models.load_config(directory), chat.load_tokenizer(directory)
     verdicts = GuardPrompt(tokenizer, categories, verdict_prefix)
-    check_verdicts(model_config, tokenizer, verdicts, max_length)
+    _check(model_config, tokenizer, verdicts, max_length)
     return verdicts
 
 
