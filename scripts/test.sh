@@ -12,6 +12,8 @@ environment requirements-test.txt
 ruff check .
 ruff format --check .
 basedpyright --level error
+# over a hundred processes import the package: without files of byte code each compiles its source
+unset PYTHONDONTWRITEBYTECODE
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # many tests run in processes of their own and compile the same programs, most of them small; they
 # share them all, which halves the compilations of the tests after the first ones

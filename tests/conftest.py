@@ -10,8 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import pytest
 
-from nspo_jax.tasks.chat_world import dataset
-from tests import compiling, shapes
+from tests import compiling, shapes, worlds
 
 # here, before jax makes its backend, and in the processes that tests start
 os.environ.setdefault("XLA_FLAGS", compiling.CHEAPLY)
@@ -32,15 +31,13 @@ def shared_data():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_world(tmp_path_factory):
-    """Prepares and reads the chat world of a seed once, not in every test's own workspace.
-
-    It yields the reader of a directory's own files, for the tests of those.
-    """
-    read, directory = dataset._read, str(tmp_path_factory.mktemp("worlds"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "_read", lambda _, seed, split: read(directory, seed, split))
-        yield read
+def one_world(tmp_path_factory, worker_id):
+    """Prepares and decodes the chat world of a seed once, not in every test's own workspace."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base if worker_id == "master" else base.parent) / "worlds"
+    directory.mkdir(exist_ok=True)
+    os.environ[worlds.VARIABLE] = str(directory)
+    worlds.share()
 
 
 # whole runs, child processes, comparisons with torch: what `./scripts/test.sh --fast` leaves out.

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests import worlds
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.preloaded"])
@@ -43,6 +45,7 @@ def start(
       **environment: variables that are added to the environment.
     """
     files = [str(stdin), str(stdout), str(stderr or stdout)]
+    environment = {worlds.VARIABLE: os.environ.get(worlds.VARIABLE, ""), **environment}
     process = _SERVER.Process(
         target=_begin, args=(target, arguments, argv, files, environment), daemon=True
     )
@@ -91,6 +94,7 @@ def _begin(target, arguments, argv, files, environment) -> None:
         opened = os.open(file, flags, 0o644)
         os.dup2(opened, number)
         os.close(opened)
+    worlds.share()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 it lasts as long as the process
     sys.argv = [getattr(target, "__name__", "python"), *argv]
     try:

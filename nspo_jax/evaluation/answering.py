@@ -82,7 +82,7 @@ def answer(
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         length = scoring.bucket(len(cut[part[0]]), room)
-        missing = batch - len(part)
+        missing = scoring.rows_of(len(part), batch, programs.shards) - len(part)
         rows = batched.pad_rows([cut[index] for index in part] + [[]] * missing, length)
         drawn_by = np.array([seeds[index] for index in part] + [0] * missing, np.int32)
         found = _answer_batch(programs, tokenizer, rows, drawn_by, options, len(part))

@@ -1,8 +1,9 @@
 """The log-probabilities of continuations behind contexts that lm-eval asks for.
 
 Pairs are sorted by length, longest first, and go through few compiled shapes: lengths are rounded
-up to `bucket`s and every batch has the same number of rows. If several continuations have one
-context, like the choices of a question, the context is computed once.
+up to `bucket`s and every batch has the same number of rows, but the last, which may have a half, a
+quarter and so on. If several continuations have one context, like the choices of a question, the
+context is computed once.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from nspo_jax.rewards import batched
 
 # The most endings of one context in one batch, and of one token each: these cost no second pass.
 _MOST_ENDINGS, _MOST_TOKENS = 8, 64
+# The second pass has the keys and values of a context once for each ending: so many slots at most
+# for each row of a batch, and no fewer than its contexts alone take.
+_MOST_SLOTS = 512
 
 
 class Pair(NamedTuple):
@@ -43,6 +47,14 @@ def bucket(length: int, limit: int) -> int:
     """Returns a row's padded length: 16, 32, ... 128, 160, ... 256, 320, ..., at most `limit`."""
     step = max(16, 2 ** math.ceil(math.log2(max(length, 1))) // 8)
     return min(-(-length // step) * step, limit)
+
+
+def rows_of(count: int, batch: int, shards: int) -> int:
+    """Returns the rows of the next batch of `count` rows to come: `batch`, or fewer for the last.
+
+    The last batch has the smallest power of two of rows that holds them and divides over `shards`.
+    """
+    return min(batch, -(-_power(count) // shards) * shards)
 
 
 def score_pairs(
@@ -79,7 +91,7 @@ def score_pairs(
     scores: list[Score | None] = [None] * len(pairs)
     for rows, arrays, name in (
         *_shared_batches(pairs, shared, limit, batch, programs.shards),
-        *_single_batches(pairs, single, limit, batch),
+        *_single_batches(pairs, single, limit, batch, programs.shards),
     ):
         logprobs, best = programs.ask(name, *arrays)
         count = 0
@@ -124,7 +136,7 @@ def _power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _single_batches(pairs, rows: list[_Row], limit: int, batch: int):
+def _single_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int):
     """Yields (rows, arrays of `Programs.score_rows`, its name), longest first."""
 
     def size(row: _Row) -> tuple[int, int]:
@@ -136,7 +148,7 @@ def _single_batches(pairs, rows: list[_Row], limit: int, batch: int):
         part = rows[start : start + batch]
         length = size(part[0])[0]
         count = max(size(row)[1] for row in part)
-        missing = [[]] * (batch - len(part))
+        missing = [[]] * (rows_of(len(part), batch, shards) - len(part))
         read = batched.pad_rows([row.tokens[:-1] for row in part] + missing, length)
         endings = [pairs[row.pairs[0]].continuation for row in part]
         targets = batched.pad_rows(endings + missing, count).tokens
@@ -149,16 +161,17 @@ def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int
     def size(row: _Row) -> tuple[int, int, int]:
         longest = max(len(pairs[index].continuation) for index in row.pairs)
         length = bucket(len(row.tokens), limit)
-        return length, min(_power(longest), limit), _power(len(row.pairs))
+        # two and three tokens are padded to four, so that fewer programs are compiled
+        padded = longest if longest == 1 else max(_power(longest), 4)
+        return length, min(padded, limit), _power(len(row.pairs))
 
     rows = sorted(rows, key=size, reverse=True)
     while rows:
-        length, longest, endings = size(rows[0])
-        # endings are rows of the second pass, which has no more rows than a batch
-        count = batch if longest == 1 else max(batch // endings // shards, 1) * shards
+        length, longest, endings = np.max([size(row) for row in rows[:batch]], axis=0)
+        most = batch * _MOST_SLOTS // (endings * (length + longest)) if longest > 1 else batch
+        most = max(min(most, batch), batch // endings, 1)
+        count = rows_of(len(rows), max(most // shards, 1) * shards, shards)
         part, rows = rows[:count], rows[count:]
-        longest = max(size(row)[1] for row in part)
-        endings = max(size(row)[2] for row in part)
         read = batched.pad_rows([row.tokens for row in part] + [[]] * (count - len(part)), length)
         ids = np.zeros((count, endings, longest), np.int32)
         ids_mask = np.zeros((count, endings, longest), bool)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nspo_jax.tasks.chat_world import dataset, world
-from tests import forks
+from tests import forks, worlds
 
 
 def imports_tensorflow(prepared):
@@ -22,8 +22,10 @@ def imports_tensorflow(prepared):
 @pytest.fixture(scope="module", autouse=True)
 def own_files(one_world):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "_read", one_world)
+        patch.setenv(worlds.VARIABLE, "")
+        worlds.share()
         yield
+    worlds.share()
 
 
 @pytest.fixture(scope="module")
