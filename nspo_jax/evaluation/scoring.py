@@ -43,9 +43,12 @@ class _Row(NamedTuple):
     pairs: list[int]
 
 
-def bucket(length: int, limit: int) -> int:
-    """Returns a row's padded length: 16, 32, ... 128, 160, ... 256, 320, ..., at most `limit`."""
-    step = max(16, 2 ** math.ceil(math.log2(max(length, 1))) // 8)
+def bucket(length: int, limit: int, least: int = 16) -> int:
+    """Returns a row's padded length: 16, 32, ... 128, 160, ... 256, 320, ..., at most `limit`.
+
+    Steps are an eighth of the next power of two, and `least` or more.
+    """
+    step = max(least, 2 ** math.ceil(math.log2(max(length, 1))) // 8)
     return min(-(-length // step) * step, limit)
 
 
@@ -140,8 +143,8 @@ def _single_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int
     """Yields (rows, arrays of `Programs.score_rows`, its name), longest first."""
 
     def size(row: _Row) -> tuple[int, int]:
-        length = bucket(len(row.tokens) - 1, limit)
-        return length, min(_power(len(pairs[row.pairs[0]].continuation)), length)
+        length = bucket(len(row.tokens) - 1, limit, least=8)
+        return length, bucket(len(pairs[row.pairs[0]].continuation), length)
 
     rows = sorted(rows, key=size, reverse=True)
     for start in range(0, len(rows), batch):
@@ -160,10 +163,8 @@ def _shared_batches(pairs, rows: list[_Row], limit: int, batch: int, shards: int
 
     def size(row: _Row) -> tuple[int, int, int]:
         longest = max(len(pairs[index].continuation) for index in row.pairs)
-        length = bucket(len(row.tokens), limit)
-        # two and three tokens are padded to four, so that fewer programs are compiled
-        padded = longest if longest == 1 else max(_power(longest), 4)
-        return length, min(padded, limit), _power(len(row.pairs))
+        padded = longest if longest == 1 else bucket(longest, limit, least=4)
+        return bucket(len(row.tokens), limit), padded, _power(len(row.pairs))
 
     rows = sorted(rows, key=size, reverse=True)
     while rows:

@@ -53,7 +53,7 @@ def test_what_is_too_long_is_cut_on_the_left_and_its_last_token_is_not_read():
     (score,) = scoring.score_pairs(programs, [scoring.Pair(context, ending)], batch=1)
     ((name, (tokens, mask, targets)),) = programs.calls
     assert name == "score_rows" and mask.all()
-    assert tokens[0].tolist() == [*range(19, 50), 60] and targets[0].tolist() == ending
+    assert tokens[0].tolist() == [*range(19, 50), 60] and targets[0, -2:].tolist() == ending
     assert score.logprob == -121
 
 
