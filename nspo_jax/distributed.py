@@ -183,21 +183,17 @@ def gather_rows(tree: Any) -> Any:
 
 
 def broadcast_text(text: str) -> str:
-    """Returns process 0's text in every process. Collective.
-
-    Raises:
-      ValueError: for a text of more than 2048 bytes.
-    """
-    raw = text.encode()
-    line = np.zeros(2048, np.uint8)
-    if len(raw) > len(line):
-        raise ValueError(
-            f"A text for the other processes has {len(raw)} bytes; expected at most {len(line)}: "
-            f"{text[:200]}"
-        )
-    line[: len(raw)] = np.frombuffer(raw, np.uint8)
+    """Returns process 0's text, of any length, in every process. Collective."""
+    if not several():
+        return text
+    raw = np.frombuffer(text.encode(), np.uint8)
+    (size,) = np.asarray(multihost_utils.broadcast_one_to_all(np.array([len(raw)])))
+    # padded, so that texts of all lengths travel through few compiled programs
+    line = np.zeros(max(2048, 1 << (int(size) - 1).bit_length()), np.uint8)
+    if is_primary():
+        line[: len(raw)] = raw
     shared = np.asarray(multihost_utils.broadcast_one_to_all(line)).astype(np.uint8)
-    return shared.tobytes().rstrip(b"\0").decode()
+    return shared[: int(size)].tobytes().decode()
 
 
 def gather_texts(text: str) -> list[str]:

@@ -60,7 +60,7 @@ SLOW = [
     "rl/test_shared_prompt.py",
     "evaluation/test_suites.py::"
     "test_the_command_goes_on_after_a_kill_and_judges_again_without_the_model",
-    "evaluation/test_suites.py::test_two_processes_on_a_mesh_answer_as_one_does",
+    "evaluation/test_suites.py::test_two_processes_on_a_mesh_answer_and_judge_as_one_does",
     "evaluation/test_coding.py::test_the_command_prints_a_table_and_keeps_results",
     "test_own_code.py::test_a_run_with_a_reward_and_a_task_of_ones_own",
     "data/test_public.py::test_inspect_data",

@@ -15,7 +15,15 @@ import jax
 
 from nspo_jax import distributed, files, models, ownership
 from nspo_jax.data import chat, suites
-from nspo_jax.evaluation import answering, answers, judges, judging, paired, references
+from nspo_jax.evaluation import (
+    answering,
+    answers,
+    judges,
+    judging,
+    paired,
+    references,
+    shared_judge,
+)
 from nspo_jax.evaluation import programs as programs_lib
 
 _log = logging.getLogger(__name__)
@@ -104,12 +112,6 @@ def check_judges(named: Mapping[str, str], asked: answers.Asked) -> None:
     """
     for name, place in named.items():
         judges.check(name, place)
-        if distributed.several() and judges.find(name).kind == "model":
-            raise ValueError(
-                f"The judge {name!r} is a model, and judges in one process: let several processes "
-                "answer with --judges=refusals, then give the same command with this judge and "
-                "--processes=1, which judges the answers that are there."
-            )
     for suite in asked.prompts:
         if not any(judging.fits(suite, name) for name in named):
             about, own = suites.find(suite).measures, suites.find(suite).judge
@@ -165,8 +167,18 @@ def evaluate(
         if against:
             others = {name: judging.read_verdicts(against, name, asked) for name in compared}
     with ownership.own(directory, "output"):
+        shared = {
+            name: shared_judge.SharedJudge(
+                lambda name=name, place=place: judges.open_judge(
+                    name, place, mesh, batch_size=batch
+                )
+            )
+            for name, place in named.items() if judges.find(name).kind == "model"
+        }  # fmt: skip
         if not distributed.is_primary():
             _answer(asked, chat_format, None, mesh, batch)
+            for judge in shared.values():
+                judge.follow()
             return None
         store = answers.Store(directory, asked)
         _answer(asked, chat_format, store, mesh, batch)
@@ -183,10 +195,12 @@ def evaluate(
                     else answer._replace(reference=texts[answer.place])
                     for answer in given if judging.fits(answer.place.suite, name)
                 ],
-                lambda name=name, place=place: judges.open_judge(
-                    name, place, mesh, batch_size=batch, cache=directory / "judge_cache"
+                lambda name=name, place=place: shared[name] if name in shared else (
+                    judges.open_judge(name, place, cache=directory / "judge_cache")
                 ),
             )  # fmt: skip
+            if name in shared:
+                shared[name].end()
         found = judging.rates(verdicts)
         differences = judging.compare(verdicts, others)
         lengths = references.lengths(given, texts, against)

@@ -1,5 +1,6 @@
 """Suites from their published files, answers that are kept, verdicts that are counted."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -12,6 +13,7 @@ import pytest
 from nspo_jax.data import suites
 from nspo_jax.evaluation import answers, judges, judging, paired, suite_run
 from tests import command_lines, compiling, forks
+from tests.evaluation import test_judges
 
 SOME = ("advbench", "harmbench", "xstest", "or_bench")
 
@@ -303,29 +305,44 @@ def test_suites_that_no_judge_fits_and_judges_that_fit_none(shared_data):
             suite_run.check_judges({"harm_only": ""}, only)
 
 
-def test_two_processes_on_a_mesh_answer_as_one_does(shared_data, tmp_path):
-    flags = ["--sampling=paper", "--fsdp=2", "--batch_size=4"]
-    done = command_lines.run(
-        "evaluate", *command(shared_data, tmp_path / "one", *flags),
-        XLA_FLAGS=compiling.xla_flags(2),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def evaluate_with_any_mass():
+    """A random model puts little mass on verdicts: here any mass is enough."""
+    row = judges.JUDGES["strongreject"]
+    judges.JUDGES["strongreject"] = dataclasses.replace(row, least_mass=0.0)
+    forks.run_script("evaluate")
+
+
+def test_two_processes_on_a_mesh_answer_and_judge_as_one_does(shared_data, tmp_path):
+    judge = test_judges.save(tmp_path / "judge", "gemma", test_judges.make_tokenizer())
+    flags = [
+        "--sampling=paper", "--fsdp=2", "--batch_size=4", f"--judges=refusals,strongreject={judge}",
+    ]  # fmt: skip
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
-    joined = command(shared_data, tmp_path / "two", *flags, f"--coordinator=localhost:{port}")
-    outputs = [tmp_path / f"{number}.txt" for number in range(2)]
-    children = [
-        forks.start(
-            forks.run_script, "evaluate", stdout=output, XLA_FLAGS=compiling.xla_flags(1),
-            argv=(*joined, "--processes=2", f"--process={number}"),
-        )
-        for number, output in enumerate(outputs)
-    ]  # fmt: skip
-    for child in children:
-        child.join(300)
-    assert [child.exitcode for child in children] == [0, 0], outputs[0].read_text()
-    assert "advbench" in outputs[0].read_text() and "advbench" not in outputs[1].read_text()
-    one, two = (
-        (tmp_path / name / answers.ANSWERS).read_text().splitlines() for name in ("one", "two")
-    )
+    joins = [f"--coordinator=localhost:{port}", "--processes=2"]
+    runs = {"one": [[]], "two": [[*joins, f"--process={number}"] for number in range(2)]}
+    for name, each in runs.items():
+        children = [
+            forks.start(
+                evaluate_with_any_mass, stdout=tmp_path / f"{name}.{number}.txt",
+                argv=(*command(shared_data, tmp_path / name, *flags), *own),
+                XLA_FLAGS=compiling.xla_flags(2 // len(each)),
+            )
+            for number, own in enumerate(each)
+        ]  # fmt: skip
+        for child in children:
+            child.join(300)
+        said = [(tmp_path / f"{name}.{number}.txt").read_text() for number in range(len(each))]
+        assert [child.exitcode for child in children] == [0] * len(each), said
+        assert "advbench" in said[0] and all("advbench" not in text for text in said[1:])
+    one, two = (answers.read_lines(tmp_path / name / answers.ANSWERS) for name in runs)
     assert one == two and len(one) == 12
+    one, two = (
+        answers.read_lines(judging.verdicts_path(tmp_path / name, "strongreject")) for name in runs
+    )
+    assert one[0] == two[0] and len(one) == 1 + 6  # a line about the judge, and the harmful prompts
+    assert len({row["score"] for row in one[1:]}) > 1
+    for row, other in zip(one[1:], two[1:], strict=True):
+        assert (other["suite"], other["answer"]) == (row["suite"], row["answer"])
+        for field in ("score", "verdict_mass"):
+            assert other[field] == pytest.approx(row[field], abs=2e-6), field
