@@ -56,8 +56,20 @@ def measure(directory):
         trainer.train(config, f"{directory}/run")
     policy_gradient.PolicyGradient.make_step = make
     model = models.load_config(base_model.seed_directory(config) / "base")
+    programs = {}
+    for name in ("_rollout", "_calibration"):
+        make = getattr(plan, name)
+
+        def keep(*arguments, name=name, make=make):
+            programs[name] = make(*arguments)
+            return programs[name]
+
+        setattr(plan, name, keep)
     found = plan.make_plan(config, model, sharding.mesh_from_config(config))
+    # only the update's are looked at: the other programs stay those of the first plan
     longer = micro_run.micro(directory, **WIDE, **{"data.completion_length": 45})
+    for name, program in programs.items():
+        setattr(plan, name, lambda *_, program=program: program)
     longer = plan.make_plan(longer, model, sharding.mesh_from_config(config)).collectives
     return {"longer": longer, "held": held, "plan": dataclasses.asdict(found), "peak": found.peak}
 

@@ -361,12 +361,16 @@ def test_the_batch_must_divide_over_the_mesh(both):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(tmp_path, monkeypatch):
-    """Reading all of them takes seconds; a group of the folder's own tasks needs none of them."""
-    # one of lm-eval's folders stands for the hundreds
+@pytest.fixture
+def few_own_tasks(tmp_path, monkeypatch):
+    """One of lm-eval's folders stands for the hundreds, which take ten seconds to read."""
     folder = pathlib.Path(manager_lib.__file__).parent / "hellaswag"
     shutil.copytree(folder, tmp_path / "own" / "hellaswag")
     monkeypatch.setattr(manager_lib, "__file__", str(tmp_path / "own" / "manager.py"))
+
+
+def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(tmp_path, few_own_tasks):
+    """Reading all of them takes seconds; a group of the folder's own tasks needs none of them."""
     manager = lm_eval_tasks._find(["mmlu_local", "piqa_local"], TASKS, {})
     assert "mmlu_local" in manager.all_groups and "hellaswag" not in manager.task_index
     mine = tmp_path / "mine"
@@ -374,6 +378,14 @@ def test_lm_eval_s_own_tasks_are_left_out_unless_they_are_asked_for(tmp_path, mo
     (mine / "mixed.yaml").write_text("group: mixed\ntask: [mine, hellaswag]\n")
     (mine / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
     assert "hellaswag" in lm_eval_tasks._find(["mixed"], mine, {}).task_index
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("pica_local", "piqa_local"), ("helaswag", "hellaswag")]
+)
+def test_an_unknown_task_names_the_nearest(shared_data, few_own_tasks, name, nearest):
+    with pytest.raises(ValueError, match=f"no task '{name}'. The nearest are {nearest}"):
+        lm_eval_tasks.load((name,), TASKS, shared_data)
 
 
 def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
@@ -412,7 +424,6 @@ def test_mistakes_are_told_before_a_model_is_loaded(shared_data, tmp_path):
         "(programs); given: --model.": [f"--model={model}"],
         "no such directory": ["--model=nowhere", "--lm_eval=piqa_local", *local],
         "hf download Qwen/Qwen3": ["--model=Qwen/Qwen3", "--lm_eval=piqa_local", *local],
-        "no task 'pica_local'. The nearest are piqa_local": [*given, "--lm_eval=pica_local"],
         "--lm_eval is 'piqa_local,'": [*given, "--lm_eval=piqa_local,"],
         f"refuses a task file in --lm_eval_tasks: {broken / 'bad.yaml'} (": [
             f"--model={model}", "--lm_eval=mine", f"--lm_eval_tasks={broken}",
