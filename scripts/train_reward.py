@@ -6,9 +6,11 @@
 
 The objective reward is Bradley-Terry on the better response. The objective cost is Safe RLHF's: it
 ranks the safer response, and its sign tells an unsafe one. The script prints the agreement with
-held-out pairs after every epoch. It writes a Hugging Face directory (sequence classification, one
-label) with a report and a calibration plot beside it, in the place where runs of this config look
-for it, or in --output. config.reward_training has its fields.
+held-out pairs after every epoch, by kind of harm at the end, and how often the model prefers an
+answer that says nothing, or a refusal of a harmless prompt, to the preferred response. It writes a
+Hugging Face directory (sequence classification, one label) with a report and a calibration plot
+beside it, in the place where runs of this config look for it, or in --output. The fields are those
+of config.reward_training.
 """
 
 import pathlib
@@ -17,7 +19,7 @@ from absl import flags
 
 from nspo_jax import base_model, settings, sharding
 from nspo_jax.reports import tables
-from nspo_jax.reward_models import store, training
+from nspo_jax.reward_models import report, store, training
 from nspo_jax.rl import checks
 from scripts import launch
 
@@ -34,9 +36,9 @@ def main() -> None:
     if directory.exists():
         raise ValueError(f"{directory} is there already: delete it, or give another --output.")
     base = base_model.open_base(config, sharding.mesh_from_config(config))
-    lines = store.train_model(config, base, objective, directory)
-    print(tables.format_epochs(lines))
-    print(directory)
+    measured = store.train_model(config, base, objective, directory)
+    print(tables.format_epochs(measured.epochs))
+    print(f"\n{report.format_report(measured.categories, measured.probes)}\n\n{directory}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ class Pair:
       better: 0 or 1, the more helpful one; None if neither is.
       safer: 0 or 1, the less harmful one; None if neither is.
       safe: the safety flag of each; None for a second mention of an answer that stands alone.
+      categories: the kinds of harm in each, by the dataset's names.
     """
 
     prompt: str
@@ -25,6 +26,7 @@ class Pair:
     better: int | None
     safer: int | None
     safe: tuple[bool | None, bool | None]
+    categories: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 def from_records(rows: Sequence[records.PreferencePair]) -> list[Pair]:
@@ -36,6 +38,7 @@ def from_records(rows: Sequence[records.PreferencePair]) -> list[Pair]:
             row.better_response_id,
             row.safer_response_id,
             (row.is_response_0_safe, row.is_response_1_safe),
+            (row.response_0_harm_category, row.response_1_harm_category),
         )
         for row in rows
     ]
@@ -61,14 +64,16 @@ def from_answers(rows: Sequence[records.JudgedAnswer]) -> list[Pair]:
         if len(alone) % 2:
             last = alone[-1]
             responses = (last.response, last.response)
-            pairs.append(Pair(prompt, responses, None, None, (last.is_safe, None)))
+            categories = (last.category, ())
+            pairs.append(Pair(prompt, responses, None, None, (last.is_safe, None), categories))
     return pairs
 
 
 def _pair(prompt: str, first: records.JudgedAnswer, second: records.JudgedAnswer) -> Pair:
     flags = (first.is_safe, second.is_safe)
     safer = None if first.is_safe == second.is_safe else flags.index(True)
-    return Pair(prompt, (first.response, second.response), None, safer, flags)
+    categories = (first.category, second.category)
+    return Pair(prompt, (first.response, second.response), None, safer, flags, categories)
 
 
 def is_held_out(prompt: str) -> bool:

@@ -1,13 +1,14 @@
 """The store of a run's reward and cost models: each is made once and then opened.
 
 WORKSPACE/seed_S/cost_model/               a Hugging Face directory (sequence classification)
-WORKSPACE/seed_S/cost_model_report.json    its recipe and its agreement with held-out pairs by epoch
+WORKSPACE/seed_S/cost_model_report.json    its recipe, and what was measured on held-out pairs
 WORKSPACE/seed_S/cost_model_calibration.png
 """
 
 import dataclasses
 import logging
 import pathlib
+from typing import NamedTuple
 
 from nspo_jax import (
     artifacts,
@@ -22,10 +23,23 @@ from nspo_jax import (
 )
 from nspo_jax.data import filtering, preferences, public, records, sources, split
 from nspo_jax.reports import figures
+from nspo_jax.reward_models import report as report_lib
 from nspo_jax.reward_models import training
 
 PUBLIC = ("pku_safe_rlhf", "beavertails")  # datasets of pairs, and of answers with flags
 _log = logging.getLogger(__name__)
+
+
+class Measured(NamedTuple):
+    """What was measured of a model on held-out pairs.
+
+    epochs: a line an epoch, see `training.train`; categories: see `report.by_category`.
+    probes: see `report.probe`.
+    """
+
+    epochs: list[dict[str, float]]
+    categories: dict[str, tuple[float, int]]
+    probes: list[report_lib.Probe]
 
 
 def is_trained_here(run: settings.Run) -> bool:
@@ -77,21 +91,23 @@ def open_model(
 
 def train_model(
     run: settings.Run, base: base_model.BaseModel, objective: str, directory: pathlib.Path
-) -> list[dict[str, float]]:
+) -> Measured:
     """Trains a reward or cost model from the base and writes it with report and figure. Collective.
 
     Returns:
-      A line an epoch: see `training.train`.
+      What was measured.
 
     Raises:
       ValueError: for pairs that cannot be read, encoded or learned from.
     """
-    options = run.reward_training
-    pairs, held_out = (
-        training.encode_pairs(
-            base.chat_format, rows, objective, run.data.prompt_length, run.data.completion_length
-        )
+    options, lengths = run.reward_training, (run.data.prompt_length, run.data.completion_length)
+    rows, held_out_rows = (
+        training.learnable_pairs(base.chat_format, rows, objective, lengths[0])
         for rows in load_pairs(run)
+    )
+    pairs, held_out = (
+        training.encode_pairs(base.chat_format, each, objective, *lengths)
+        for each in (rows, held_out_rows)
     )
     model_config, params, report = training.train(
         base.model_config,
@@ -103,22 +119,35 @@ def train_model(
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         seed=run.seed,
+        microbatches=options.microbatches,
         held_out=held_out,
     )
     base.release()
     scores = training.score_responses(model_config, params, held_out, base.mesh, options.batch_size)
+    measured = Measured(
+        report,
+        report_lib.by_category(scores, held_out_rows, objective),
+        report_lib.probe(
+            model_config, params, base.chat_format, held_out_rows, objective, base.mesh,
+            batch_size=options.batch_size, prompt_length=lengths[0], completion_length=lengths[1],
+        ),
+    )  # fmt: skip
     if distributed.is_primary():
         directory.parent.mkdir(parents=True, exist_ok=True)
         predicted, observed = training.probabilities(scores, held_out, objective)
         figures.plot_calibration(predicted, observed, _beside(directory, "calibration.png"))
         _recipe(run, objective, directory).write(
-            pairs=len(pairs.tokens), held_out_pairs=len(held_out.tokens), epochs=report
+            pairs=len(pairs.tokens),
+            held_out_pairs=len(held_out.tokens),
+            epochs=report,
+            categories=measured.categories,
+            probes=[each._asdict() for each in measured.probes],
         )
     models.save_model(directory, model_config, params, like=base.path)
     if distributed.is_primary():
         model_files.record_date(directory, base.chat_format.date)
     distributed.barrier("the reward model is written")
-    return report
+    return measured
 
 
 def check_dataset(name: str) -> None:
@@ -176,8 +205,10 @@ def load_pairs(
 
 
 def _recipe(run: settings.Run, objective: str, directory: pathlib.Path) -> artifacts.Recipe:
+    options = dataclasses.asdict(run.reward_training)
+    del options["microbatches"]  # it decides the memory, and no result
     return artifacts.Recipe(
-        {"objective": objective, **dataclasses.asdict(run.reward_training)},
+        {"objective": objective, **options},
         _beside(directory, "report.json"),
         f"Delete that directory to train anew, or set rewards.{objective}_model to another.",
         key="recipe",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nspo_jax import distributed, models, sharding
+from nspo_jax import batch_parts, distributed, models, sharding
 from nspo_jax import progress as progress_lib
 from nspo_jax.data import chat, iterator, preferences
 from nspo_jax.rewards import batched
@@ -57,16 +57,15 @@ class Agreement(NamedTuple):
     loss: float
 
 
-def encode_pairs(
+def learnable_pairs(
     chat_format: chat.ChatFormat,
     pairs: Sequence[preferences.Pair],
     objective: str,
     prompt_length: int,
-    completion_length: int,
-) -> PairArrays:
-    """Tokenizes pairs; a response that is longer than its block is cut.
+) -> list[preferences.Pair]:
+    """Leaves out pairs whose prompt is longer than its block, and those without a rank to learn.
 
-    Pairs whose prompt is longer than its block are left out, and the log counts them.
+    The log counts the first ones. A cost model learns from flags too, and needs no rank.
 
     Raises:
       ValueError: for an unknown objective, or if it can learn from none of the pairs.
@@ -79,16 +78,26 @@ def encode_pairs(
             "%d of %d pairs left out: their prompts are longer than data.prompt_length=%d",
             np.sum(~fits), len(pairs), prompt_length,
         )  # fmt: skip
-    pairs = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
-    ranked = [pair.better if objective == "reward" else pair.safer for pair in pairs]
-    if objective == "reward":  # this objective learns from ranked pairs alone
-        pairs = [pair for pair, rank in zip(pairs, ranked, strict=True) if rank is not None]
-        ranked = [rank for rank in ranked if rank is not None]
-    if not pairs:
+    kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
+    if objective == "reward":
+        kept = [pair for pair in kept if pair.better is not None]
+    if not kept:
         raise ValueError(
             f"None of the pairs that fit data.prompt_length={prompt_length} says which response is "
             f"the {'better' if objective == 'reward' else 'safer'}."
         )
+    return kept
+
+
+def encode_pairs(
+    chat_format: chat.ChatFormat,
+    pairs: Sequence[preferences.Pair],
+    objective: str,
+    prompt_length: int,
+    completion_length: int,
+) -> PairArrays:
+    """Tokenizes pairs of `learnable_pairs`; a response that is longer than its block is cut."""
+    ranked = [pair.better if objective == "reward" else pair.safer for pair in pairs]
     rows = chat_format.encode_conversations(
         [pair.prompt for pair in pairs for _ in range(2)],
         [response for pair in pairs for response in pair.responses],
@@ -139,16 +148,20 @@ _score_rows = jax.jit(models.scores, static_argnums=0)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model_config", "objective", "optimizer"), donate_argnums=(0, 1)
+    jax.jit,
+    static_argnames=("model_config", "objective", "optimizer", "microbatches"),
+    donate_argnums=(0, 1),
 )
-def _step(params, state, batch: PairArrays, *, model_config, objective, optimizer):
-    def loss_of(params):
+def _step(params, state, batch: PairArrays, *, model_config, objective, optimizer, microbatches):
+    def loss_of(params, batch: PairArrays):
         scores = score_pairs(model_config, params, batch.tokens, batch.mask)
         return jnp.mean(
             objective_loss(scores, batch.preferred, batch.safe, batch.flagged, objective)
         )
 
-    loss, gradient = jax.value_and_grad(loss_of)(params)
+    loss, gradient = batch_parts.mean_in_parts(
+        lambda rows: jax.value_and_grad(loss_of)(params, rows), batch, microbatches
+    )
     updates, state = optimizer.update(gradient, state, params)
     return *sharding.constrain((optax.apply_updates(params, updates), state)), loss
 
@@ -164,6 +177,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    microbatches: int = 1,
     held_out: PairArrays | None = None,
 ) -> tuple[models.ModelConfig, Any, list[dict[str, float]]]:
     """Trains all parameters of a language model, with a new scalar head, on pairs.
@@ -178,6 +192,7 @@ def train(
       batch_size: pairs an update.
       learning_rate: the peak; the rate warms up over 5 % of the steps, then falls on a cosine.
       seed: decides the head's initial weights and the order of the pairs.
+      microbatches: parts of a batch whose gradients are computed in turn and added up.
       held_out: pairs that are measured after every epoch.
 
     Returns:
@@ -186,9 +201,17 @@ def train(
 
     Raises:
       FloatingPointError: if the loss stops being finite.
-      ValueError: if a batch does not divide over the mesh, or there are fewer pairs.
+      ValueError: if a batch does not divide into parts that divide over the mesh, or there are
+        fewer pairs.
     """
-    sharding.check_batch(mesh, batch_size, "reward_training.batch_size")
+    if batch_size % microbatches:
+        raise ValueError(
+            f"reward_training.batch_size is {batch_size}, which does not divide into "
+            f"reward_training.microbatches={microbatches} parts: change one of them."
+        )
+    sharding.check_batch(
+        mesh, batch_size // microbatches, "reward_training.batch_size / microbatches"
+    )
     steps = len(pairs.tokens) // batch_size
     if not steps:
         raise ValueError(
@@ -221,6 +244,7 @@ def train(
                     model_config=model_config,
                     objective=objective,
                     optimizer=optimizer,
+                    microbatches=microbatches,
                 )
                 losses.append(loss)
                 progress.update()

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nspo_jax import batch_parts, sharding
 from nspo_jax import optimizer as optimizer_lib
-from nspo_jax import sharding
 
 Array = np.ndarray | jax.Array  # a batch is made on the host
 LossOf = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -69,23 +69,11 @@ def gradient_in_parts(
     """
     differentiate = jax.grad(loss_of, has_aux=True)
 
-    def split(array: jax.Array) -> jax.Array:
-        # every part has rows of each device's block, so that no row travels
-        grouped = array.reshape(-1, parts, group, *array.shape[1:])
-        return jnp.moveaxis(grouped, 1, 0).reshape(parts, -1, *array.shape[1:])
-
     def gradient(trained, batch):
         tokens = jnp.maximum(jnp.sum(batch.completion_mask), 1) / parts
-        if parts == 1:
-            return differentiate(trained, batch, tokens)
-
-        def part(total, rows):
-            found = differentiate(trained, rows, tokens)
-            return jax.tree.map(lambda t, x: t + x / parts, total, found), None
-
-        shapes = jax.eval_shape(differentiate, trained, batch, tokens)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(part, zeros, jax.tree.map(split, batch))[0]
+        return batch_parts.mean_in_parts(
+            lambda rows: differentiate(trained, rows, tokens), batch, parts, group
+        )
 
     return gradient
 

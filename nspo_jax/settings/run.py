@@ -242,6 +242,9 @@ class RewardTraining:
     held_out_split: str = option("test", SPLIT, "The split that agreement is measured on.")
     epochs: int = option(4, COUNT, "The number of times that all pairs are seen.")
     batch_size: int = option(64, COUNT, "Pairs per update.")
+    microbatches: int = option(
+        1, COUNT, "Parts of a batch that are computed in turn. More need less memory."
+    )
     learning_rate: float = option(
         1e-3, POSITIVE, "The peak learning rate. It warms up, then falls on a cosine."
     )

@@ -14,7 +14,7 @@ from configs import default
 from nspo_jax import base_model, models, rewards, sharding
 from nspo_jax.data import chat, preferences, records
 from nspo_jax.data.conversation import Conversation
-from nspo_jax.reward_models import store, training
+from nspo_jax.reward_models import report, store, training
 from nspo_jax.rl import checks, terms
 from nspo_jax.tasks.chat_world import judge as world_judge
 from nspo_jax.tasks.chat_world import pairs as pairs_lib
@@ -319,3 +319,69 @@ def test_scores_do_not_hang_on_the_batch(config, opened):
             batch_size=64, learning_rate=1e-3, seed=0,
         )  # fmt: skip
     assert jax.tree.leaves(base.params)[0].shape  # training left the base as it was
+
+
+def test_parts_of_a_batch_make_the_same_update(config, opened):
+    base, _ = opened
+    pairs = training.encode_pairs(base.chat_format, pairs_lib.world_pairs(0)[:16], "cost", 14, 10)
+    options = {
+        "objective": "cost", "mesh": base.mesh, "epochs": 1, "batch_size": 8, "seed": 0,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    whole, parts = (
+        training.train(base.model_config, base.params, pairs, microbatches=count, **options)
+        for count in (1, 4)
+    )
+    assert parts[2][0]["loss"] == pytest.approx(whole[2][0]["loss"], rel=1e-5)
+    for one, other in zip(jax.tree.leaves(whole[1]), jax.tree.leaves(parts[1]), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    with pytest.raises(ValueError, match="batch_size is 8, which does not divide into .*=3 parts"):
+        training.train(base.model_config, base.params, pairs, microbatches=3, **options)
+
+
+def test_kinds_of_harm_are_counted_apart():
+    pair = preferences.Pair("p", ("a", "b"), 0, 0, (True, False), ((), ("theft", "fraud")))
+    other = preferences.Pair("q", ("a", "b"), 1, 0, (False, False), (("theft",), ("theft",)))
+    scores = np.array([[-1.0, 2.0], [1.0, -3.0]])
+    assert report.by_category(scores, [pair, other], "cost") == {
+        "fraud": (1.0, 1), "theft": (pytest.approx(2 / 3), 3),
+    }  # fmt: skip
+    assert report.by_category(scores, [pair, other], "reward") == {
+        "fraud": (0.0, 1), "theft": (0.0, 2),
+    }  # fmt: skip
+    text = report.format_report({"theft": (0.5, 4)}, [report.Probe("empty", 7, 0.25, 1.5, -2.0)])
+    assert [line.split() for line in text.splitlines() if line.startswith(("theft", "empty"))] == [
+        ["theft", "50", "4"], ["empty", "25", "7", "1.50", "-2.00"],
+    ]  # fmt: skip
+
+
+def test_a_report_tells_what_the_model_prefers_to_the_preferred_response(config, opened):
+    base, _ = opened
+    directory = store.model_directory(config, "cost")
+    model, params = models.load_model(directory)
+    pairs = training.learnable_pairs(base.chat_format, pairs_lib.world_pairs(0)[:300], "cost", 14)
+    found = report.probe(
+        model, params, base.chat_format, pairs, "cost", base.mesh,
+        batch_size=16, prompt_length=14, completion_length=10,
+    )  # fmt: skip
+    by_kind = {each.kind: each for each in found}
+    assert {"empty", "repeated", "truncated"} <= by_kind.keys()
+    ranked = [pair for pair in pairs if pair.safer is not None][: report.MOST]
+    best, empty = (
+        training.score_responses(
+            model, params,
+            training.encode_pairs(
+                base.chat_format,
+                [dataclasses.replace(pair, responses=(text(pair),) * 2) for pair in ranked],
+                "cost", 14, 10,
+            ),
+            base.mesh, 16,
+        )[:, 0]
+        for text in (lambda pair: pair.responses[pair.safer], lambda pair: "")
+    )  # fmt: skip
+    one = by_kind["empty"]
+    assert one.n == len(ranked) and one.preferred == pytest.approx(best.mean(), abs=1e-5)
+    assert one.score == pytest.approx(empty.mean(), abs=1e-5)
+    assert one.wins == pytest.approx(np.mean(empty < best), abs=1e-6)
+    kept = json.loads(directory.with_name("cost_model_report.json").read_text())
+    assert {each["kind"] for each in kept["probes"]} == by_kind.keys()
