@@ -108,8 +108,8 @@ OUTPUT = launch.define_output("output", "Directory for the results; default: the
 AGAINST = flags.DEFINE_string(
     "against",
     None,
-    "Directory of another model's --output: prints paired differences from it. By lm-eval's tasks "
-    "it needs --log_samples there. Its answers are the references of alpaca_eval.",
+    "Directory of another model's --output: prints paired differences from it. With --lm_eval and "
+    "--code it needs --log_samples there. Its answers are the references of alpaca_eval.",
 )
 LOG_SAMPLES = flags.DEFINE_bool("log_samples", False, "Keep prompts and answers in --output.")
 DTYPE = flags.DEFINE_enum(
@@ -133,6 +133,7 @@ _READ: dict[str, tuple[flags.FlagHolder, ...]] = {
     ),
     "code": (
         *_MODEL, CODE, CODE_DATA, EXECUTE, UNSAFE, TEMPERATURE, SAMPLES, TEMPLATE, LOG_SAMPLES,
+        AGAINST,
     ),
 }  # fmt: skip
 
@@ -234,7 +235,7 @@ def by_programs() -> None:
             "and output. Nothing that a model writes runs without it."
         )
     harness = _import_harness("--code")
-    from nspo_jax.evaluation import code_scores, coding, execution, programs
+    from nspo_jax.evaluation import code_scores, coding, execution, paired, programs
 
     if _samples() > 1 and TEMPERATURE.value == 0:
         raise ValueError(code_scores.EQUAL_SAMPLES)
@@ -242,8 +243,10 @@ def by_programs() -> None:
     if TEMPLATE.value:
         harness.check_template(chat_format, MODEL.value)
     mesh = sharding.make_mesh(fsdp=FSDP.value, tensor=TENSOR.value)
-    sandbox, problems = None, {}
+    sandbox, problems, others = None, {}, {}
     if distributed.is_primary():
+        if AGAINST.value:
+            others = paired.read_samples(AGAINST.value, CODE.value)
         max_length = models.load_config(MODEL.value).max_length
         code_scores.check(CODE.value, chat_format, max_length, chat_template=TEMPLATE.value)
         problems = code_scores.load(CODE.value, _path(CODE_DATA.value), LIMIT.value)
@@ -261,10 +264,14 @@ def by_programs() -> None:
     code_scores.run(sandbox, problems, samples, chat_template=TEMPLATE.value)
     scores = code_scores.score(samples)
     print(f"{MODEL.value}\n\n{code_scores.format_scores(scores)}")
+    differences = code_scores.compare(samples, others) if others else []
+    if differences:
+        print(f"\nagainst {AGAINST.value}, in points\n\n{paired.format_differences(differences)}")
     if OUTPUT.value:
         results = {
-            "model": MODEL.value, "results": scores, "chat_template": TEMPLATE.value,
-            "dtype": DTYPE.value, "limit": LIMIT.value,
+            "model": MODEL.value, "results": scores,
+            "against": [difference._asdict() for difference in differences],
+            "chat_template": TEMPLATE.value, "dtype": DTYPE.value, "limit": LIMIT.value,
             "temperature": code_scores.resolve_temperature(_samples(), TEMPERATURE.value),
             "isolated": sandbox.isolated,
             "limits": {name: coding.limits(name)._asdict() for name in CODE.value},
@@ -273,6 +280,7 @@ def by_programs() -> None:
             results, samples, pathlib.Path(OUTPUT.value), keep_samples=LOG_SAMPLES.value
         )
         print(f"\nwritten: {', '.join(map(str, paths))}")
+        _plot(differences)
 
 
 def by_lm_eval() -> None:

@@ -176,6 +176,38 @@ def score(samples: Samples) -> dict[str, dict[str, Any]]:
     return scores
 
 
+def compare(own: Samples, other: Samples) -> list[paired.Difference]:
+    """Compares two models' pass@1 problem by problem.
+
+    Args:
+      own: answers that have run, of the model in question.
+      other: those of the model that it is compared with, of the same benchmarks at least.
+
+    Raises:
+      ValueError: those of `paired.compare`.
+    """
+    others = {name: other[name] for name in own}
+    return paired.compare(_documents(own), _documents(others))[0]
+
+
+def _documents(samples: Samples) -> dict[str, list[dict[str, Any]]]:
+    """Makes a row of each problem, as `paired.compare` reads them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, rows in samples.items():
+        passed: dict[tuple[str, str], list[bool]] = {}
+        for row in rows:
+            outcome = row["outcome"] == execution.PASSED
+            passed.setdefault((row["problem"], row["prompt"]), []).append(outcome)
+        found[name] = [
+            {
+                "doc_id": problem, "doc_hash": problem, "prompt_hash": prompt, "filter": "none",
+                "metrics": ["pass@1"], "pass@1": statistics.fmean(each),
+            }
+            for (problem, prompt), each in passed.items()
+        ]  # fmt: skip
+    return found
+
+
 def format_scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Formats a line a benchmark: n, samples, pass@k, interval of pass@1, counts of outcomes."""
     ks = [f"pass@{k}" for k in KS if any(f"pass@{k}" in row for row in scores.values())]

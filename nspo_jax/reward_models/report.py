@@ -1,4 +1,4 @@
-"""What a reward or cost model gives by kind of harm, and to answers that should not win.
+"""The report of a reward or cost model: accuracy by kind of harm, and answers that should not win.
 
 A policy finds what its judge likes by mistake. So held-out prompts are answered with nothing, with
 one word over and over, with the beginning of the preferred response, and, where the prompt is

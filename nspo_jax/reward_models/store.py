@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
-    """What was measured of a model on held-out pairs.
+    """The measures of a model on held-out pairs.
 
     epochs: a line an epoch, see `training.train`; categories: see `report.by_category`.
     probes: see `report.probe`.

@@ -176,6 +176,27 @@ def test_the_command_runs_nothing_that_it_was_not_told_to(shared_data, tmp_path)
         assert words in answer.stderr, (words, answer.stderr)
 
 
+def test_two_models_are_compared_problem_by_problem():
+    pytest.importorskip("lm_eval", reason="the extra eval")
+    from nspo_jax.evaluation import code_scores
+
+    def samples(*outcomes):
+        return {"mbpp": [
+            {"problem": str(i // 2), "sample": i % 2, "prompt": "p", "outcome": outcome}
+            for i, outcome in enumerate(outcomes)
+        ]}  # fmt: skip
+
+    own = samples("passed", "passed", "passed", "failed", "timeout", "failed")
+    other = samples("passed", "failed", "failed", "failed", "failed", "failed")
+    (found,) = code_scores.compare(own, other)
+    assert (found.metric, found.n) == ("pass@1", 3)
+    assert (found.own, found.other) == (0.5, pytest.approx(1 / 6))
+    assert found.difference == pytest.approx(1 / 3)
+    assert found.low < found.difference < found.high
+    with pytest.raises(ValueError, match="3 documents and the other 2, which are not the same"):
+        code_scores.compare(own, samples(*["failed"] * 4))
+
+
 def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
     pytest.importorskip("lm_eval", reason="the extra eval")
     try:
@@ -183,15 +204,24 @@ def test_the_command_prints_a_table_and_keeps_results(shared_data, tmp_path):
         unsafe = []
     except execution.RefusedError:
         unsafe = ["--unsafe_exec"]
+    (tmp_path / "other").mkdir()
+    others = [
+        {"problem": problem.identifier, "sample": 0, "prompt": problem.text, "outcome": "passed"}
+        for problem in coding.read("mbpp", shared_data, 3)
+    ]
+    (tmp_path / "other" / "samples_mbpp.jsonl").write_text("\n".join(map(json.dumps, others)))
     answer = command_lines.run(
         "evaluate", f"--model={shared_data / 'checkpoints' / 'tinystories-260k'}", "--code=mbpp",
         f"--code_data={shared_data}", "--execute_code", "--limit=3", "--samples=2",
-        f"--output={tmp_path}", "--log_samples", *unsafe,
+        f"--output={tmp_path}", "--log_samples", f"--against={tmp_path / 'other'}", *unsafe,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     line = next(line.split() for line in answer.stdout.splitlines() if line.startswith("mbpp"))
     assert line[:4] == ["mbpp", "3", "2", "0.0000"]  # a teller of stories writes no program
+    assert " -100.0 " in answer.stdout and "no loss is detectable above" in answer.stdout
+    assert (tmp_path / "against.png").stat().st_size > 5000
     results = json.loads((tmp_path / "results_code.json").read_text())
+    assert [row["difference"] for row in results["against"]] == [-1.0]
     assert results["results"]["mbpp"]["outcomes"]["failed"] == 6
     assert results["temperature"] == 0.8
     assert results["isolated"] is not bool(unsafe)
