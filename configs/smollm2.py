@@ -99,6 +99,7 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
     config.rl.prompts = 4
     config.rl.samples = 6
     config.rl.minibatches = 1
+    config.rl.shared_prompt = True
     config.rl.steps = 60
     config.optimizer.learning_rate = 5e-4
     config.evaluation.prompts = 50
@@ -118,7 +119,6 @@ def get_config(arm: str = "nspo") -> ml_collections.ConfigDict:
         config.rewards.on_failure = defaults.rewards.on_failure
     else:
         config.rl.temperature = 0.8
-        config.rl.shared_prompt = True
         replay = "+over_refusal@benign" if config.data.benign_fraction else ""
         config.rewards.terms = f"refusal@harmful{replay}"
     return config

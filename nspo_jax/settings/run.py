@@ -48,8 +48,9 @@ class RL:
     minibatches: int = option(1, COUNT, "Updates per step.")
     shared_prompt: bool = option(
         False, SWITCH,
-        "Reads a prompt once for its group in the update, not once for each completion: the same "
-        "gradient to rounding, of fewer tokens. Minibatches then hold whole groups.",
+        "Reads a prompt once for its group in the update, or for both answers of a pair, not once "
+        "for each: the same gradient to rounding, of fewer tokens. Minibatches then hold whole "
+        "groups.",
     )  # fmt: skip
     microbatches: int = option(
         1, COUNT, "Parts of a minibatch whose gradients are added up. More need less memory."

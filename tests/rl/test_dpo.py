@@ -131,6 +131,24 @@ def test_microbatches_of_pairs_are_the_batch():
     assert found[0][1]["gradient_norm"] > 1e-2
 
 
+def test_a_prompt_that_is_read_once_for_both_answers_changes_no_gradient():
+    params, base = (models.init_params(CONFIG, jax.random.key(seed)) for seed in (0, 1))
+    batch = pair_batch()
+    batch = batch._replace(  # one prompt a pair
+        prompts=np.repeat(batch.prompts[:, :1], 2, axis=1),
+        prompt_mask=np.repeat(batch.prompt_mask[:, :1], 2, axis=1),
+    )
+    (apart, _), (once, _) = (
+        jax.jit(jax.grad(dpo.pair_loss(CONFIG, beta=0.3, shared_prompt=shared), has_aux=True))(
+            params, base, batch, None
+        )
+        for shared in (False, True)
+    )
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(apart))
+    assert scale > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), once, apart)
+
+
 # ------------------------------------------------------------------------------------- the runs
 
 
@@ -140,6 +158,29 @@ def test_a_run_learns_the_pairs_and_protects_what_it_must(finished):
     assert steps[-1]["train/accuracy"] > 0.6 and steps[-1]["train/margin"] > 0
     summary = trainer.train(micro(finished[0], **DPO), finished[1])
     assert summary["protected_share"] < 1e-5 and summary["kl_heldout"] > 0
+
+
+def test_a_run_with_shared_prompts_learns_the_same(finished, tmp_path):
+    trainer.train(micro(finished[0], **DPO, **{"rl.shared_prompt": True}), tmp_path / "run")
+    once, apart = (
+        models.load_model(path / "policy")[1] for path in (tmp_path / "run", finished[1])
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), once, apart)
+
+
+def test_pairs_that_begin_in_two_ways_share_no_prompt(finished, monkeypatch):
+    config = micro(finished[0], **DPO, **{"rl.shared_prompt": True})
+    base = base_model.open_base(config, sharding.make_mesh())
+    encode = type(base.chat_format).encode_conversations
+
+    def unlike(self, prompts, answers, *lengths, **options):
+        rows = encode(self, prompts, answers, *lengths, **options)
+        rows.tokens[1, lengths[0] - 1] += 1
+        return rows
+
+    monkeypatch.setattr(type(base.chat_format), "encode_conversations", unlike)
+    with pytest.raises(ValueError, match="1 of .* pairs have one answer with thoughts.*=False"):
+        dpo.PairBatches(config, base)
 
 
 def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nspo_jax import base_model, metrics, models, settings, tasks
@@ -80,6 +81,16 @@ class PairBatches:
             cut=True,  # a sampled answer is cut in the same way
         )
         tokens, mask = (array.reshape(len(ranked), 2, -1) for array in (rows.tokens, rows.mask))
+        if run.rl.shared_prompt:
+            begins = tokens[..., :length], mask[..., :length]
+            unlike = np.any([np.any(a[:, 0] != a[:, 1], axis=-1) for a in begins], axis=0)
+            if unlike.any():
+                first = ranked[int(np.argmax(unlike))][0]
+                raise ValueError(
+                    f"rl.shared_prompt reads a prompt once for both answers, and {unlike.sum()} of "
+                    f"{len(ranked)} pairs have one answer with thoughts, which the prompt opens, "
+                    f"and one without; first {first[:80]!r}. Set rl.shared_prompt=False."
+                )
         fields = tokens[..., :length], mask[..., :length], tokens[..., length:], mask[..., length:]
         return PairBatch(*fields)._asdict()
 
@@ -138,17 +149,21 @@ def _about(
     return ranked
 
 
-def pair_loss(model_config: models.ModelConfig, *, beta: float) -> train_step.LossOf:
+def pair_loss(
+    model_config: models.ModelConfig, *, beta: float, shared_prompt: bool = False
+) -> train_step.LossOf:
     """Builds the loss `losses.dpo_loss` of `PairBatch`es, for `train_step.make_update`.
 
     The reference is the base model. All tokens of an answer count, its end included. There is no
-    temperature: DPO's policy is the model at temperature 1.
+    temperature: DPO's policy is the model at temperature 1. With `shared_prompt` a pair's prompt is
+    read once for both answers, see `models.predicting_states`.
     """
+    samples = 2 if shared_prompt else 1
 
     def answers(params, batch: PairBatch) -> jax.Array:
         """Returns float32 [pairs, 2]: log p of whole answers."""
         flat = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), batch)
-        logprobs = models.completion_logprobs(model_config, params, flat)
+        logprobs = models.completion_logprobs(model_config, params, flat, samples=samples)
         return jnp.sum(jnp.where(flat.completion_mask, logprobs, 0.0), axis=-1).reshape(-1, 2)
 
     def loss_of(params, reference, batch: PairBatch, tokens: jax.Array):
@@ -167,7 +182,7 @@ class DPO:
     """The additions of DPO to the common run; see `algorithms.Algorithm`."""
 
     generates = False
-    fields: tuple[str, ...] = ("rl.dpo_beta",)
+    fields: tuple[str, ...] = ("rl.dpo_beta", "rl.shared_prompt")
     needs_reference = True
 
     def __init__(self, run: settings.Run):
@@ -213,7 +228,11 @@ class DPO:
     ) -> train_step.Step:
         """Builds the jitted update, which donates the state."""
         update = train_step.make_update(
-            pair_loss(model_config, beta=self._run.rl.dpo_beta),
+            pair_loss(
+                model_config,
+                beta=self._run.rl.dpo_beta,
+                shared_prompt=self._run.rl.shared_prompt,
+            ),
             optimizer,
             microbatches=self._run.rl.microbatches,
             compute_dtype=model_config.compute_dtype,
