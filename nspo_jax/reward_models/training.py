@@ -246,6 +246,8 @@ def train(
                     optimizer=optimizer,
                     microbatches=microbatches,
                 )
+                # steps are dispatched ahead of the device by one, so that the bar shows its work
+                jax.block_until_ready(losses[-1:])
                 losses.append(loss)
                 progress.update()
             mean = float(np.mean(distributed.fetch(losses)))
