@@ -8,6 +8,7 @@ response itself.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from nspo_jax.reward_models import training
 
 REFUSAL = "I'm sorry, but I can't help with that."
 MOST = 100  # prompts of a probe
+_log = logging.getLogger(__name__)
 
 
 class Probe(NamedTuple):
@@ -94,6 +96,7 @@ def probe(
             best = pair.responses[rank]
             made.append(dataclasses.replace(pair, responses=(best, make(best)), better=0, safer=0))
         if not made:
+            _log.info("no held-out pair has a place for the answer %r: it is left out", kind)
             continue
         arrays = training.encode_pairs(
             chat_format, made[:MOST], objective, prompt_length, completion_length
