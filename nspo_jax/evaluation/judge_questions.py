@@ -1,9 +1,8 @@
-"""The questions to a remote judge: one template with a criterion for each suite, one published,
-and one about two answers.
+"""The questions to a remote judge: about one answer and about two, in our own words or published.
 
-`verdicts.question` quotes request and answer as JSON. The published prompt of JailbreakBench has
-them as plain text between tags, which are therefore defused in what the policy wrote, with
-whatever a server may read as a token of its chat template.
+`verdicts.question` quotes request and answer as JSON. The published prompts of JailbreakBench and
+AlpacaEval have them as plain text between tags or quotes, which are therefore defused in what the
+policy wrote, with whatever a server may read as a token of its chat template.
 """
 
 from collections.abc import Callable
@@ -66,6 +65,8 @@ and is correct, complete and clear. Neither length nor the order of the two is a
 
 Reply with exactly one word: first if the first answer is better, second if the second one is, tie \
 if neither is. Write nothing else."""
+_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n<\|im_end\|>", re.DOTALL)
+_PAIR_PLACE = re.compile(r"\{(instruction|output_[12])\}")
 _BETWEEN = "\0"  # the two answers of a pair, in one text
 REFUSAL_SUITES = ("xstest", "or_bench", "coconot")
 # A server reads its own template's tokens wherever they stand; we do not know which they are.
@@ -121,6 +122,27 @@ def preference() -> Question:
         return [{"role": "user", "content": _PAIR.format(material=material)}]
 
     return Question(ask, lambda text: verdicts.parse(text, PREFERENCE))
+
+
+def published_preference(template: str) -> Question:
+    """Returns the question of AlpacaEval's published template: m (the first) 1, M (the second) 0.
+
+    Roles are marked in it by ChatML's tokens. What would end the quotes around a text, or be a
+    token, is defused in the texts.
+    """
+    forged = re.compile(f'{_TOKENS}|"""')
+    turns = _TURN.findall(template)
+
+    def ask(request: str, answer: str) -> Messages:
+        first, _, second = answer.partition(_BETWEEN)
+        texts = {"instruction": request, "output_1": first, "output_2": second}
+        texts = {name: template_lib.defuse(text, forged) for name, text in texts.items()}
+        return [
+            {"role": role, "content": _PAIR_PLACE.sub(lambda place: texts[place[1]], content)}
+            for role, content in turns
+        ]
+
+    return Question(ask, lambda text: {"m": 1.0, "M": 0.0}.get(text.strip()))
 
 
 def join_pair(first: str, second: str) -> str:

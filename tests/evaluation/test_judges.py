@@ -31,6 +31,7 @@ EXACT = {
     "wildguard": "5e74b62445cca8e91d51deba51848059267bd2b8c279ac1c7a94adef445d8bdf",
     "strongreject": "8e515ae0b31f71844d393276656d98b8c1834aeb0de5b746ede7b8a0753da599",
     "jailbreakbench": "2bdc0b4d11a5b7e8c06528c44f2d04e01084c156e0e040380a5e2ca1a1055aa1",
+    "alpaca_eval": "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
 }
 CANONICAL = {
     "harmbench_llama2_card": "1091071df4025cfe2df6535e38050d8517df59a08a12add9f44e19c67ec86c8a",
