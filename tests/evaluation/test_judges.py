@@ -88,7 +88,8 @@ def make_tokenizer(template=None):
     )
     words = "safe unsafe Safe Unsafe Controversial yes no Yes No".split()
     spelled = [blank + word for word in words for blank in ("", " ", "\n\n")] * 9
-    model.train_from_iterator([read(name) for name in {**EXACT, **CANONICAL}] + spelled, trainer)
+    names = {**EXACT, **CANONICAL}.keys() - {"alpaca_eval"}  # that one only a remote judge reads
+    model.train_from_iterator([read(name) for name in sorted(names)] + spelled, trainer)
     model.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
