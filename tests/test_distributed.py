@@ -227,17 +227,11 @@ def test_two_processes_with_sharded_parameters_are_one(one, two):
         assert first + second == both  # disjoint, complete, in order, with the same completions
 
 
-def test_a_run_of_one_device_continues_on_eight_of_four_processes(pods, one):
-    workdir = pods.folder / "four"
-    shutil.copytree(one.workdir, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "6")
-    for name in ("summary.json", "certificate.json"):
-        (workdir / name).unlink()
-    four = pods.finish("four", 4, devices=2)
-    assert "at step 4" in four.said()
-    assert_same_curve(workdir, one.workdir)
+def test_four_processes_are_one(pods, one):
+    four = pods.finish("four", 4)
+    assert_same_curve(four.workdir, one.workdir)
     shares, whole = judged(four), judged(one)
-    assert [sum(parts, []) for parts in shares] == [both for (both,) in whole[4:]]
+    assert [sum(parts, []) for parts in shares] == [both for (both,) in whole]
 
 
 def test_process_0_writes_and_the_others_are_silent(two):
@@ -279,6 +273,17 @@ def numbers(report, place=""):
         items = report.items() if isinstance(report, dict) else enumerate(report)
         return {k: v for name, part in items for k, v in numbers(part, f"{place}/{name}").items()}
     return {place: report} if isinstance(report, int | float) else {}
+
+
+def test_a_run_of_one_device_continues_on_eight(pods, one):
+    workdir = pods.folder / "eight"
+    shutil.copytree(one.workdir, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    for name in ("summary.json", "certificate.json"):
+        (workdir / name).unlink()
+    run = pods.finish("eight", 1, devices=8)
+    assert "at step 4" in run.said()
+    assert_same_curve(workdir, one.workdir)
 
 
 # ----------------------------------------------------------------------------------- deaths

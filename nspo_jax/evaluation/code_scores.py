@@ -186,8 +186,7 @@ def compare(own: Samples, other: Samples) -> list[paired.Difference]:
     Raises:
       ValueError: those of `paired.compare`.
     """
-    others = {name: other[name] for name in own}
-    return paired.compare(_documents(own), _documents(others))[0]
+    return paired.compare(_documents(own), _documents(other))[0]
 
 
 def _documents(samples: Samples) -> dict[str, list[dict[str, Any]]]:

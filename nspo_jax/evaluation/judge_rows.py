@@ -292,7 +292,7 @@ _ROWS = (
         source="pypi.org/project/alpaca-eval 0.6.6, alpaca_eval_clf_gpt4_turbo (Apache-2.0); each "
         "pair in both orders",
         reduction="mean of both orders; preferred: 1, reference preferred: 0",
-        verdicts={"m": 1.0, "M": 0.0},
+        verdicts=judge_questions.ALPACA_EVAL,
         text="alpaca_eval",
         text_sha256="784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
     ),

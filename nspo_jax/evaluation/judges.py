@@ -281,12 +281,9 @@ def _address(row: Row, place: str) -> tuple[str, str]:
 def _question(row: Row) -> judge_questions.Question:
     template = row.template
     if row.measures == "preference":
-        own = template is None
-        return (
-            judge_questions.preference()
-            if own
-            else (judge_questions.published_preference(template))
-        )
+        if template is None:
+            return judge_questions.preference()
+        return judge_questions.published_preference(template)
     if template is not None:
         return judge_questions.published(template)
     return judge_questions.of_suite(row.suite) if row.suite else judge_questions.general()

@@ -20,6 +20,7 @@ from nspo_jax.reports import tables
 from nspo_jax.reward_models import training
 
 REFUSAL = "I'm sorry, but I can't help with that."
+HARMLESS = "refusal of a harmless prompt"  # the kind that needs a harmless one
 MOST = 100  # prompts of a probe
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "empty": lambda text: "",
     "repeated": _repeat,
     "truncated": _cut,
-    "refusal of a harmless prompt": lambda text: REFUSAL,
+    HARMLESS: lambda text: REFUSAL,
 }
 
 
@@ -91,7 +92,7 @@ def probe(
         made = []
         for pair in pairs:
             rank = pair.better if objective == "reward" else pair.safer
-            if rank is None or ("refusal" in kind and pair.safe != (True, True)):
+            if rank is None or (kind == HARMLESS and pair.safe != (True, True)):
                 continue
             best = pair.responses[rank]
             made.append(dataclasses.replace(pair, responses=(best, make(best)), better=0, safer=0))
